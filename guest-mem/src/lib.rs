@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod ram;
 pub mod site;
 
 pub use addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};

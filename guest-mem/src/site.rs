@@ -55,7 +55,7 @@ thread_local! {
 }
 
 impl Site {
-    /// The line that called the function that called this.
+    /// The line that called this; inside `#[track_caller]` functions, the line that called the outermost of them.
     #[track_caller]
     pub fn caller() -> Self {
         Self::of(Location::caller())

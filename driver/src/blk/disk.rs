@@ -1,0 +1,400 @@
+//! One disk: probe in the specification's order, requests, and teardown in the asserted one.
+//!
+//! Probe gives back everything it took when any step fails, in the reverse order. Teardown: no new requests,
+//! interrupts freed, device reset and its reset acknowledged, then memory unmapped, then freed.
+//! Neighbours: `queue`, `virtio::pci`. Left out: two disks sharing an interrupt.
+
+use std::sync::Arc;
+
+use lowzone_guest_mem::dma::{Coherent, dma_bit_mask};
+use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
+use lowzone_guest_mem::irq::{IrqLine, request_irq};
+use lowzone_guest_mem::lock::Locked;
+use lowzone_guest_mem::zone::ZoneKind;
+use lowzone_guest_mem::{Cpu, PhysAddr};
+
+use crate::blk::queue::{BlkQueue, Pending, QueueStats};
+use crate::blk::request::{Completed, Request, SubmitError, SubmitFailure};
+use crate::driver::ProbeError;
+use crate::pci::{Msix, PciDevice};
+use crate::virtio::pci::VirtioPci;
+use crate::virtio::transport::{NO_VECTOR, Transport};
+use crate::virtio::{F_ACCESS_PLATFORM, F_EVENT_IDX, F_INDIRECT_DESC, VirtioError};
+
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+const F_FLUSH: u64 = 1 << 9;
+const F_MQ: u64 = 1 << 12;
+/// Offset of `num_queues` in the device's config.
+const CONFIG_NUM_QUEUES: u64 = 34;
+/// ISR bit: the configuration changed.
+const ISR_CONFIG: u8 = 2;
+
+/// How to probe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlkOptions {
+    /// Bits of the streaming mask that the driver promises.
+    pub dma_mask: u8,
+    /// Bits of the coherent mask.
+    pub coherent_mask: u8,
+    /// Whether to become bus master; a driver that forgets is a classic.
+    pub bus_master: bool,
+    /// The most queues to use; 0 = all.
+    pub queues: u16,
+    /// The most entries a queue may have; 0 = as many as the device allows.
+    pub queue_size: u16,
+    /// Whether to take MSI-X if there is any.
+    pub msix: bool,
+    /// Whether to agree to indirect descriptors.
+    pub indirect: bool,
+    /// Whether to agree to EVENT_IDX.
+    pub event_idx: bool,
+    /// Nanoseconds that a request may take.
+    pub timeout: u64,
+}
+
+impl Default for BlkOptions {
+    /// A 32-bit driver that uses whatever the device has; 30 s a request, as Linux's block layer.
+    fn default() -> Self {
+        Self {
+            dma_mask: 32,
+            coherent_mask: 32,
+            bus_master: true,
+            queues: 0,
+            queue_size: 0,
+            msix: true,
+            indirect: true,
+            event_idx: true,
+            timeout: 30_000_000_000,
+        }
+    }
+}
+
+/// Where a piece of coherent memory of a queue lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RingPlace {
+    /// The queue.
+    pub queue: u16,
+    /// What it holds.
+    pub what: &'static str,
+    /// Its first byte.
+    pub phys: PhysAddr,
+    /// How many bytes.
+    pub len: usize,
+    /// Its zone.
+    pub zone: ZoneKind,
+}
+
+/// What the interrupt handlers need: everything but the interrupts themselves.
+struct Core {
+    transport: VirtioPci,
+    queues: Vec<Arc<BlkQueue>>,
+}
+
+/// A queue's own vector.
+struct QueueVector(Arc<BlkQueue>);
+
+impl IrqHandler for QueueVector {
+    fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
+        let _span = cpu.span("vring_interrupt");
+        // With a vector of its own nobody else can have raised it, found something or not.
+        self.0.reap(cpu);
+        IrqReturn::Handled
+    }
+}
+
+/// The vector of config changes.
+struct ConfigVector(Arc<Core>);
+
+impl IrqHandler for ConfigVector {
+    fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
+        self.0.config_changed(cpu);
+        IrqReturn::Handled
+    }
+}
+
+/// The pin, shared by everything.
+struct Intx(Arc<Core>);
+
+impl IrqHandler for Intx {
+    fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
+        let isr = self.0.transport.isr(cpu);
+        if isr == 0 {
+            return IrqReturn::None;
+        }
+        self.0.queues.iter().for_each(|queue| {
+            queue.reap(cpu);
+        });
+        if isr & ISR_CONFIG != 0 {
+            self.0.config_changed(cpu);
+        }
+        IrqReturn::Handled
+    }
+}
+
+impl Core {
+    fn config_changed(&self, cpu: &Cpu<'_>) {
+        if self.transport.needs_reset(cpu) {
+            self.queues.iter().for_each(|queue| queue.kill(cpu));
+        }
+    }
+}
+
+/// Interrupts first, vectors after: the order in which they are given back.
+struct Interrupts {
+    lines: Vec<IrqLine>,
+    msix: Option<Msix>,
+}
+
+/// A disk in service.
+pub struct Disk {
+    pci: Arc<PciDevice>,
+    core: Arc<Core>,
+    interrupts: Locked<Option<Interrupts>>,
+    capacity: u64,
+    features: u64,
+    timeout: u64,
+}
+
+/// Turns decoding and DMA off again, unless probe got to its end.
+struct Enabled<'a>(Option<&'a PciDevice>);
+
+impl Drop for Enabled<'_> {
+    fn drop(&mut self) {
+        if let Some(pci) = self.0 {
+            pci.disable();
+        }
+    }
+}
+
+impl Disk {
+    pub(crate) fn probe(cpu: &Cpu<'_>, pci: &Arc<PciDevice>, options: &BlkOptions) -> Result<Self, ProbeError> {
+        pci.enable();
+        let mut enabled = Enabled(Some(pci));
+        pci.dma().set_mask(cpu, dma_bit_mask(options.dma_mask))?;
+        pci.dma().set_coherent_mask(cpu, dma_bit_mask(options.coherent_mask))?;
+        let transport = VirtioPci::new(cpu, pci)?;
+        if options.bus_master {
+            pci.set_master();
+        }
+        let disk = Self::start(cpu, pci, options, transport)?;
+        enabled.0 = None;
+        Ok(disk)
+    }
+
+    /// From the transport's reset to DRIVER_OK; on failure the device is reset before anything is freed.
+    fn start(
+        cpu: &Cpu<'_>,
+        pci: &Arc<PciDevice>,
+        options: &BlkOptions,
+        transport: VirtioPci,
+    ) -> Result<Self, ProbeError> {
+        let _span = cpu.span("init_vqs");
+        let features = transport.negotiate(cpu, wanted_features(options))?;
+        let (capacity, count) = read_config(cpu, &transport, features, options)?;
+        let mut msix = if options.msix { pci.enable_msix(cpu, count + 1).ok() } else { None };
+        let mut queues = Vec::new();
+        let set_up = (0..count).try_for_each(|index| {
+            let vector = if msix.is_some() { index + 1 } else { NO_VECTOR };
+            queues.push(set_up_queue(cpu, pci, &transport, features, options, (index, vector))?);
+            Ok(())
+        });
+        let core = Arc::new(Core { transport, queues });
+        let ready = set_up.and_then(|()| {
+            let lines = request_lines(cpu, pci, &core, msix.as_ref())?;
+            let config_vector = if msix.is_some() { 0 } else { NO_VECTOR };
+            core.transport.driver_ok(cpu, config_vector)?;
+            Ok(lines)
+        });
+        match ready {
+            Ok(lines) => {
+                let interrupts = Locked::new(Some(Interrupts { lines, msix: msix.take() }));
+                Ok(Self { pci: pci.clone(), core, interrupts, capacity, features, timeout: options.timeout })
+            }
+            Err(error) => {
+                // What the device knows of must not be freed under it; a device that won't reset is cut off.
+                if core.transport.reset(cpu).is_err() {
+                    pci.disable();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Sectors of 512 bytes.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// The agreed features.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// How many queues are in use.
+    pub fn queues(&self) -> u16 {
+        u16::try_from(self.core.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The function it is made of.
+    pub fn pci(&self) -> &Arc<PciDevice> {
+        &self.pci
+    }
+
+    /// The interrupt numbers it uses.
+    pub fn irqs(&self) -> Vec<u32> {
+        self.interrupts.lock().iter().flat_map(|held| held.lines.iter().map(IrqLine::irq)).collect()
+    }
+
+    /// Submits a request to a queue. Any context.
+    ///
+    /// # Errors
+    /// [`SubmitError`] with the data and the reason.
+    pub fn submit(&self, cpu: &Cpu<'_>, queue: u16, request: Request) -> Result<Pending, SubmitError> {
+        match self.core.queues.get(usize::from(queue)) {
+            Some(chosen) => chosen.submit(cpu, &self.core.transport, request),
+            None => Err(SubmitError { data: request.data, why: SubmitFailure::NoQueue(queue) }),
+        }
+    }
+
+    /// Waits for a request, at most as long as the driver's timeout. Process context.
+    pub fn wait(&self, cpu: &Cpu<'_>, pending: Pending) -> Completed {
+        pending.wait(cpu, self.timeout)
+    }
+
+    /// What each queue carried.
+    pub fn stats(&self, cpu: &Cpu<'_>) -> Vec<QueueStats> {
+        self.core.queues.iter().map(|queue| queue.stats(cpu)).collect()
+    }
+
+    /// Where rings, tables, headers and status bytes lie.
+    pub fn ring_places(&self, cpu: &Cpu<'_>) -> Vec<RingPlace> {
+        let mut places = Vec::new();
+        for (index, queue) in (0_u16..).zip(&self.core.queues) {
+            let place = |what, memory: &Coherent| RingPlace {
+                queue: index,
+                what,
+                phys: memory.phys(),
+                len: memory.len(),
+                zone: memory.zone(),
+            };
+            let names = ["ring", "indirect tables"];
+            queue.with_ring(cpu, |vq| {
+                places.extend(names.iter().zip(vq.memory()).map(|(what, memory)| place(what, memory)));
+            });
+            places.push(place("headers, status", queue.meta()));
+        }
+        places
+    }
+
+    /// Stops everything that could reach memory, interrupts first; memory stays.
+    pub(crate) fn quiesce(&self, cpu: &Cpu<'_>) {
+        for queue in &self.core.queues {
+            queue.drain(cpu, self.timeout);
+            queue.kill(cpu);
+        }
+        let interrupts = self.interrupts.lock().take();
+        if let Some(Interrupts { lines, msix }) = interrupts {
+            lines.into_iter().for_each(|line| line.free(cpu));
+            drop(msix);
+        }
+        // A device that won't acknowledge is cut off from memory instead.
+        let _ = self.core.transport.reset(cpu);
+        self.pci.disable();
+    }
+
+    /// Takes the disk out of service and gives everything back.
+    pub(crate) fn tear_down(&self, cpu: &Cpu<'_>) {
+        self.quiesce(cpu);
+        for queue in &self.core.queues {
+            queue.take_down(cpu);
+        }
+    }
+}
+
+fn wanted_features(options: &BlkOptions) -> u64 {
+    let optional = |on: bool, bit: u64| if on { bit } else { 0 };
+    F_ACCESS_PLATFORM
+        | F_SEG_MAX
+        | F_RO
+        | F_BLK_SIZE
+        | F_FLUSH
+        | F_MQ
+        | optional(options.indirect, F_INDIRECT_DESC)
+        | optional(options.event_idx, F_EVENT_IDX)
+}
+
+/// Capacity in sectors and the number of queues to use.
+fn read_config(
+    cpu: &Cpu<'_>,
+    transport: &VirtioPci,
+    features: u64,
+    options: &BlkOptions,
+) -> Result<(u64, u16), VirtioError> {
+    let mut capacity = [0; 8];
+    transport.config_read(cpu, 0, &mut capacity)?;
+    let mut queues = [1, 0];
+    if features & F_MQ != 0 {
+        transport.config_read(cpu, CONFIG_NUM_QUEUES, &mut queues)?;
+    }
+    let (capacity, queues) = (u64::from_le_bytes(capacity), u16::from_le_bytes(queues));
+    if capacity == 0 || capacity > u64::MAX / 512 {
+        return Err(VirtioError::BadConfig { field: "capacity", value: capacity });
+    }
+    if queues == 0 {
+        return Err(VirtioError::BadConfig { field: "num_queues", value: 0 });
+    }
+    // The vector table has an entry for each queue and one for config changes.
+    let most = if options.queues == 0 { u16::MAX - 1 } else { options.queues };
+    Ok((capacity, queues.min(most)))
+}
+
+fn set_up_queue(
+    cpu: &Cpu<'_>,
+    pci: &PciDevice,
+    transport: &VirtioPci,
+    features: u64,
+    options: &BlkOptions,
+    (index, vector): (u16, u16),
+) -> Result<Arc<BlkQueue>, ProbeError> {
+    let mut made = None;
+    let mut refused = None;
+    let result = transport.setup_queue(cpu, index, vector, &mut |max| {
+        let size = if options.queue_size == 0 { max } else { options.queue_size.min(max) };
+        match BlkQueue::new(cpu, pci.dma(), index, size, features) {
+            Ok(queue) => {
+                let layout = queue.with_ring(cpu, crate::virtio::ring::Virtqueue::layout);
+                made = Some(Arc::new(queue));
+                layout.ok_or(VirtioError::NoQueue { index, size })
+            }
+            Err(error) => {
+                refused = Some(error);
+                Err(VirtioError::NoQueue { index, size })
+            }
+        }
+    });
+    match (refused, result, made) {
+        (Some(error), _, _) => Err(error),
+        (None, Err(error), _) => Err(error.into()),
+        (None, Ok(()), Some(queue)) => Ok(queue),
+        (None, Ok(()), None) => Err(VirtioError::NoQueue { index, size: 0 }.into()),
+    }
+}
+
+fn request_lines(
+    cpu: &Cpu<'_>,
+    pci: &PciDevice,
+    core: &Arc<Core>,
+    msix: Option<&Msix>,
+) -> Result<Vec<IrqLine>, ProbeError> {
+    let Some(msix) = msix else {
+        return Ok(vec![request_irq(cpu, pci.intx()?, Arc::new(Intx(core.clone())))?]);
+    };
+    let number = |entry: u16| msix.irq(entry).ok_or(VirtioError::NoVector { index: entry, vector: entry });
+    let mut lines = vec![request_irq(cpu, number(0)?, Arc::new(ConfigVector(core.clone())))?];
+    for (entry, queue) in (1_u16..).zip(&core.queues) {
+        lines.push(request_irq(cpu, number(entry)?, Arc::new(QueueVector(queue.clone())))?);
+    }
+    Ok(lines)
+}

@@ -1,0 +1,401 @@
+//! One queue of the block driver: slots, headers, status bytes, completion.
+//!
+//! A request takes a slot with a 16-byte header and a status byte in coherent memory (on different cache lines:
+//! the device reads the one and writes the other), maps its data, and goes on the ring under the queue's lock.
+//! The interrupt handler takes it off, checks it, unmaps it and marks the slot done; whoever holds the [`Pending`]
+//! collects it. A pending that is dropped gives its slot up; the data is freed when the device is done with it.
+//!
+//! Submitting and completing: any context. Waiting: process context. Neighbours: `virtio::ring`, `disk`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use lowzone_guest_mem::dma::{Coherent, DmaDevice, FromDevice, ToDevice};
+use lowzone_guest_mem::gfp::GFP_KERNEL;
+use lowzone_guest_mem::lock::SpinLock;
+use lowzone_guest_mem::wait::WaitQueue;
+use lowzone_guest_mem::{Cpu, DmaAddr};
+
+use crate::blk::request::{
+    BlkError, Completed, Data, Op, Payload, Request, SubmitError, SubmitFailure, verdict,
+};
+use crate::driver::ProbeError;
+use crate::virtio::ring::{RingError, RingStats, Segment, Virtqueue};
+use crate::virtio::transport::Transport;
+
+const HEADER: usize = 16;
+const CACHE_LINE: usize = 64;
+/// A status that no device writes: a completion that forgot its status shows.
+const STATUS_UNSET: u8 = 0xff;
+
+/// What a queue carried so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct QueueStats {
+    /// Requests submitted.
+    pub submitted: u64,
+    /// Requests completed.
+    pub completed: u64,
+    /// Completions of a request younger than one still in flight.
+    pub out_of_order: u64,
+    /// The most requests in flight at once.
+    pub peak: u16,
+    /// Interrupts that found something.
+    pub interrupts: u64,
+    /// The ring's own.
+    pub ring: RingStats,
+}
+
+enum Slot {
+    Free,
+    InFlight { op: Op, sequence: u64, data: u64, payload: Payload },
+    Done(Completed),
+}
+
+struct State {
+    vq: Option<Virtqueue>,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    generations: Vec<u32>,
+    newest_done: u64,
+    stats: QueueStats,
+}
+
+/// One queue.
+pub struct BlkQueue {
+    index: u16,
+    dma: DmaDevice,
+    meta: Coherent,
+    status_at: usize,
+    state: SpinLock<State>,
+    /// By slot: the generation that is done. Read without the lock by whoever waits.
+    done: Vec<AtomicU32>,
+    /// By slot: the generation whose pending was dropped.
+    abandoned: Vec<AtomicU32>,
+    any_abandoned: AtomicBool,
+    dead: AtomicBool,
+    waiters: WaitQueue,
+}
+
+fn cells(n: u16) -> Vec<AtomicU32> {
+    std::iter::repeat_with(|| AtomicU32::new(0)).take(usize::from(n)).collect()
+}
+
+impl BlkQueue {
+    /// A queue of `size` entries for the agreed `features`. Process context.
+    ///
+    /// # Errors
+    /// No coherent memory.
+    pub(crate) fn new(
+        cpu: &Cpu<'_>,
+        dma: &DmaDevice,
+        index: u16,
+        size: u16,
+        features: u64,
+    ) -> Result<Self, ProbeError> {
+        let vq = Virtqueue::new(cpu, dma, index, size, features)?;
+        let status_at = (usize::from(size) * HEADER).next_multiple_of(CACHE_LINE);
+        let meta = dma.alloc_coherent(cpu, status_at + usize::from(size), GFP_KERNEL)?;
+        let state = State {
+            vq: Some(vq),
+            slots: std::iter::repeat_with(|| Slot::Free).take(usize::from(size)).collect(),
+            free: (0..size).rev().collect(),
+            generations: vec![0; usize::from(size)],
+            newest_done: 0,
+            stats: QueueStats::default(),
+        };
+        Ok(Self {
+            index,
+            dma: dma.clone(),
+            meta,
+            status_at,
+            state: SpinLock::new(state),
+            done: cells(size),
+            abandoned: cells(size),
+            any_abandoned: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            waiters: WaitQueue::new(),
+        })
+    }
+
+    /// Runs `with` on the ring, if it was not taken down yet.
+    pub(crate) fn with_ring<R>(&self, cpu: &Cpu<'_>, with: impl FnOnce(&Virtqueue) -> R) -> Option<R> {
+        self.state.lock_irqsave(cpu).vq.as_ref().map(with)
+    }
+
+    /// The memory of headers and status bytes.
+    pub(crate) fn meta(&self) -> &Coherent {
+        &self.meta
+    }
+
+    /// What it carried so far.
+    pub fn stats(&self, cpu: &Cpu<'_>) -> QueueStats {
+        let state = self.state.lock_irqsave(cpu);
+        let ring = state.vq.as_ref().map(Virtqueue::stats).unwrap_or(state.stats.ring);
+        QueueStats { ring, ..state.stats }
+    }
+
+    /// Requests in flight.
+    pub(crate) fn in_flight(&self, cpu: &Cpu<'_>) -> u16 {
+        self.state.lock_irqsave(cpu).vq.as_ref().map_or(0, Virtqueue::in_flight)
+    }
+
+    /// Takes nothing more and wakes whoever waits.
+    pub(crate) fn kill(&self, cpu: &Cpu<'_>) {
+        self.dead.store(true, Ordering::Release);
+        self.waiters.wake_up_all(cpu);
+    }
+
+    /// Waits until nothing is in flight, at most `timeout` nanoseconds.
+    pub(crate) fn drain(&self, cpu: &Cpu<'_>, timeout: u64) -> bool {
+        let begun = cpu.now();
+        while self.in_flight(cpu) > 0 {
+            let left = timeout.saturating_sub(cpu.now() - begun);
+            let slice = left.min(1_000_000);
+            if slice == 0 || lowzone_guest_mem::wait::sleep(cpu, slice).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// After the reset: unmaps and gives up what was still in flight, then frees the ring.
+    pub(crate) fn take_down(&self, cpu: &Cpu<'_>) {
+        let (vq, lost) = {
+            let mut state = self.state.lock_irqsave(cpu);
+            let state = &mut *state;
+            let lost: Vec<Slot> = state.slots.iter_mut().map(|slot| std::mem::replace(slot, Slot::Free)).collect();
+            state.stats.ring = state.vq.as_ref().map(Virtqueue::stats).unwrap_or_default();
+            (state.vq.take(), lost)
+        };
+        drop(lost);
+        drop(vq);
+    }
+
+    /// Maps the data and puts the request on the ring; kicks if the device wants to be told. Any context.
+    ///
+    /// # Errors
+    /// [`SubmitError`] with the data.
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        cpu: &Cpu<'_>,
+        transport: &dyn Transport,
+        request: Request,
+    ) -> Result<Pending, SubmitError> {
+        let Request { op, sector, data } = request;
+        let len = data.len();
+        let fail = |data, why| Err(SubmitError { data, why });
+        if self.dead.load(Ordering::Acquire) {
+            return fail(data, SubmitFailure::Dead);
+        }
+        let Ok(len32) = u32::try_from(len) else { return fail(data, SubmitFailure::TooLarge(len)) };
+        let (payload, addr) = self.map(cpu, op, data)?;
+        let mut state = self.state.lock_irqsave(cpu);
+        match self.add(cpu, &mut state, op, sector, len32, (payload, addr)) {
+            Ok((slot, generation)) => {
+                let kick = state.vq.as_mut().is_some_and(|vq| vq.kick_prepare(cpu));
+                drop(state);
+                if kick {
+                    transport.notify(cpu, self.index);
+                }
+                Ok(Pending { queue: self.clone(), slot, generation, collected: false })
+            }
+            Err((payload, why)) => {
+                drop(state);
+                fail(self.unmap(cpu, payload), why)
+            }
+        }
+    }
+
+    fn map(&self, cpu: &Cpu<'_>, op: Op, data: Data) -> Result<(Payload, Option<DmaAddr>), SubmitError> {
+        let failed = |error: lowzone_guest_mem::dma::MapError<_>| SubmitError {
+            data: Data::Streaming(error.buf),
+            why: error.why.into(),
+        };
+        Ok(match data {
+            Data::None => (Payload::None, None),
+            Data::Streaming(buf) if op.device_writes() => {
+                let mapped = self.dma.map_single::<FromDevice>(cpu, buf).map_err(failed)?;
+                let addr = mapped.dma_addr();
+                (Payload::In(mapped), Some(addr))
+            }
+            Data::Streaming(buf) => {
+                let mapped = self.dma.map_single::<ToDevice>(cpu, buf).map_err(failed)?;
+                let addr = mapped.dma_addr();
+                (Payload::Out(mapped), Some(addr))
+            }
+            Data::Shared(memory) => {
+                let addr = memory.dma_addr();
+                (Payload::Shared(memory), Some(addr))
+            }
+            Data::Raw(raw) => (Payload::Raw(raw), Some(raw.dma)),
+        })
+    }
+
+    fn unmap(&self, cpu: &Cpu<'_>, payload: Payload) -> Data {
+        match payload {
+            Payload::None => Data::None,
+            Payload::Out(mapped) => Data::Streaming(mapped.unmap(cpu)),
+            Payload::In(mapped) => Data::Streaming(mapped.unmap(cpu)),
+            Payload::Shared(memory) => Data::Shared(memory),
+            Payload::Raw(raw) => Data::Raw(raw),
+        }
+    }
+
+    fn add(
+        &self,
+        cpu: &Cpu<'_>,
+        state: &mut State,
+        op: Op,
+        sector: u64,
+        len: u32,
+        (payload, addr): (Payload, Option<DmaAddr>),
+    ) -> Result<(u16, u32), (Payload, SubmitFailure)> {
+        if self.any_abandoned.swap(false, Ordering::Acquire) {
+            self.sweep(state);
+        }
+        let Some(vq) = &mut state.vq else { return Err((payload, SubmitFailure::Dead)) };
+        let Some(slot) = state.free.pop() else { return Err((payload, SubmitFailure::Full)) };
+        let (header, status) = (usize::from(slot) * HEADER, self.status_at + usize::from(slot));
+        let mut bytes = [0; HEADER];
+        bytes[..4].copy_from_slice(&op.code().to_le_bytes());
+        bytes[8..].copy_from_slice(&sector.to_le_bytes());
+        self.meta.write(cpu, header, &bytes);
+        self.meta.write_u8(cpu, status, STATUS_UNSET);
+        let at = |offset: usize| self.meta.dma_addr().wrapping_add(offset as u64);
+        let head = Segment { addr: at(header), len: 16, write: false };
+        let tail = Segment { addr: at(status), len: 1, write: true };
+        let added = match addr {
+            Some(addr) => vq.add(cpu, &[head, Segment { addr, len, write: op.device_writes() }, tail], slot),
+            None => vq.add(cpu, &[head, tail], slot),
+        };
+        if let Err(error) = added {
+            state.free.push(slot);
+            let full = matches!(error, RingError::Full { .. });
+            return Err((payload, if full { SubmitFailure::Full } else { error.into() }));
+        }
+        let in_flight = vq.in_flight();
+        let sequence = state.stats.submitted;
+        state.stats.submitted += 1;
+        state.stats.peak = state.stats.peak.max(in_flight);
+        let generation = state.generations[usize::from(slot)].wrapping_add(1).max(1);
+        state.generations[usize::from(slot)] = generation;
+        state.slots[usize::from(slot)] = Slot::InFlight { op, sequence, data: u64::from(len), payload };
+        Ok((slot, generation))
+    }
+
+    /// Frees the slots of requests that are done and whose pending was dropped.
+    fn sweep(&self, state: &mut State) {
+        for slot in 0..self.abandoned.len() {
+            let generation = state.generations[slot];
+            let given_up = self.abandoned[slot].load(Ordering::Acquire) == generation && generation != 0;
+            if given_up && matches!(state.slots[slot], Slot::Done(_)) {
+                state.slots[slot] = Slot::Free;
+                state.free.push(u16::try_from(slot).unwrap_or(0));
+            }
+        }
+    }
+
+    /// Takes every chain that the device is done with; whether there was any. Any context.
+    pub(crate) fn reap(&self, cpu: &Cpu<'_>) -> bool {
+        let mut state = self.state.lock_irqsave(cpu);
+        let state = &mut *state;
+        let mut any = false;
+        let outcome = loop {
+            let Some(vq) = &mut state.vq else { break Ok(()) };
+            vq.disable_interrupts(cpu);
+            match vq.pop(cpu) {
+                Ok(Some(used)) => {
+                    any = true;
+                    self.finish(cpu, state, used.token, used.len);
+                }
+                Ok(None) if vq.enable_interrupts(cpu) => break Ok(()),
+                Ok(None) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        if any {
+            state.stats.interrupts += 1;
+        }
+        if outcome.is_err() {
+            self.dead.store(true, Ordering::Release);
+        }
+        if any || outcome.is_err() {
+            self.waiters.wake_up_all(cpu);
+        }
+        any
+    }
+
+    fn finish(&self, cpu: &Cpu<'_>, state: &mut State, slot: u16, wrote: u32) {
+        let at = usize::from(slot);
+        let Slot::InFlight { op, sequence, data, payload } = std::mem::replace(&mut state.slots[at], Slot::Free)
+        else {
+            return;
+        };
+        let status = self.meta.read_u8(cpu, self.status_at + at);
+        let result = verdict(op, status, wrote, data);
+        let completed = Completed { data: Some(self.unmap(cpu, payload)), result };
+        state.stats.completed += 1;
+        if sequence < state.newest_done {
+            state.stats.out_of_order += 1;
+        }
+        state.newest_done = state.newest_done.max(sequence);
+        let generation = state.generations[at];
+        state.slots[at] = Slot::Done(completed);
+        self.done[at].store(generation, Ordering::Release);
+        if self.abandoned[at].load(Ordering::Acquire) == generation {
+            state.slots[at] = Slot::Free;
+            state.free.push(slot);
+        }
+    }
+}
+
+/// A request on its way; dropping it gives the result up.
+#[must_use = "the result is given up when this is dropped"]
+pub struct Pending {
+    queue: Arc<BlkQueue>,
+    slot: u16,
+    generation: u32,
+    collected: bool,
+}
+
+impl Pending {
+    /// Whether it is over. Any context.
+    pub fn is_done(&self) -> bool {
+        let at = usize::from(self.slot);
+        self.queue.done[at].load(Ordering::Acquire) == self.generation
+    }
+
+    /// Waits for it, at most `timeout` nanoseconds. Process context.
+    pub fn wait(mut self, cpu: &Cpu<'_>, timeout: u64) -> Completed {
+        let over = || self.is_done() || self.queue.dead.load(Ordering::Acquire);
+        if !over()
+            && let Err(error) = self.queue.waiters.wait_event_timeout(cpu, timeout, over)
+        {
+            return Completed { data: None, result: Err(error.into()) };
+        }
+        if !self.is_done() {
+            return Completed { data: None, result: Err(BlkError::Dead) };
+        }
+        let mut state = self.queue.state.lock_irqsave(cpu);
+        let at = usize::from(self.slot);
+        let slot = std::mem::replace(&mut state.slots[at], Slot::Free);
+        self.collected = true;
+        match slot {
+            Slot::Done(completed) => {
+                state.free.push(self.slot);
+                completed
+            }
+            // Taken down meanwhile.
+            _ => Completed { data: None, result: Err(BlkError::Dead) },
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.collected {
+            self.queue.abandoned[usize::from(self.slot)].store(self.generation, Ordering::Release);
+            self.queue.any_abandoned.store(true, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Coherent DMA memory: rings, headers, status bytes that CPU and device both see at once.
+//!
+//! The zone follows the device's coherent mask, as in dma_direct_alloc: the caller's zone bits are dropped, the
+//! mask's are used, and a block beyond the mask is retried lower. Always zeroed, whole pages, aligned to its order.
+//! Access is by accessors that take `&Cpu`, in bounds, with the barriers as `Cpu`'s methods. Freed when dropped.
+//! Mirrors kernel/dma/direct.c. Neighbours: `device`, `page`, `ledger`. Left out: non-coherent devices, atomic pools.
+
+use thiserror::Error;
+
+use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
+use crate::cpu::Cpu;
+use crate::dma::device::DmaDevice;
+use crate::dma::direction::Dir;
+use crate::dma::ledger::{Kind as MappingKind, NewMapping};
+use crate::env::Class;
+use crate::finding::FindingKind;
+use crate::gfp::{GFP_DMA, GFP_DMA32, Gfp};
+use crate::page::{give_block, take_block};
+use crate::site::Owner;
+use crate::trace::Kind;
+use crate::zone::{AllocError, Block, ZoneKind};
+
+/// Why coherent memory could not be had; Linux's NULL in each case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum CoherentError {
+    /// No bytes asked for.
+    #[error("coherent allocation of 0 bytes")]
+    ZeroSize,
+    /// More than the largest block.
+    #[error("coherent allocation of {len} bytes: the most is 4 MiB")]
+    TooLarge {
+        /// How many.
+        len: usize,
+    },
+    /// No memory within the mask.
+    #[error("no coherent memory of {len} bytes within mask {mask:#x}: {source}")]
+    NoMemory {
+        /// How many bytes.
+        len: usize,
+        /// The coherent mask.
+        mask: u64,
+        /// The page allocator's last word.
+        source: AllocError,
+    },
+}
+
+/// Coherent DMA memory, freed when dropped.
+#[must_use = "the memory is freed when this is dropped"]
+#[derive(Debug)]
+pub struct Coherent {
+    device: DmaDevice,
+    phys: PhysAddr,
+    dma: DmaAddr,
+    zone: ZoneKind,
+    order: u8,
+    len: usize,
+    id: u64,
+    owner: Owner,
+}
+
+impl DmaDevice {
+    /// Allocates zeroed memory that device and CPU share (`dma_alloc_coherent`).
+    ///
+    /// With a mask that may sleep: process context only; else any.
+    ///
+    /// # Errors
+    /// [`CoherentError`].
+    #[track_caller]
+    pub fn alloc_coherent(&self, cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<Coherent, CoherentError> {
+        let owner = cpu.owner();
+        if len == 0 {
+            return Err(CoherentError::ZeroSize);
+        }
+        let order = order_of(len).ok_or(CoherentError::TooLarge { len })?;
+        let mask = self.coherent_mask();
+        let block = self.block_within(cpu, order, gfp, mask, owner).map_err(|source| CoherentError::NoMemory {
+            len,
+            mask,
+            source,
+        })?;
+        let phys = block.pfn.phys();
+        // The block came from a zone, so all of it is RAM.
+        let _ = cpu.kernel().ram().zero(phys, PAGE_SIZE << order);
+        let dma = self.bus_address(phys);
+        let id = cpu.kernel().next_transaction();
+        self.state.ledger.lock().map(NewMapping {
+            id,
+            dma,
+            phys,
+            orig: phys,
+            len: len as u64,
+            dir: Dir::Bidirectional,
+            kind: MappingKind::Coherent,
+            bounced: false,
+            map_owner: owner,
+            alloc_owner: owner,
+            mapped_at: cpu.now(),
+        });
+        self.state.counters.lock().coherent += 1;
+        cpu.trace(Kind::DmaAlloc, dma.get(), len, self.index(), id);
+        Ok(Coherent { device: self.clone(), phys, dma, zone: block.zone, order, len, id, owner })
+    }
+
+    /// A block within `mask`: by the mask's zone first, then lower ones if what came lies beyond.
+    #[track_caller]
+    fn block_within(
+        &self,
+        cpu: &Cpu<'_>,
+        order: u8,
+        gfp: Gfp,
+        mask: u64,
+        owner: Owner,
+    ) -> Result<Block, AllocError> {
+        let plain = gfp - Gfp::ZONEMASK;
+        let mut zone = self.zone_bits(mask);
+        loop {
+            let block = take_block(cpu, order, plain | zone, Class::Coherent, owner)?;
+            let addr = self.bus_address(block.pfn.phys());
+            if Self::capable(addr, PAGE_SIZE << order, mask) {
+                return Ok(block);
+            }
+            give_block(cpu.kernel(), block.pfn.phys(), order);
+            zone = match zone {
+                zone if zone == GFP_DMA => {
+                    return Err(AllocError::NoMemory { order, gfp: plain | zone, zone: ZoneKind::Dma });
+                }
+                zone if zone == GFP_DMA32 => GFP_DMA,
+                _ => GFP_DMA32,
+            };
+        }
+    }
+}
+
+/// The order of a block of `len` bytes (`get_order`), or `None` above 4 MiB.
+pub(crate) fn order_of(len: usize) -> Option<u8> {
+    (0..=10).find(|&order| len <= 4096 << order)
+}
+
+macro_rules! accessors {
+    ($($read:ident $write:ident $type:ty, $bits:literal;)*) => {$(
+        #[doc = concat!("Reads ", $bits, " bits, little-endian, in one access; all-ones outside. Any context.")]
+        #[track_caller]
+        pub fn $read(&self, cpu: &Cpu<'_>, offset: usize) -> $type {
+            match self.place(cpu, offset, size_of::<$type>()) {
+                Some(at) => cpu.kernel().ram().load::<$type>(at).map_or(<$type>::MAX, <$type>::from_le),
+                None => <$type>::MAX,
+            }
+        }
+
+        #[doc = concat!("Writes ", $bits, " bits, little-endian, in one access; lost outside. Any context.")]
+        #[track_caller]
+        pub fn $write(&self, cpu: &Cpu<'_>, offset: usize, value: $type) {
+            if let Some(at) = self.place(cpu, offset, size_of::<$type>()) {
+                // In bounds, hence RAM; an unaligned offset is the caller's and stores nothing.
+                let _ = cpu.kernel().ram().store::<$type>(at, value.to_le());
+            }
+        }
+    )*};
+}
+
+impl Coherent {
+    accessors! {
+        read_u8 write_u8 u8, "8";
+        read_u16 write_u16 u16, "16";
+        read_u32 write_u32 u32, "32";
+        read_u64 write_u64 u64, "64";
+    }
+
+    /// What the device must be told.
+    pub fn dma_addr(&self) -> DmaAddr {
+        self.dma
+    }
+
+    /// Where it lies.
+    pub fn phys(&self) -> PhysAddr {
+        self.phys
+    }
+
+    /// The zone it came from.
+    pub fn zone(&self) -> ZoneKind {
+        self.zone
+    }
+
+    /// How many bytes were asked for.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none; it always has some.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many pages it holds.
+    pub fn pages(&self) -> u64 {
+        1 << self.order
+    }
+
+    /// Copies bytes out; nothing is copied if the range leaves the memory. Any context.
+    #[track_caller]
+    pub fn read(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) {
+        if let Some(at) = self.place(cpu, offset, to.len()) {
+            let _ = cpu.kernel().ram().read(at, to);
+        }
+    }
+
+    /// Copies bytes in; nothing is copied if the range leaves the memory. Any context.
+    #[track_caller]
+    pub fn write(&self, cpu: &Cpu<'_>, offset: usize, from: &[u8]) {
+        if let Some(at) = self.place(cpu, offset, from.len()) {
+            let _ = cpu.kernel().ram().write(at, from);
+        }
+    }
+
+    #[track_caller]
+    fn place(&self, cpu: &Cpu<'_>, offset: usize, len: usize) -> Option<PhysAddr> {
+        if self.device.live_kernel().is_none() {
+            cpu.stale("coherent buffer");
+            return None;
+        }
+        if offset.checked_add(len).is_some_and(|end| end <= self.len) {
+            return self.phys.checked_add(offset as u64);
+        }
+        let kind = FindingKind::OutOfBounds {
+            what: "coherent buffer",
+            offset: offset as u64,
+            len: len as u64,
+            size: self.len as u64,
+        };
+        let sites = vec![("accessed at", cpu.owner()), ("allocated at", self.owner)];
+        cpu.emit(kind, Some(self.device.name().to_owned()), sites);
+        None
+    }
+}
+
+impl Drop for Coherent {
+    fn drop(&mut self) {
+        let Some(kernel) = self.device.live_kernel() else { return };
+        let by = Owner::default();
+        free_coherent_raw(&self.device, self.dma, self.len as u64, by);
+        give_block(kernel, self.phys, self.order);
+        self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id);
+    }
+}
+
+/// Takes coherent memory off the ledger and reports what was wrong about it.
+pub(crate) fn free_coherent_raw(device: &DmaDevice, dma: DmaAddr, len: u64, by: Owner) {
+    let now = device.kernel().clock();
+    let unmapped =
+        device.state.ledger.lock().unmap(dma, len, Dir::Bidirectional, MappingKind::Coherent, by, now);
+    super::streaming::report_unmap(device, &unmapped, by);
+}

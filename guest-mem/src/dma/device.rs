@@ -1,0 +1,260 @@
+//! `DmaDevice`: a device as the DMA API sees it: its masks, its ledger, its counters.
+//!
+//! The bus makes one for each function it finds, with the 32-bit masks that PCI gives; the masks belong to the device
+//! and survive unbind and rebind. [`DmaDevice::set_mask`] has `dma_set_mask`'s return codes. Mirrors
+//! kernel/dma/mapping.c and direct.c. Neighbours: `coherent`, `streaming`, `port`, all of which hang on it.
+//! Left out: per-device pools, segment limits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+
+use crate::addr::{DmaAddr, PhysAddr};
+use crate::cpu::Cpu;
+use crate::dma::ledger::{Ledger, Misuse};
+use crate::env::{Class, Verdict};
+use crate::finding::{Finding, FindingKind};
+use crate::gfp::{GFP_DMA, GFP_DMA32, Gfp};
+use crate::kernel::{Kernel, KernelRef};
+use crate::lock::Locked;
+use crate::site::Owner;
+use crate::trace::{Kind, Record};
+
+/// Highest address of ZONE_DMA: the smallest mask that the direct mapping serves.
+const ZONE_DMA_LAST: u64 = (1 << 24) - 1;
+
+/// A mask of the lowest `bits` bits (`DMA_BIT_MASK`).
+pub const fn dma_bit_mask(bits: u8) -> u64 {
+    if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
+}
+
+/// A mask that the platform can't serve (`-EIO`); the old one stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("DMA mask {mask:#x} is not supported (-EIO)")]
+pub struct MaskError {
+    /// The mask asked for.
+    pub mask: u64,
+}
+
+/// What a device cost and moved, since the machine began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DmaCounters {
+    /// Streaming mappings made.
+    pub maps: u64,
+    /// Of them, bounced.
+    pub bounces: u64,
+    /// Mappings refused.
+    pub map_failures: u64,
+    /// Bytes that the bounce pool copied, both ways.
+    pub bounced_bytes: u64,
+    /// Slots that bounced mappings took, added up.
+    pub bounced_slots: u64,
+    /// Coherent allocations made.
+    pub coherent: u64,
+}
+
+/// The shared half of a [`DmaDevice`].
+#[derive(Debug)]
+pub struct DeviceState {
+    kernel: KernelRefDebug,
+    name: String,
+    index: u16,
+    mask: AtomicU64,
+    coherent_mask: AtomicU64,
+    pub(crate) ledger: Locked<Ledger>,
+    pub(crate) counters: Locked<DmaCounters>,
+}
+
+/// `KernelRef` prints as nothing useful; this keeps `DeviceState: Debug` without showing host addresses.
+struct KernelRefDebug(KernelRef);
+
+impl std::fmt::Debug for KernelRefDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("kernel")
+    }
+}
+
+impl DeviceState {
+    /// The device's name on its bus.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// A device that does DMA; clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct DmaDevice {
+    pub(crate) state: Arc<DeviceState>,
+}
+
+impl DmaDevice {
+    /// Books a device that the bus found, with 32-bit masks.
+    pub fn new(kernel: KernelRef, name: &str) -> Self {
+        let devices = kernel.get_unchecked().devices.lock().len();
+        let state = Arc::new(DeviceState {
+            kernel: KernelRefDebug(kernel),
+            name: name.to_owned(),
+            index: u16::try_from(devices + 1).unwrap_or(u16::MAX),
+            mask: AtomicU64::new(dma_bit_mask(32)),
+            coherent_mask: AtomicU64::new(dma_bit_mask(32)),
+            ledger: Locked::default(),
+            counters: Locked::default(),
+        });
+        kernel.get_unchecked().devices.lock().push(state.clone());
+        Self { state }
+    }
+
+    /// Its name on its bus.
+    pub fn name(&self) -> &str {
+        &self.state.name
+    }
+
+    /// Its number in event records, from 1.
+    pub fn index(&self) -> u16 {
+        self.state.index
+    }
+
+    /// The streaming mask.
+    pub fn mask(&self) -> u64 {
+        self.state.mask.load(Ordering::Relaxed)
+    }
+
+    /// The coherent mask.
+    pub fn coherent_mask(&self) -> u64 {
+        self.state.coherent_mask.load(Ordering::Relaxed)
+    }
+
+    /// What it cost so far.
+    pub fn counters(&self) -> DmaCounters {
+        *self.state.counters.lock()
+    }
+
+    /// Promises that the device decodes `mask` in streaming mappings (`dma_set_mask`). Not in hardirq.
+    ///
+    /// # Errors
+    /// [`MaskError`] if RAM that the mask reaches doesn't exist as a zone, or the world fails the point.
+    #[track_caller]
+    pub fn set_mask(&self, cpu: &Cpu<'_>, mask: u64) -> Result<(), MaskError> {
+        self.check_mask(cpu, mask)?;
+        self.state.mask.store(mask, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Promises that the device decodes `mask` in coherent memory (`dma_set_coherent_mask`). Not in hardirq.
+    ///
+    /// # Errors
+    /// As [`DmaDevice::set_mask`].
+    #[track_caller]
+    pub fn set_coherent_mask(&self, cpu: &Cpu<'_>, mask: u64) -> Result<(), MaskError> {
+        self.check_mask(cpu, mask)?;
+        self.state.coherent_mask.store(mask, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Both masks (`dma_set_mask_and_coherent`): the first's result counts.
+    ///
+    /// # Errors
+    /// As [`DmaDevice::set_mask`].
+    #[track_caller]
+    pub fn set_mask_and_coherent(&self, cpu: &Cpu<'_>, mask: u64) -> Result<(), MaskError> {
+        self.set_mask(cpu, mask)?;
+        // What serves one mask serves the other; Linux ignores this result too.
+        let _ = self.set_coherent_mask(cpu, mask);
+        Ok(())
+    }
+
+    #[track_caller]
+    fn check_mask(&self, cpu: &Cpu<'_>, mask: u64) -> Result<(), MaskError> {
+        if cpu.point(Class::Mask, mask) == Verdict::Fail {
+            return Err(MaskError { mask });
+        }
+        let last = self.kernel().ram().end() - 1;
+        let least = self.bus_address(PhysAddr::new(last.min(ZONE_DMA_LAST)));
+        if mask >= dma_bit_mask(32) || mask >= least.get() { Ok(()) } else { Err(MaskError { mask }) }
+    }
+
+    /// All ones up to the highest RAM address (`dma_get_required_mask`).
+    pub fn required_mask(&self) -> u64 {
+        let last = self.bus_address(PhysAddr::new(self.kernel().ram().end() - 1)).get();
+        u64::MAX >> last.leading_zeros()
+    }
+
+    /// Whether some RAM is out of the device's reach (`dma_addressing_limited`).
+    pub fn addressing_limited(&self) -> bool {
+        self.mask() < self.required_mask()
+    }
+
+    /// The largest streaming mapping (`dma_max_mapping_size`): 256 KiB where a bounce may be needed.
+    pub fn max_mapping_size(&self) -> usize {
+        let pool = self.kernel().swiotlb.lock();
+        match pool.as_ref() {
+            Some(pool) if self.addressing_limited() => pool.max_mapping_size(0),
+            _ => usize::MAX,
+        }
+    }
+
+    pub(crate) fn kernel(&self) -> &'static Kernel {
+        self.state.kernel.0.get_unchecked()
+    }
+
+    /// The kernel, unless its machine was recycled since.
+    pub(crate) fn live_kernel(&self) -> Option<&'static Kernel> {
+        self.state.kernel.0.get()
+    }
+
+    /// What the device must put on its bus to reach `phys` (`phys_to_dma`).
+    pub(crate) fn bus_address(&self, phys: PhysAddr) -> DmaAddr {
+        DmaAddr::new(phys.get().wrapping_add(self.kernel().config().dma_offset))
+    }
+
+    /// Whether `len` bytes at `addr` are within `mask` (`dma_capable`).
+    pub(crate) fn capable(addr: DmaAddr, len: u64, mask: u64) -> bool {
+        addr.get().checked_add(len.saturating_sub(1)).is_some_and(|last| last <= mask)
+    }
+
+    /// The zone bit that memory within `mask` needs (`dma_direct_optimal_gfp_mask`).
+    pub(crate) fn zone_bits(&self, mask: u64) -> Gfp {
+        let limit = mask.saturating_sub(self.kernel().config().dma_offset);
+        if limit <= ZONE_DMA_LAST {
+            GFP_DMA
+        } else if limit <= dma_bit_mask(32) {
+            GFP_DMA32
+        } else {
+            Gfp::empty()
+        }
+    }
+
+    /// Reports misuse of this device's mappings.
+    pub(crate) fn report(&self, misuse: Misuse, mut sites: Vec<(&'static str, Owner)>, by: Owner) {
+        sites.insert(0, ("at", by));
+        let at = self.kernel().clock();
+        let device = Some(self.name().to_owned());
+        self.kernel().report(Finding { kind: FindingKind::Dma(misuse), device, at, sites });
+    }
+
+    /// Writes a record for a release, which may come from `Drop` and so has no CPU.
+    pub(crate) fn trace_release(&self, kind: Kind, dma: DmaAddr, len: usize, id: u64) {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let record = Record { ts: self.kernel().clock(), addr: dma.get(), len, kind, dev: self.index(), tag: id };
+        self.kernel().trace().emit(crate::cpu::current(), record);
+    }
+
+    /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`).
+    #[track_caller]
+    pub fn released(&self, cpu: &Cpu<'_>) {
+        let (count, first) = {
+            let ledger = self.state.ledger.lock();
+            (ledger.len(), ledger.live().next().map(|m| (m.describe(), m.map_owner, m.alloc_owner)))
+        };
+        if let Some((example, mapped, allocated)) = first {
+            let sites = vec![("mapped at", mapped), ("allocated at", allocated), ("released at", cpu.owner())];
+            cpu.emit(FindingKind::PendingDma { count, example }, Some(self.name().to_owned()), sites);
+        }
+    }
+
+    /// Who mapped the memory that a bus address belongs to, for attribution: `(mapped at, allocated at)`.
+    pub fn mapped_by(&self, addr: DmaAddr) -> Option<(Owner, Owner)> {
+        self.state.ledger.lock().find(addr).map(|m| (m.map_owner, m.alloc_owner))
+    }
+}

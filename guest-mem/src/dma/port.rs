@@ -1,0 +1,88 @@
+//! `DmaPort`: the platform under a device, as a `GuestMemory`.
+//!
+//! Whatever the device asks for is translated from bus to physical address and held against the ledger: mapped, by
+//! this device, in this direction, to the byte, and not the CPU's turn. What no live mapping allows is refused and
+//! reported with the call sites. The port sees grants of slices, not touches; it never gives out its memory whole
+//! (`physical_memory()` is `None`), and it must never be a `GuestMemoryBackend`, whose default methods would bypass
+//! it. Device code runs on it unmodified: `virtio-queue` too.
+//!
+//! No CPU runs here: findings go to the kernel's own sink, with the kernel's clock.
+//! Neighbours: `ledger`; `device::pci::BusMaster` sits on top. Left out: IOMMU, non-coherent caches.
+
+use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::GuestMemorySliceIterator;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, Permissions};
+
+use crate::addr::{DmaAddr, PhysAddr};
+use crate::dma::device::DmaDevice;
+use crate::dma::ledger::Violation;
+use crate::finding::{Finding, FindingKind};
+use crate::ram::{DirtyMap, RamMap};
+use crate::trace::{Kind, Producer, Record};
+
+/// One device's way to memory; clones serve its other queues and share its ring of records.
+#[derive(Clone, Debug)]
+pub struct DmaPort {
+    device: DmaDevice,
+    producer: Producer,
+}
+
+impl DmaPort {
+    /// The port of `device`; its records go to a ring of their own.
+    pub fn new(device: &DmaDevice) -> Self {
+        let cpus = device.kernel().config().cpus;
+        let producer = Producer(u16::try_from(cpus).unwrap_or(0) + device.index());
+        Self { device: device.clone(), producer }
+    }
+
+    /// The device it belongs to.
+    pub fn device(&self) -> &DmaDevice {
+        &self.device
+    }
+
+    /// Translates and checks one access; `None` = refused and reported.
+    fn admit(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<PhysAddr> {
+        let kernel = self.device.live_kernel()?;
+        let (dma, len, now) = (DmaAddr::new(addr.0), count as u64, kernel.clock());
+        let write = matches!(access, Permissions::Write | Permissions::ReadWrite);
+        let verdict = self.device.state.ledger.lock().admit(dma, len, write, now);
+        let (phys, id, kind) = match verdict {
+            Ok(grant) => (Some(grant.phys), grant.id, if write { Kind::PortWrite } else { Kind::PortRead }),
+            Err(violation) => {
+                self.report(violation);
+                (None, 0, Kind::PortRefused)
+            }
+        };
+        let len = u32::try_from(count).unwrap_or(u32::MAX);
+        let record = Record { ts: now, addr: addr.0, len, kind, dev: self.device.index(), tag: id };
+        kernel.trace().emit(self.producer, record);
+        phys
+    }
+
+    fn report(&self, violation: Violation) {
+        let kernel = self.device.kernel();
+        let sites = violation.sites();
+        let device = Some(self.device.name().to_owned());
+        kernel.report(Finding { kind: FindingKind::Port(violation), device, at: kernel.clock(), sites });
+    }
+}
+
+impl GuestMemory for DmaPort {
+    type PhysicalMemory = RamMap;
+    type Bitmap = DirtyMap;
+
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+        self.admit(addr, count, access).is_some()
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> vm_memory::guest_memory::Result<impl GuestMemorySliceIterator<'a, BS<'a, DirtyMap>>> {
+        let phys = self.admit(addr, count, access).ok_or(GuestMemoryError::InvalidGuestAddress(addr))?;
+        let ram = self.device.kernel().ram().map();
+        Ok(GuestMemoryBackend::get_slices(ram, GuestAddress(phys.get()), count))
+    }
+}

@@ -1,0 +1,136 @@
+//! The world as the kernel sees it: time, parking, waking, interrupts, points.
+//!
+//! The kernel's API is synchronous; whatever may sleep parks through [`Env`]. A world (lockstep or threads, both in
+//! `scenarios`) implements it once, and the allocators, drivers and locks above never know which one runs them.
+//!
+//! `prepare`, `park` and `wake` never lose a wake-up: a ticket taken before the condition is looked at makes the
+//! later park return at once if a wake came in between. Neighbours: `Cpu`, which is the only caller. Left out: who
+//! runs next, which is the world's secret.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::cpu::Cpu;
+use crate::finding::Finding;
+use crate::site::Owner;
+
+/// What a CPU waits for and another wakes: a wait queue, a lock, a sleep.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key(u64);
+
+impl Key {
+    /// A key that nothing else uses. Keys never appear in results.
+    pub fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Proof that a CPU announced its wait; the number is the world's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket(pub u64);
+
+/// Why a park returned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wake {
+    /// Somebody called `wake` on the ticket's key since `prepare`.
+    Woken,
+    /// The deadline passed.
+    TimedOut,
+    /// An interrupt is pending: take it, then park again with the same ticket.
+    Irq,
+    /// The CPU is being torn down: return as fast as possible, never park again.
+    Dying,
+}
+
+/// What kind of place a point is; each class is counted and failed apart.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Class {
+    /// A page allocation.
+    Page,
+    /// A slab object.
+    Slab,
+    /// A coherent DMA allocation.
+    Coherent,
+    /// A streaming DMA mapping.
+    Map,
+    /// A swiotlb slot.
+    SwiotlbSlot,
+    /// An `ioremap`.
+    Ioremap,
+    /// An interrupt vector.
+    IrqVector,
+    /// A DMA mask that the platform may refuse.
+    Mask,
+    /// A register access.
+    Mmio,
+    /// A lock about to be taken.
+    Lock,
+    /// A wait about to begin.
+    Wait,
+    /// A free or an unmap: never fails, but others may run here.
+    Release,
+}
+
+/// A place that can fail or be reordered, as it is reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    /// What kind of place.
+    pub class: Class,
+    /// The source line and scope path.
+    pub owner: Owner,
+    /// The size, address or order asked for: shown, never compared.
+    pub detail: u64,
+}
+
+/// What the world decided at a point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Verdict {
+    /// Go on.
+    Pass,
+    /// Fail here as if the resource were exhausted.
+    Fail,
+}
+
+/// An interrupt handler: runs in hard-interrupt context on the stack of the CPU it is given.
+pub trait IrqHandler: Send + Sync {
+    /// Handles one interrupt.
+    fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn;
+}
+
+/// Whether a handler found its device to be the source (Linux `irqreturn_t`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IrqReturn {
+    /// Not from this device.
+    None,
+    /// Handled.
+    Handled,
+}
+
+/// The world that runs a CPU.
+pub trait Env {
+    /// Nanoseconds since the world began.
+    fn now(&self) -> u64;
+
+    /// Announces a wait on `on`, before the condition is looked at.
+    fn prepare(&self, on: Key) -> Ticket;
+
+    /// Gives way until woken, `until` (in [`Env::now`]'s nanoseconds) passes, or an interrupt is pending.
+    ///
+    /// A deadline that has passed already cancels the ticket and returns at once.
+    fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake;
+
+    /// Wakes at most `n` waiters of `on`, the longest waiting first.
+    fn wake(&self, on: Key, n: usize);
+
+    /// Takes the next interrupt pending for this CPU.
+    fn take_irq(&self) -> Option<Arc<dyn IrqHandler>>;
+
+    /// Passes a point: others may run, and the world may ask for a failure.
+    fn point(&self, point: Point) -> Verdict;
+
+    /// Reports a finding.
+    fn emit(&self, finding: Finding);
+}

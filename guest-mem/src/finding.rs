@@ -1,0 +1,278 @@
+//! Findings: misuse that was seen, who did it, and what Linux would have said.
+//!
+//! A finding is never rate-limited and never stops the run: the lab goes on as a kernel would, with its own truth
+//! kept out of band. [`FindingKind`] is what happened, with the numbers; [`Finding::sites`] are the call sites that
+//! matter, each with its part in the story.
+//!
+//! Neighbours: every module reports here; scenarios print and compare. Left out: verdicts on whole runs.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::addr::PhysAddr;
+use crate::dma::ledger::{Misuse, Violation};
+use crate::site::Owner;
+
+/// A resource kind that the leak check knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Resource {
+    /// Pages from the buddy allocator.
+    Pages,
+    /// A kmalloc object.
+    Slab,
+    /// Coherent DMA memory.
+    Coherent,
+    /// A streaming DMA mapping.
+    Mapping,
+    /// Slots of the bounce pool.
+    SwiotlbSlots,
+    /// A register window.
+    IoMem,
+    /// A requested interrupt.
+    Irq,
+    /// An allocated interrupt vector.
+    Vector,
+    /// A pending timer.
+    Timer,
+    /// A spinlock or mutex that is still held.
+    Lock,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pages => "pages",
+            Self::Slab => "kmalloc object",
+            Self::Coherent => "coherent DMA memory",
+            Self::Mapping => "DMA mapping",
+            Self::SwiotlbSlots => "swiotlb slots",
+            Self::IoMem => "ioremap",
+            Self::Irq => "interrupt",
+            Self::Vector => "interrupt vector",
+            Self::Timer => "timer",
+            Self::Lock => "lock",
+        })
+    }
+}
+
+/// What was seen. The text is Linux's own where Linux has one.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum FindingKind {
+    /// A call that may sleep, where sleeping is forbidden.
+    #[error(
+        "BUG: sleeping function called from invalid context: {what} (in_atomic(): {}, irqs_disabled(): {}, preempt_count: {preempt_count:x})",
+        u8::from(*preempt_count != 0), u8::from(*irqs_disabled)
+    )]
+    SleepInAtomic {
+        /// The call.
+        what: &'static str,
+        /// Linux's preempt_count at that moment.
+        preempt_count: u32,
+        /// Whether interrupts were off.
+        irqs_disabled: bool,
+    },
+    /// A lock taken by the CPU that holds it.
+    #[error("BUG: spinlock recursion on CPU#{cpu}")]
+    SelfDeadlock {
+        /// The CPU.
+        cpu: u32,
+    },
+    /// One of the lab's own locks was held at a point: a defect of the lab.
+    #[error("{held} of the lab's own locks held at a point")]
+    LabLockHeld {
+        /// How many.
+        held: u32,
+    },
+    /// Misuse of the DMA API.
+    #[error("DMA-API: {0}")]
+    Dma(Misuse),
+    /// A device access that no live mapping allows.
+    #[error("{0}")]
+    Port(Violation),
+    /// A device put an address on its bus that it cannot decode.
+    #[error("device access beyond its {width}-bit width: {} of {len} bytes at {addr:#x}", rw(*write))]
+    BeyondWidth {
+        /// The address as the descriptor gave it.
+        addr: u64,
+        /// How many bytes.
+        len: usize,
+        /// The width of the device.
+        width: u8,
+        /// Whether it was a write to memory.
+        write: bool,
+    },
+    /// A device reached for memory while its bus-master bit was clear.
+    #[error("device DMA with bus mastering off: {} of {len} bytes at {addr:#x}", rw(*write))]
+    BusMasterOff {
+        /// The address.
+        addr: u64,
+        /// How many bytes.
+        len: usize,
+        /// Whether it was a write to memory.
+        write: bool,
+    },
+    /// Mappings live when the driver let go of the device.
+    #[error("DMA-API: device driver has pending DMA allocations while released from device [count={count}]\nOne of leaked entries details: {example}")]
+    PendingDma {
+        /// How many.
+        count: usize,
+        /// One of them, as dma-debug prints it.
+        example: String,
+    },
+    /// A resource that nobody freed.
+    #[error("leak: {resource}, {bytes} bytes at {at}")]
+    Leak {
+        /// What kind.
+        resource: Resource,
+        /// How many bytes (0 where bytes mean nothing).
+        bytes: u64,
+        /// Where it lies, or the number that names it.
+        at: PhysAddr,
+    },
+    /// An allocator was given something that it never handed out.
+    #[error("{0}")]
+    BadFree(BadFree),
+    /// A register or buffer access outside its bounds.
+    #[error("access of {len} bytes at offset {offset:#x} of a {what} of {size} bytes")]
+    OutOfBounds {
+        /// What was accessed.
+        what: &'static str,
+        /// The first byte.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// The size of the thing.
+        size: u64,
+    },
+    /// A handle of an earlier machine was used on this one.
+    #[error("a {what} of an earlier machine was used")]
+    Stale {
+        /// What it was.
+        what: &'static str,
+    },
+    /// A GFP mask that this allocator strips.
+    #[error("Unexpected gfp: {bad} Fixing up to gfp: {fixed}. Fix your code!")]
+    GfpFixup {
+        /// The bits stripped.
+        bad: crate::gfp::Gfp,
+        /// What was used instead.
+        fixed: crate::gfp::Gfp,
+    },
+    /// An interrupt that no handler claims.
+    #[error("irq {irq}: nobody cared")]
+    NobodyCared {
+        /// The interrupt.
+        irq: u32,
+    },
+    /// The driver panicked.
+    #[error("the driver panicked: {message}")]
+    DriverPanic {
+        /// Its message and place.
+        message: String,
+    },
+    /// Nobody can run and no timer is set.
+    #[error("deadlock: {parked} CPUs parked for ever")]
+    Deadlock {
+        /// How many CPUs.
+        parked: usize,
+    },
+    /// A CPU used up its fuel: an endless loop through points.
+    #[error("hang: {points} points passed without an end")]
+    Hang {
+        /// How many points.
+        points: u64,
+    },
+}
+
+fn rw(write: bool) -> &'static str {
+    if write { "write" } else { "read" }
+}
+
+/// A free that the allocator refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BadFree {
+    /// From the page allocator.
+    #[error("bad page free: {0}")]
+    Page(#[from] crate::zone::FreeError),
+    /// From kfree.
+    #[error("bad kfree: {0}")]
+    Slab(#[from] crate::slab::KfreeError),
+}
+
+impl FindingKind {
+    /// The stable name that scenario files expect.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SleepInAtomic { .. } => "sleep-in-atomic",
+            Self::SelfDeadlock { .. } => "self-deadlock",
+            Self::LabLockHeld { .. } => "lab-lock-held",
+            Self::Dma(misuse) => misuse.name(),
+            Self::Port(violation) => violation.name(),
+            Self::BeyondWidth { .. } => "beyond-width",
+            Self::BusMasterOff { .. } => "bus-master-off",
+            Self::PendingDma { .. } => "pending-dma",
+            Self::Leak { .. } => "leak",
+            Self::BadFree(_) => "bad-free",
+            Self::OutOfBounds { .. } => "out-of-bounds",
+            Self::Stale { .. } => "stale-handle",
+            Self::GfpFixup { .. } => "gfp-fixup",
+            Self::NobodyCared { .. } => "nobody-cared",
+            Self::DriverPanic { .. } => "driver-panic",
+            Self::Deadlock { .. } => "deadlock",
+            Self::Hang { .. } => "hang",
+        }
+    }
+
+    /// The kernel option under which Linux prints this, or `None` where a production kernel stays silent.
+    pub fn config(&self) -> Option<&'static str> {
+        match self {
+            Self::SleepInAtomic { .. } => Some("CONFIG_DEBUG_ATOMIC_SLEEP"),
+            Self::SelfDeadlock { .. } => Some("CONFIG_DEBUG_SPINLOCK"),
+            Self::Dma(misuse) => misuse.linux(),
+            Self::Port(violation) => violation.linux(),
+            Self::PendingDma { .. } => Some("CONFIG_DMA_API_DEBUG"),
+            Self::Leak { resource: Resource::Slab, .. } => Some("CONFIG_DEBUG_KMEMLEAK"),
+            Self::BadFree(_) => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
+            Self::GfpFixup { .. } | Self::NobodyCared { .. } => Some("any"),
+            Self::DriverPanic { .. } => Some("any (an oops)"),
+            Self::Deadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
+            Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),
+            _ => None,
+        }
+    }
+}
+
+/// One misuse that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What happened.
+    pub kind: FindingKind,
+    /// The device it concerns, by name (`0000:00:01.0`), if any.
+    pub device: Option<String>,
+    /// When, in the world's nanoseconds.
+    pub at: u64,
+    /// The call sites that matter, each with its part: `("mapped at", …)`.
+    pub sites: Vec<(&'static str, Owner)>,
+}
+
+impl fmt::Display for Finding {
+    /// The name, the text, then a line for each site and one for what Linux would do.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.kind.name())?;
+        if let Some(device) = &self.device {
+            write!(f, "{device}: ")?;
+        }
+        write!(f, "{}", self.kind)?;
+        for (part, owner) in &self.sites {
+            write!(f, "\n  {part} {owner}")?;
+        }
+        match self.kind.config() {
+            Some("any") => write!(f, "\n  Linux prints this"),
+            Some(config) => write!(f, "\n  Linux prints this under {config}"),
+            None => write!(f, "\n  a production kernel stays silent"),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `KBuf`: bytes of kernel memory, from kmalloc or whole pages, as a buffer that owns itself.
+//!
+//! The only way to its bytes is copying, since a device may share them. It frees itself when dropped. It is
+//! physically contiguous and has a direct-map address, so it may be mapped for DMA; where it lies follows from the
+//! mask: kmalloc with `GFP_KERNEL` prefers pages above 4 GiB and drops `GFP_DMA32`, whole pages honour it.
+//!
+//! Mirrors `kmalloc`, `__get_free_pages`, `kfree`. Neighbours: `slab`, `page`, `dma`. Left out: krealloc, vmalloc.
+
+use thiserror::Error;
+
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::cpu::Cpu;
+use crate::env::{Class, Verdict};
+use crate::finding::FindingKind;
+use crate::gfp::Gfp;
+use crate::kernel::KernelRef;
+use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
+use crate::site::Owner;
+use crate::slab::Placed;
+use crate::trace::Kind;
+use crate::zone::{AllocError, ZoneKind};
+
+/// What `kmalloc(0)` returns: a pointer that may be freed but not touched.
+pub const ZERO_SIZE_PTR: u64 = 16;
+
+/// A copy that would leave its buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("{len} bytes at offset {offset} of a buffer of {size}")]
+pub struct OutOfBounds {
+    /// The first byte.
+    pub offset: usize,
+    /// How many bytes.
+    pub len: usize,
+    /// The buffer's size.
+    pub size: usize,
+}
+
+enum Backing {
+    ZeroSize,
+    Slab { kernel: KernelRef, phys: PhysAddr, zone: ZoneKind },
+    Pages(Pages),
+}
+
+/// A buffer of kernel memory.
+#[must_use = "the memory is freed when this is dropped"]
+pub struct KBuf {
+    backing: Backing,
+    len: usize,
+    owner: Owner,
+}
+
+impl std::fmt::Debug for KBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KBuf({} + {:#x})", self.phys(), self.len)
+    }
+}
+
+impl KBuf {
+    /// Allocates `len` bytes (`kmalloc`). With a mask that may sleep: process context only.
+    ///
+    /// # Errors
+    /// [`AllocError`]: more than 4 MiB, or no memory.
+    #[track_caller]
+    pub fn kmalloc(cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<Self, AllocError> {
+        let owner = cpu.owner();
+        if len == 0 {
+            return Ok(Self { backing: Backing::ZeroSize, len, owner });
+        }
+        if gfp.may_sleep() {
+            cpu.might_sleep("kmalloc");
+        }
+        if cpu.point_for(Class::Slab, len as u64, owner) == Verdict::Fail {
+            return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() });
+        }
+        let placed = {
+            let mut memory = cpu.kernel().memory.lock();
+            let memory = &mut *memory;
+            memory.kmalloc.alloc(&mut memory.zones, len, gfp, owner)?
+        };
+        let Placed { phys, zone, fixed_up, .. } = placed;
+        cpu.trace(Kind::Kmalloc, phys.get(), len, 0, 0);
+        if fixed_up {
+            let bad = gfp & (Gfp::DMA32 | Gfp::HIGHMEM);
+            cpu.emit(FindingKind::GfpFixup { bad, fixed: gfp - bad }, None, vec![("allocated at", owner)]);
+        }
+        if gfp.contains(Gfp::ZERO) {
+            // The object came from a zone, so all of it is RAM.
+            let _ = cpu.kernel().ram().zero(phys, len as u64);
+        }
+        Ok(Self { backing: Backing::Slab { kernel: cpu.kernel_ref(), phys, zone }, len, owner })
+    }
+
+    /// Allocates 2^`order` whole pages as bytes (`__get_free_pages`). Context as [`alloc_pages`].
+    ///
+    /// # Errors
+    /// As [`alloc_pages`].
+    #[track_caller]
+    pub fn pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp) -> Result<Self, AllocError> {
+        let pages = alloc_pages(cpu, order, gfp)?;
+        Ok(Self { len: 4096 << order, owner: pages.owner(), backing: Backing::Pages(pages) })
+    }
+
+    /// How many bytes were asked for.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The physical address of its first byte (`virt_to_phys`).
+    pub fn phys(&self) -> PhysAddr {
+        match &self.backing {
+            Backing::ZeroSize => PhysAddr::new(ZERO_SIZE_PTR),
+            Backing::Slab { phys, .. } => *phys,
+            Backing::Pages(pages) => pages.phys(),
+        }
+    }
+
+    /// What the driver's pointer would hold.
+    pub fn virt(&self) -> VirtAddr {
+        match &self.backing {
+            Backing::ZeroSize => VirtAddr::new(ZERO_SIZE_PTR),
+            _ => self.phys().direct_map(),
+        }
+    }
+
+    /// The zone it lies in; a buffer of no bytes counts as Normal.
+    pub fn zone(&self) -> ZoneKind {
+        match &self.backing {
+            Backing::ZeroSize => ZoneKind::Normal,
+            Backing::Slab { zone, .. } => *zone,
+            Backing::Pages(pages) => pages.zone(),
+        }
+    }
+
+    /// Who allocated it.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// Copies bytes out of it.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`]; nothing is copied then.
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfBounds> {
+        let (at, kernel) = self.place(offset, to.len())?;
+        // Within the buffer, hence RAM; a handle whose machine is gone reads nothing.
+        if let Some(kernel) = kernel {
+            let _ = kernel.ram().read(at, to);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into it.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`]; nothing is copied then.
+    pub fn write_at(&mut self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
+        let (at, kernel) = self.place(offset, from.len())?;
+        if let Some(kernel) = kernel {
+            let _ = kernel.ram().write(at, from);
+        }
+        Ok(())
+    }
+
+    fn place(
+        &self,
+        offset: usize,
+        len: usize,
+    ) -> Result<(PhysAddr, Option<&'static crate::kernel::Kernel>), OutOfBounds> {
+        let error = OutOfBounds { offset, len, size: self.len };
+        let end = offset.checked_add(len).ok_or(error)?;
+        if end > self.len {
+            return Err(error);
+        }
+        let kernel = match &self.backing {
+            Backing::ZeroSize => None,
+            Backing::Slab { kernel, .. } => kernel.get(),
+            Backing::Pages(pages) => pages.kernel().get(),
+        };
+        Ok((self.phys().wrapping_add(offset as u64), kernel))
+    }
+}
+
+impl Drop for KBuf {
+    fn drop(&mut self) {
+        if let Backing::Slab { kernel, phys, .. } = &self.backing
+            && let Some(kernel) = kernel.get()
+        {
+            kfree_raw(kernel, *phys, Owner::default());
+        }
+    }
+}
+
+/// `kfree` of an address, for `Drop` and for misuse: a wrong one changes nothing and is reported.
+pub(crate) fn kfree_raw(kernel: &crate::kernel::Kernel, phys: PhysAddr, by: Owner) {
+    let freed = {
+        let mut memory = kernel.memory.lock();
+        let memory = &mut *memory;
+        memory.kmalloc.free(&mut memory.zones, phys)
+    };
+    match freed {
+        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, freed.size),
+        Err(error) => report_bad_free(kernel, error.into(), by),
+    }
+}

@@ -1,0 +1,352 @@
+//! The kernel: RAM and one instance of every allocator over it, as a value.
+//!
+//! Machines are made once, pooled for ever and recycled: a fresh 8 GiB machine costs milliseconds, a reset one
+//! microseconds. [`Machine`] is the loan of one; [`KernelRef`] is the handle that buffers and devices keep, which
+//! knows the generation it belongs to and is dead after the reset.
+//!
+//! Neighbours: everything in this crate hangs on it; worlds borrow one for a run. Left out: several kernels over one
+//! RAM (kexec), hot-plug.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use crate::addr::PhysAddr;
+use crate::dma::device::DeviceState;
+use crate::dma::swiotlb::{Pool, PoolError};
+use crate::finding::{Finding, Resource};
+use crate::iospace::IoSpace;
+use crate::irq::IrqTable;
+use crate::klog::KernelLog;
+use crate::lock::Locked;
+use crate::ram::{Ram, RamError};
+use crate::site::Owner;
+use crate::slab::Kmalloc;
+use crate::timer::Timers;
+use crate::trace::Recorder;
+use crate::zone::{Layout, Zones};
+
+/// The first MiB belongs to the firmware, as on a PC.
+const FIRMWARE: u64 = 1 << 20;
+/// The most CPUs a machine may have.
+pub const MAX_CPUS: u32 = 64;
+
+/// What a machine is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MachineConfig {
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// At most this many of them below 4 GiB.
+    pub low: u64,
+    /// CPUs.
+    pub cpus: u32,
+    /// Bytes of the bounce pool; 0 = none. Like Linux on x86 it exists only if RAM reaches above 4 GiB.
+    pub swiotlb: u64,
+    /// What the bridge adds to a physical address to make the bus address.
+    pub dma_offset: u64,
+}
+
+impl Default for MachineConfig {
+    /// 6 GiB, 3 of them below 4 GiB, two CPUs, a 64 MiB bounce pool, bus addresses equal to physical ones.
+    fn default() -> Self {
+        Self { ram: 6 << 30, low: 3 << 30, cpus: 2, swiotlb: 64 << 20, dma_offset: 0 }
+    }
+}
+
+/// Why a machine could not be made.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// RAM could not be made.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// A number of CPUs outside 1..=64.
+    #[error("{0} CPUs: a machine has 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// RAM too small for the firmware, the bounce pool and anything else.
+    #[error("{ram} bytes of RAM leave nothing beside {reserved} reserved bytes")]
+    TooSmall {
+        /// Bytes of RAM below 4 GiB.
+        ram: u64,
+        /// Bytes taken from it.
+        reserved: u64,
+    },
+    /// The bounce pool could not be made.
+    #[error(transparent)]
+    Swiotlb(#[from] PoolError),
+}
+
+/// The page allocator and the slab caches that live on it, under one lock: a slab refill takes pages.
+pub(crate) struct Memory {
+    pub(crate) zones: Zones,
+    pub(crate) kmalloc: Kmalloc,
+}
+
+/// A live resource that has no table of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Live {
+    id: u64,
+    /// What it is.
+    pub resource: Resource,
+    /// Its address or number.
+    pub at: PhysAddr,
+    /// Its size in bytes, or 0.
+    pub bytes: u64,
+    /// Who made it.
+    pub owner: Owner,
+}
+
+/// One machine's kernel.
+pub struct Kernel {
+    config: MachineConfig,
+    generation: AtomicU64,
+    clock: AtomicU64,
+    next_transaction: AtomicU64,
+    ram: Ram,
+    pub(crate) memory: Locked<Memory>,
+    pub(crate) swiotlb: Locked<Option<Pool>>,
+    pub(crate) devices: Locked<Vec<Arc<DeviceState>>>,
+    io: Locked<Option<Arc<dyn IoSpace>>>,
+    irqs: IrqTable,
+    timers: Timers,
+    registry: Locked<Vec<Live>>,
+    findings: Locked<Vec<Finding>>,
+    log: KernelLog,
+    trace: Recorder,
+}
+
+impl Kernel {
+    fn new(config: MachineConfig) -> Result<Self, MachineError> {
+        if !(1..=MAX_CPUS).contains(&config.cpus) {
+            return Err(MachineError::Cpus(config.cpus));
+        }
+        let ram = Ram::new(config.ram, config.low)?;
+        // On x86 a pool is set up only where some RAM is out of a 32-bit device's reach.
+        let pool_bytes = if ram.end() > crate::ram::HIGH_START { config.swiotlb } else { 0 };
+        let mut pool = None;
+        let mut low_end = ram.low();
+        if pool_bytes > 0 {
+            let sized = Pool::new(PhysAddr::new(0), pool_bytes, config.cpus)?;
+            let bytes = sized.bytes();
+            low_end = ram.low().checked_sub(bytes).unwrap_or(0);
+            pool = Some(Pool::new(PhysAddr::new(low_end), pool_bytes, config.cpus)?);
+        }
+        let reserved = FIRMWARE + (ram.low() - low_end);
+        if low_end <= FIRMWARE {
+            return Err(MachineError::TooSmall { ram: ram.low(), reserved });
+        }
+        let mut ranges = vec![(PhysAddr::new(FIRMWARE).pfn(), PhysAddr::new(low_end).pfn())];
+        if ram.end() > crate::ram::HIGH_START {
+            ranges.push((PhysAddr::new(crate::ram::HIGH_START).pfn(), PhysAddr::new(ram.end()).pfn()));
+        }
+        let zones = Zones::new(&Layout::from_ranges(&ranges));
+        let kmalloc = Kmalloc::new(config.cpus);
+        Ok(Self {
+            config,
+            generation: AtomicU64::new(0),
+            clock: AtomicU64::new(0),
+            next_transaction: AtomicU64::new(1),
+            ram,
+            memory: Locked::new(Memory { zones, kmalloc }),
+            swiotlb: Locked::new(pool),
+            devices: Locked::default(),
+            io: Locked::default(),
+            irqs: IrqTable::default(),
+            timers: Timers::default(),
+            registry: Locked::default(),
+            findings: Locked::default(),
+            log: KernelLog::default(),
+            trace: Recorder::default(),
+        })
+    }
+
+    /// What the machine is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Its RAM.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// Its interrupt lines.
+    pub fn irqs(&self) -> &IrqTable {
+        &self.irqs
+    }
+
+    /// Its timers.
+    pub fn timers(&self) -> &Timers {
+        &self.timers
+    }
+
+    /// Its event records.
+    pub fn trace(&self) -> &Recorder {
+        &self.trace
+    }
+
+    /// What the kernel printed, rate-limited as Linux's is.
+    pub fn log(&self) -> &KernelLog {
+        &self.log
+    }
+
+    /// The world's nanoseconds, for what has no CPU (port, ledger).
+    pub fn clock(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    /// Sets the clock; only the world does.
+    pub fn set_clock(&self, now: u64) {
+        self.clock.store(now, Ordering::Relaxed);
+    }
+
+    /// The next DMA transaction's number.
+    pub(crate) fn next_transaction(&self) -> u64 {
+        self.next_transaction.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Joins the physical address space of device registers; the wire does this once.
+    pub fn set_io_space(&self, io: Arc<dyn IoSpace>) {
+        *self.io.lock() = Some(io);
+    }
+
+    pub(crate) fn io_space(&self) -> Option<Arc<dyn IoSpace>> {
+        self.io.lock().clone()
+    }
+
+    /// Reports a finding seen where no CPU runs (port, ledger, device).
+    pub fn report(&self, finding: Finding) {
+        self.findings.lock().push(finding);
+    }
+
+    /// Every finding so far, in order.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.findings.lock().clone()
+    }
+
+    /// Books a resource that has no table of its own, for the leak check.
+    pub fn register(&self, resource: Resource, at: PhysAddr, bytes: u64, owner: Owner) -> u64 {
+        let mut registry = self.registry.lock();
+        let id = registry.last().map_or(1, |live| live.id + 1);
+        registry.push(Live { id, resource, at, bytes, owner });
+        id
+    }
+
+    /// Takes a booked resource off the books; an unknown number is ignored.
+    pub fn unregister(&self, id: u64) {
+        self.registry.lock().retain(|live| live.id != id);
+    }
+
+    pub(crate) fn registered(&self) -> Vec<Live> {
+        self.registry.lock().clone()
+    }
+
+    /// `/proc/buddyinfo`.
+    pub fn buddyinfo(&self) -> String {
+        self.memory.lock().zones.buddyinfo()
+    }
+
+    /// Slots of the bounce pool in use, and the most that ever were.
+    pub fn swiotlb_usage(&self) -> (u64, u64) {
+        self.swiotlb.lock().as_ref().map_or((0, 0), |pool| {
+            let stats = pool.stats();
+            (stats.used, stats.high_water)
+        })
+    }
+
+    /// Checks every invariant of every allocator; `Err` carries the first that is broken.
+    ///
+    /// # Errors
+    /// The broken invariant, in words.
+    pub fn validate(&self) -> Result<(), crate::stats::Broken> {
+        crate::stats::validate(self)
+    }
+
+    /// Back to the state of a fresh machine, touching only what was touched. Returns the pages cleared.
+    fn reset(&self) -> Result<u64, RamError> {
+        // Whoever still holds a handle must see it dead before the tables go.
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.devices.lock().clear();
+        *self.io.lock() = None;
+        self.irqs.reset();
+        self.timers.reset();
+        self.registry.lock().clear();
+        self.findings.lock().clear();
+        self.log.reset();
+        self.trace.reset();
+        self.clock.store(0, Ordering::Relaxed);
+        self.next_transaction.store(1, Ordering::Relaxed);
+        {
+            let mut memory = self.memory.lock();
+            let Memory { zones, kmalloc } = &mut *memory;
+            kmalloc.reset();
+            zones.reset();
+        }
+        if let Some(pool) = self.swiotlb.lock().as_mut() {
+            pool.reset();
+        }
+        self.ram.reset()
+    }
+}
+
+/// A handle to a kernel, dead once its machine was recycled.
+#[derive(Clone, Copy)]
+pub struct KernelRef {
+    kernel: &'static Kernel,
+    generation: u64,
+}
+
+impl KernelRef {
+    /// The kernel, or `None` if its machine was recycled since.
+    pub fn get(self) -> Option<&'static Kernel> {
+        (self.kernel.generation.load(Ordering::Relaxed) == self.generation).then_some(self.kernel)
+    }
+
+    /// The kernel, whatever its generation: for a CPU, which can't outlive its machine's loan.
+    pub(crate) fn get_unchecked(self) -> &'static Kernel {
+        self.kernel
+    }
+}
+
+static POOL: Mutex<Vec<&'static Kernel>> = Mutex::new(Vec::new());
+
+/// The loan of a machine; given back and reset when dropped.
+pub struct Machine {
+    kernel: &'static Kernel,
+}
+
+impl Machine {
+    /// A machine in its fresh state: a recycled one if there is one of this kind, else a new one.
+    ///
+    /// # Errors
+    /// [`MachineError`] names what can't be.
+    pub fn acquire(config: MachineConfig) -> Result<Self, MachineError> {
+        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = pool.iter().position(|kernel| kernel.config == config);
+        let kernel = match found {
+            Some(index) => pool.swap_remove(index),
+            // Leaked on purpose: handles are `&'static` plus a generation, and the pool reuses it for ever.
+            None => Box::leak(Box::new(Kernel::new(config)?)),
+        };
+        Ok(Self { kernel })
+    }
+
+    /// The kernel on it.
+    pub fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    /// The handle that a world's CPUs get.
+    pub fn kernel_ref(&self) -> KernelRef {
+        KernelRef { kernel: self.kernel, generation: self.kernel.generation.load(Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // A machine whose RAM can't be cleared is never lent again.
+        if self.kernel.reset().is_ok() {
+            POOL.lock().unwrap_or_else(PoisonError::into_inner).push(self.kernel);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Pages: `alloc_pages` and the block that it gives.
+//!
+//! A [`Pages`] owns 2^order contiguous frames and frees them when it drops. The mask decides the zone (`GFP_DMA32`
+//! for pages that a 32-bit device reaches), whether the call may sleep, and what it may dip into. Mirrors
+//! mm/page_alloc.c. Neighbours: `zone` (who has memory), `kbuf` (bytes). Left out here: reclaim, per-CPU lists,
+//! high memory.
+
+use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::cpu::Cpu;
+use crate::env::{Class, Verdict};
+use crate::finding::{BadFree, Finding, FindingKind};
+use crate::gfp::Gfp;
+use crate::kernel::{Kernel, KernelRef};
+use crate::site::Owner;
+use crate::trace::{Kind, Record};
+use crate::zone::{AllocError, Block, ZoneKind};
+
+/// 2^order contiguous page frames, freed when dropped.
+#[must_use = "the pages are freed when this is dropped"]
+pub struct Pages {
+    kernel: KernelRef,
+    block: Block,
+    owner: Owner,
+}
+
+/// Allocates 2^`order` contiguous pages (`alloc_pages`). With a mask that may sleep: process context only.
+///
+/// # Errors
+/// [`AllocError::TooLarge`] above order 10, [`AllocError::NoMemory`] when no allowed zone has the block.
+#[track_caller]
+pub fn alloc_pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp) -> Result<Pages, AllocError> {
+    let owner = cpu.owner();
+    let block = take_block(cpu, order, gfp, Class::Page, owner)?;
+    Ok(Pages { kernel: cpu.kernel_ref(), block, owner })
+}
+
+/// The page allocator's front door, for every allocator above it.
+#[track_caller]
+pub(crate) fn take_block(
+    cpu: &Cpu<'_>,
+    order: u8,
+    gfp: Gfp,
+    class: Class,
+    owner: Owner,
+) -> Result<Block, AllocError> {
+    if gfp.may_sleep() {
+        cpu.might_sleep("alloc_pages");
+    }
+    if cpu.point_for(class, u64::from(order), owner) == Verdict::Fail {
+        return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone() });
+    }
+    let block = cpu.kernel().memory.lock().zones.alloc(order, gfp, owner)?;
+    let at = block.pfn.phys();
+    cpu.trace(Kind::MmPageAlloc, at.get(), block_bytes(order), 0, 0);
+    if gfp.contains(Gfp::ZERO) {
+        // The block came from a zone, so all of it is RAM.
+        let _ = cpu.kernel().ram().zero(at, PAGE_SIZE << order);
+    }
+    Ok(block)
+}
+
+/// Gives a block back; `Drop` calls this, so it has no CPU and no point.
+pub(crate) fn give_block(kernel: &Kernel, at: PhysAddr, order: u8) {
+    let freed = kernel.memory.lock().zones.free(at.pfn(), order);
+    trace_release(kernel, Kind::MmPageFree, at, block_bytes(order));
+    if let Err(error) = freed {
+        report_bad_free(kernel, error.into(), Owner::default());
+    }
+}
+
+pub(crate) fn trace_release(kernel: &Kernel, kind: Kind, at: PhysAddr, len: usize) {
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    let record = Record { ts: kernel.clock(), addr: at.get(), len, kind, dev: 0, tag: 0 };
+    kernel.trace().emit(crate::cpu::current(), record);
+}
+
+pub(crate) fn report_bad_free(kernel: &Kernel, error: BadFree, by: Owner) {
+    kernel.report(Finding {
+        kind: FindingKind::BadFree(error),
+        device: None,
+        at: kernel.clock(),
+        sites: vec![("freed at", by)],
+    });
+}
+
+fn block_bytes(order: u8) -> usize {
+    4096 << order
+}
+
+impl Pages {
+    /// The physical address of the first byte.
+    pub fn phys(&self) -> PhysAddr {
+        self.block.pfn.phys()
+    }
+
+    /// The zone the block came from.
+    pub fn zone(&self) -> ZoneKind {
+        self.block.zone
+    }
+
+    /// The order it was asked for.
+    pub fn order(&self) -> u8 {
+        self.block.order
+    }
+
+    /// Who allocated it.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// The machine it belongs to.
+    pub(crate) fn kernel(&self) -> KernelRef {
+        self.kernel
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if let Some(kernel) = self.kernel.get() {
+            give_block(kernel, self.phys(), self.block.order);
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Guest RAM: a sparse memfd, mapped once, reached only by volatile copies and atomic loads and stores.
+//!
+//! The machine's memory is split as on a PC: `low` bytes from address 0, the rest from 4 GiB up, with the hole
+//! between them left to device registers. Pages that were never written cost nothing. Every write, by CPU or
+//! device, marks its page in a dirty map, so that [`Ram::reset`] touches only what was touched.
+//!
+//! No reference into RAM exists anywhere: whoever holds one could not share the page with a device.
+//! Neighbours: the kernel's copies (`KBuf`, `Coherent`), `dma::DmaPort`. Left out: hot-plug, NUMA.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FallocateFlags, MemfdFlags};
+use thiserror::Error;
+use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
+use vm_memory::{
+    AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+use crate::addr::{PAGE_SIZE, PhysAddr};
+
+/// Where RAM above the device window begins.
+pub const HIGH_START: u64 = 1 << 32;
+/// The lowest address that device windows may take, hence the most RAM below 4 GiB.
+pub const LOW_LIMIT: u64 = 0xe000_0000;
+/// The most RAM a machine may have: beyond it the page tables of this model make no sense.
+pub const RAM_LIMIT: u64 = 1 << 40;
+/// A dirty run of this many pages is given back to the host; shorter ones are written over, which is faster.
+const PUNCH_PAGES: u64 = 512;
+
+/// Why RAM could not be made or reached.
+#[derive(Debug, Error)]
+pub enum RamError {
+    /// A size of zero.
+    #[error("RAM of 0 bytes")]
+    Zero,
+    /// A size that is no whole number of pages.
+    #[error("{what} of {bytes} bytes is not a multiple of {PAGE_SIZE}")]
+    Unaligned {
+        /// Which size.
+        what: &'static str,
+        /// The size.
+        bytes: u64,
+    },
+    /// A size past the model's limit.
+    #[error("RAM of {bytes} bytes is beyond the limit of {RAM_LIMIT}")]
+    TooLarge {
+        /// The size.
+        bytes: u64,
+    },
+    /// More low RAM than fits under the device window.
+    #[error("{bytes} bytes of RAM below 4 GiB reach into the device window at {LOW_LIMIT:#x}")]
+    LowTooLarge {
+        /// The size.
+        bytes: u64,
+    },
+    /// The host refused the memory.
+    #[error("the host cannot map {bytes} bytes of guest RAM: {source}")]
+    Host {
+        /// The size.
+        bytes: u64,
+        /// The host's reason.
+        source: std::io::Error,
+    },
+    /// An access outside RAM.
+    #[error("no RAM at {addr:#x}, length {len}")]
+    NotRam {
+        /// The first byte asked for.
+        addr: u64,
+        /// How many bytes.
+        len: usize,
+    },
+}
+
+/// Which pages were written: one bit a page, and one summary bit for each 64 pages.
+#[derive(Debug, Default)]
+pub struct DirtyMap {
+    words: Vec<AtomicU64>,
+    summary: Vec<AtomicU64>,
+}
+
+fn zeroed(len: usize) -> Vec<AtomicU64> {
+    std::iter::repeat_with(|| AtomicU64::new(0)).take(len).collect()
+}
+
+impl DirtyMap {
+    fn set(&self, page: usize) {
+        let (word, bit) = (page / 64, 1_u64 << (page % 64));
+        let Some(cell) = self.words.get(word) else { return };
+        if cell.load(Ordering::Relaxed) & bit == 0 {
+            cell.fetch_or(bit, Ordering::Relaxed);
+            if let Some(top) = self.summary.get(word / 64) {
+                top.fetch_or(1 << (word % 64), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes all dirty pages out, as ascending runs `(first page, pages)`.
+    fn drain(&self) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let bits = |mut set: u64| {
+            std::iter::from_fn(move || {
+                let bit = (set != 0).then(|| set.trailing_zeros())?;
+                set &= set - 1;
+                Some(u64::from(bit))
+            })
+        };
+        for (i, top) in (0_u64..).zip(&self.summary) {
+            for word in bits(top.swap(0, Ordering::Relaxed)).map(|bit| i * 64 + bit) {
+                let Some(cell) = usize::try_from(word).ok().and_then(|w| self.words.get(w)) else { continue };
+                for page in bits(cell.swap(0, Ordering::Relaxed)).map(|bit| word * 64 + bit) {
+                    match runs.last_mut() {
+                        Some((first, len)) if *first + *len == page => *len += 1,
+                        _ => runs.push((page, 1)),
+                    }
+                }
+            }
+        }
+        runs
+    }
+}
+
+impl<'a> WithBitmapSlice<'a> for DirtyMap {
+    type S = RefSlice<'a, Self>;
+}
+
+impl Bitmap for DirtyMap {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        const PAGE: usize = 4096;
+        if len > 0 {
+            (offset / PAGE..=offset.saturating_add(len - 1) / PAGE).for_each(|page| self.set(page));
+        }
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        let page = offset / 4096;
+        self.words.get(page / 64).is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (page % 64)) != 0)
+    }
+
+    fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {
+        RefSlice::new(self, offset)
+    }
+}
+
+impl NewBitmap for DirtyMap {
+    fn with_len(len: usize) -> Self {
+        let words = len.div_ceil(4096).div_ceil(64);
+        Self { words: zeroed(words), summary: zeroed(words.div_ceil(64)) }
+    }
+}
+
+/// The memory type that the DMA port hands slices of.
+pub type RamMap = GuestMemoryMmap<DirtyMap>;
+
+/// All RAM of one machine.
+#[derive(Debug)]
+pub struct Ram {
+    map: RamMap,
+    file: File,
+    low: u64,
+    total: u64,
+}
+
+impl Ram {
+    /// Makes `total` bytes of RAM, at most `low` of them below 4 GiB.
+    ///
+    /// # Errors
+    /// [`RamError`] names the size that is zero, unaligned, beyond a limit, or refused by the host.
+    pub fn new(total: u64, low: u64) -> Result<Self, RamError> {
+        check_sizes(total, low)?;
+        let low = low.min(total);
+        let host = |source| RamError::Host { bytes: total, source };
+        let fd = rustix::fs::memfd_create("lowzone-ram", MemfdFlags::CLOEXEC).map_err(|e| host(e.into()))?;
+        let file = File::from(fd);
+        file.set_len(total).map_err(host)?;
+        let mut regions = vec![region(&file, 0, 0, low, total)?];
+        if total > low {
+            regions.push(region(&file, HIGH_START, low, total - low, total)?);
+        }
+        let map = GuestMemoryMmap::from_regions(regions).map_err(|e| host(std::io::Error::other(e)))?;
+        Ok(Self { map, file, low, total })
+    }
+
+    /// The mapped memory, for the DMA port.
+    pub fn map(&self) -> &RamMap {
+        &self.map
+    }
+
+    /// Bytes of RAM.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Bytes of RAM below 4 GiB.
+    pub fn low(&self) -> u64 {
+        self.low
+    }
+
+    /// The address after the last byte of RAM.
+    pub fn end(&self) -> u64 {
+        if self.total > self.low { HIGH_START + (self.total - self.low) } else { self.low }
+    }
+
+    /// Whether all of `len` bytes from `at` are RAM.
+    pub fn contains(&self, at: PhysAddr, len: u64) -> bool {
+        let Some(end) = at.get().checked_add(len) else { return false };
+        end <= self.low || (at.get() >= HIGH_START && end <= self.end())
+    }
+
+    /// Copies bytes out of RAM.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] if any byte lies outside; nothing is copied then.
+    pub fn read(&self, at: PhysAddr, to: &mut [u8]) -> Result<(), RamError> {
+        let len = to.len();
+        self.map.read_slice(to, GuestAddress(at.get())).map_err(|_| RamError::NotRam { addr: at.get(), len })
+    }
+
+    /// Copies bytes into RAM.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] if any byte lies outside.
+    pub fn write(&self, at: PhysAddr, from: &[u8]) -> Result<(), RamError> {
+        self.map
+            .write_slice(from, GuestAddress(at.get()))
+            .map_err(|_| RamError::NotRam { addr: at.get(), len: from.len() })
+    }
+
+    /// Loads one aligned number in one access, as a ring index must be.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] outside RAM or unaligned.
+    pub fn load<T: AtomicAccess>(&self, at: PhysAddr) -> Result<T, RamError> {
+        self.map
+            .load(GuestAddress(at.get()), Ordering::Acquire)
+            .map_err(|_| RamError::NotRam { addr: at.get(), len: size_of::<T>() })
+    }
+
+    /// Stores one aligned number in one access.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] outside RAM or unaligned.
+    pub fn store<T: AtomicAccess>(&self, at: PhysAddr, value: T) -> Result<(), RamError> {
+        self.map
+            .store(value, GuestAddress(at.get()), Ordering::Release)
+            .map_err(|_| RamError::NotRam { addr: at.get(), len: size_of::<T>() })
+    }
+
+    /// Copies RAM to RAM, as the swiotlb does; the ranges don't overlap.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] if either range leaves RAM.
+    pub fn copy(&self, from: PhysAddr, to: PhysAddr, len: usize) -> Result<(), RamError> {
+        let slice = |at: PhysAddr| {
+            GuestMemoryBackend::get_slice(&self.map, GuestAddress(at.get()), len)
+                .map_err(|_| RamError::NotRam { addr: at.get(), len })
+        };
+        slice(from)?.copy_to_volatile_slice(slice(to)?);
+        Ok(())
+    }
+
+    /// Clears bytes.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] if the range leaves RAM.
+    pub fn zero(&self, at: PhysAddr, len: u64) -> Result<(), RamError> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let mut done = 0;
+        while done < len {
+            let step = usize::try_from((len - done).min(PAGE_SIZE)).unwrap_or(ZEROS.len());
+            self.write(at.wrapping_add(done), &ZEROS[..step])?;
+            done += step as u64;
+        }
+        Ok(())
+    }
+
+    /// Clears every page that was ever written; afterwards RAM equals fresh RAM. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`RamError::Host`] if the host will not take pages back.
+    pub fn reset(&self) -> Result<u64, RamError> {
+        let mut pages = 0;
+        for (start, offset) in [(0, 0), (HIGH_START, self.low)] {
+            let Some(region) = self.map.find_region(GuestAddress(start)) else { continue };
+            for (first, len) in region.bitmap_map().drain() {
+                pages += len;
+                let at = first * PAGE_SIZE;
+                if len >= PUNCH_PAGES {
+                    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    rustix::fs::fallocate(&self.file, mode, offset + at, len * PAGE_SIZE)
+                        .map_err(|e| RamError::Host { bytes: len * PAGE_SIZE, source: e.into() })?;
+                } else {
+                    self.zero(PhysAddr::new(start + at), len * PAGE_SIZE)?;
+                }
+            }
+            region.bitmap_map().drain();
+        }
+        Ok(pages)
+    }
+}
+
+/// Gives the whole dirty map of a region: vm-memory's own accessor hands out slices of it only.
+trait DirtyRegion {
+    fn bitmap_map(&self) -> &DirtyMap;
+}
+
+impl DirtyRegion for GuestRegionMmap<DirtyMap> {
+    fn bitmap_map(&self) -> &DirtyMap {
+        // `GuestRegionMmap` derefs to its `MmapRegion`, whose accessor returns the map itself.
+        std::ops::Deref::deref(self).bitmap()
+    }
+}
+
+fn check_sizes(total: u64, low: u64) -> Result<(), RamError> {
+    if total == 0 || low == 0 {
+        return Err(RamError::Zero);
+    }
+    for (what, bytes) in [("RAM", total), ("low RAM", low)] {
+        if !bytes.is_multiple_of(PAGE_SIZE) {
+            return Err(RamError::Unaligned { what, bytes });
+        }
+    }
+    if total > RAM_LIMIT {
+        return Err(RamError::TooLarge { bytes: total });
+    }
+    if low.min(total) > LOW_LIMIT {
+        return Err(RamError::LowTooLarge { bytes: low.min(total) });
+    }
+    Ok(())
+}
+
+fn region(file: &File, at: u64, offset: u64, len: u64, total: u64) -> Result<GuestRegionMmap<DirtyMap>, RamError> {
+    let host = |source| RamError::Host { bytes: total, source };
+    let file = file.try_clone().map_err(host)?;
+    let size = usize::try_from(len).map_err(|_| RamError::TooLarge { bytes: len })?;
+    GuestRegionMmap::from_range(GuestAddress(at), size, Some(FileOffset::new(file, offset)))
+        .map_err(|e| host(std::io::Error::other(e)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_hole_below_4_gib_is_not_ram() {
+        let ram = Ram::new(6 * GIB, 3 * GIB).unwrap();
+        assert!(ram.contains(PhysAddr::new(3 * GIB - 8), 8));
+        assert!(!ram.contains(PhysAddr::new(3 * GIB - 8), 9));
+        assert!(ram.contains(PhysAddr::new(HIGH_START), 3 * GIB));
+        assert!(!ram.contains(PhysAddr::new(u64::MAX), 2));
+        assert!(ram.write(PhysAddr::new(3 * GIB), &[1]).is_err());
+        assert_eq!(ram.end(), 7 * GIB);
+    }
+
+    #[test]
+    fn a_reset_clears_what_was_written_and_only_that() {
+        let ram = Ram::new(6 * GIB, 3 * GIB).unwrap();
+        let places = [0_u64, 4096 * 5 + 17, 3 * GIB - 1, HIGH_START + 12345];
+        for at in places {
+            ram.write(PhysAddr::new(at), &[0xa5]).unwrap();
+        }
+        ram.store(PhysAddr::new(HIGH_START + (1 << 20)), 7_u32).unwrap();
+        ram.copy(PhysAddr::new(0), PhysAddr::new(8 << 20), 4096).unwrap();
+        assert_eq!(ram.reset().unwrap(), 6);
+        for at in places {
+            let mut byte = [1];
+            ram.read(PhysAddr::new(at), &mut byte).unwrap();
+            assert_eq!(byte, [0], "at {at:#x}");
+        }
+        assert_eq!(ram.load::<u32>(PhysAddr::new(HIGH_START + (1 << 20))).unwrap(), 0);
+        assert_eq!(ram.reset().unwrap(), 0, "a reset leaves nothing dirty");
+    }
+
+    #[test]
+    fn long_runs_are_punched_out_and_read_as_zero() {
+        let ram = Ram::new(64 << 20, 64 << 20).unwrap();
+        let page = [7_u8; 4096];
+        for i in 0..1000 {
+            ram.write(PhysAddr::new((1 << 20) + i * 4096), &page).unwrap();
+        }
+        assert_eq!(ram.reset().unwrap(), 1000);
+        assert_eq!(ram.load::<u8>(PhysAddr::new((1 << 20) + 999 * 4096)).unwrap(), 0);
+    }
+
+    #[test]
+    fn bad_sizes_name_themselves() {
+        assert_eq!(Ram::new(0, GIB).unwrap_err().to_string(), "RAM of 0 bytes");
+        assert_eq!(Ram::new(4097, 4096).unwrap_err().to_string(), "RAM of 4097 bytes is not a multiple of 4096");
+        assert!(matches!(Ram::new(RAM_LIMIT + 4096, GIB), Err(RamError::TooLarge { .. })));
+        assert!(matches!(Ram::new(8 * GIB, 4 * GIB), Err(RamError::LowTooLarge { .. })));
+    }
+}

@@ -1,0 +1,134 @@
+//! What is left, and whether the books are right: the leak check and the validation of one kernel.
+//!
+//! [`leaks`] lists every live resource of every kind, in a fixed order, each with who made it. Memory that lies
+//! under a leaked mapping is told with the mapping, not twice. Neighbours: `kernel`, `finding`. Left out: rendering.
+
+use thiserror::Error;
+
+use crate::addr::PhysAddr;
+use crate::dma::ledger::Kind as MappingKind;
+use crate::finding::{Finding, FindingKind, Resource};
+use crate::kernel::Kernel;
+use crate::site::Owner;
+
+/// A broken invariant.
+#[derive(Debug, Error)]
+pub enum Broken {
+    /// In the page allocator.
+    #[error("page allocator: {0}")]
+    Zones(#[from] crate::zone::Invalid),
+    /// In the slab caches.
+    #[error("slab: {0}")]
+    Slab(#[from] crate::slab::Invalid),
+    /// In the bounce pool.
+    #[error("swiotlb: {0}")]
+    Swiotlb(#[from] crate::dma::swiotlb::Invalid),
+    /// In a device's ledger.
+    #[error("ledger of {device}: {source}")]
+    Ledger {
+        /// The device.
+        device: String,
+        /// What is broken.
+        source: crate::dma::ledger::Invalid,
+    },
+}
+
+/// A resource that is still live.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Leak {
+    /// What it is.
+    pub resource: Resource,
+    /// Where it lies, or the number that names it.
+    pub at: PhysAddr,
+    /// How many bytes.
+    pub bytes: u64,
+    /// Who made it.
+    pub owner: Owner,
+    /// The device it belongs to, for DMA resources.
+    pub device: Option<String>,
+}
+
+impl Leak {
+    /// The same as a finding.
+    pub fn finding(&self, now: u64, checked: Owner) -> Finding {
+        Finding {
+            kind: FindingKind::Leak { resource: self.resource, bytes: self.bytes, at: self.at },
+            device: self.device.clone(),
+            at: now,
+            sites: vec![("allocated at", self.owner), ("not freed when", checked)],
+        }
+    }
+}
+
+/// Every live resource, in a fixed order.
+pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
+    let mut found = Vec::new();
+    let devices: Vec<_> = kernel.devices.lock().iter().cloned().collect();
+    let mut under_dma: Vec<(u64, u64)> = Vec::new();
+    for device in &devices {
+        let ledger = device.ledger.lock();
+        for mapping in ledger.live() {
+            under_dma.push((mapping.orig.get(), mapping.len));
+            let resource = match mapping.kind {
+                MappingKind::Coherent => Resource::Coherent,
+                MappingKind::Single => Resource::Mapping,
+            };
+            found.push(Leak {
+                resource,
+                at: mapping.orig,
+                bytes: mapping.len,
+                owner: mapping.map_owner,
+                device: Some(device.name().to_owned()),
+            });
+        }
+    }
+    memory_leaks(kernel, &under_dma, &mut found);
+    let plain = |resource, number: u64, owner| Leak {
+        resource,
+        at: PhysAddr::new(number),
+        bytes: 0,
+        owner,
+        device: None,
+    };
+    for live in kernel.registered() {
+        found.push(Leak { bytes: live.bytes, ..plain(live.resource, live.at.get(), live.owner) });
+    }
+    found.extend(kernel.irqs().live().into_iter().map(|(irq, owner)| plain(Resource::Irq, u64::from(irq), owner)));
+    found.extend(kernel.timers().live().into_iter().map(|(id, owner)| plain(Resource::Timer, id, owner)));
+    found
+}
+
+fn memory_leaks(kernel: &Kernel, under_dma: &[(u64, u64)], found: &mut Vec<Leak>) {
+    let covered = |at: u64, len: u64| under_dma.iter().any(|&(start, size)| start < at + len && at < start + size);
+    let memory = kernel.memory.lock();
+    for object in memory.kmalloc.live() {
+        if !covered(object.phys.get(), object.size as u64) {
+            let (at, bytes, owner) = (object.phys, object.size as u64, object.owner);
+            found.push(Leak { resource: Resource::Slab, at, bytes, owner, device: None });
+        }
+    }
+    for block in memory.zones.live().filter(|block| !block.slab) {
+        let (at, bytes) = (block.pfn.phys(), crate::addr::PAGE_SIZE << block.order);
+        if !covered(at.get(), bytes) {
+            found.push(Leak { resource: Resource::Pages, at, bytes, owner: block.owner, device: None });
+        }
+    }
+}
+
+/// Checks every table of the kernel against itself.
+pub(crate) fn validate(kernel: &Kernel) -> Result<(), Broken> {
+    {
+        let memory = kernel.memory.lock();
+        memory.zones.validate()?;
+        memory.kmalloc.validate(&memory.zones)?;
+    }
+    if let Some(pool) = kernel.swiotlb.lock().as_ref() {
+        pool.validate()?;
+    }
+    let devices: Vec<_> = kernel.devices.lock().iter().cloned().collect();
+    for device in devices {
+        let checked = device.ledger.lock().validate();
+        checked.map_err(|source| Broken::Ledger { device: device.name().to_owned(), source })?;
+    }
+    Ok(())
+}

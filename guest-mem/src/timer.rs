@@ -1,0 +1,144 @@
+//! Kernel timers: run once, in softirq context, at or after their time.
+//!
+//! The world looks at [`Timers::next`] when it decides how far virtual time may jump, and raises
+//! [`Timers::interrupt`] on a CPU when one is due. Mirrors kernel/time/timer.c. Neighbours: `cpu` (softirq), worlds.
+//! Left out: deferrable timers, hrtimers, timer wheels' rounding (a timer is due at its nanosecond).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::cpu::Cpu;
+use crate::env::{IrqHandler, IrqReturn};
+use crate::kernel::KernelRef;
+use crate::lock::Locked;
+use crate::site::Owner;
+use crate::wait::WaitQueue;
+
+/// How long `del_timer_sync` waits for a running callback.
+const SYNC_TIMEOUT: u64 = 10_000_000_000;
+
+/// What a timer runs, in softirq context.
+pub trait TimerCallback: Send + Sync {
+    /// Runs once for each time the timer was armed.
+    fn expired(&self, cpu: &Cpu<'_>);
+}
+
+struct Armed {
+    callback: Arc<dyn TimerCallback>,
+    running: Arc<Running>,
+    owner: Owner,
+}
+
+#[derive(Default)]
+struct Running {
+    count: AtomicU32,
+    idle: WaitQueue,
+}
+
+/// The kernel's pending timers, by time and then by number.
+#[derive(Default)]
+pub struct Timers {
+    pending: Locked<BTreeMap<(u64, u64), Armed>>,
+    next_id: AtomicU64,
+}
+
+struct TimerInterrupt;
+
+impl IrqHandler for TimerInterrupt {
+    fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
+        cpu.raise_timer_softirq();
+        IrqReturn::Handled
+    }
+}
+
+impl Timers {
+    /// When the next timer is due.
+    pub fn next(&self) -> Option<u64> {
+        self.pending.lock().first_key_value().map(|(&(at, _), _)| at)
+    }
+
+    /// The timer interrupt, for the world to deliver when a timer is due.
+    pub fn interrupt() -> Arc<dyn IrqHandler> {
+        Arc::new(TimerInterrupt)
+    }
+
+    /// Every pending timer: `(number, owner)`.
+    pub fn live(&self) -> Vec<(u64, Owner)> {
+        self.pending.lock().iter().map(|(&(_, id), armed)| (id, armed.owner)).collect()
+    }
+
+    pub(crate) fn reset(&self) {
+        self.pending.lock().clear();
+        self.next_id.store(0, Ordering::Relaxed);
+    }
+
+    /// Runs what is due; softirq context.
+    pub(crate) fn run_expired(&self, cpu: &Cpu<'_>) {
+        loop {
+            let due = {
+                let mut pending = self.pending.lock();
+                match pending.first_key_value() {
+                    Some((&key, _)) if key.0 <= cpu.now() => pending.remove(&key),
+                    _ => None,
+                }
+            };
+            let Some(armed) = due else { return };
+            armed.running.count.fetch_add(1, Ordering::Acquire);
+            cpu.set_atomic_since(armed.owner);
+            armed.callback.expired(cpu);
+            if armed.running.count.fetch_sub(1, Ordering::Release) == 1 {
+                armed.running.idle.wake_up_all(cpu);
+            }
+        }
+    }
+}
+
+/// A timer (`struct timer_list`); dropping it disarms it.
+pub struct Timer {
+    kernel: KernelRef,
+    callback: Arc<dyn TimerCallback>,
+    id: u64,
+    armed_at: Locked<Option<u64>>,
+    running: Arc<Running>,
+}
+
+impl Timer {
+    /// A timer that is not armed (`timer_setup`).
+    pub fn new(cpu: &Cpu<'_>, callback: Arc<dyn TimerCallback>) -> Self {
+        let id = cpu.kernel().timers().next_id.fetch_add(1, Ordering::Relaxed);
+        Self { kernel: cpu.kernel_ref(), callback, id, armed_at: Locked::default(), running: Arc::default() }
+    }
+
+    /// Arms it for `at`, in the world's nanoseconds, taking back an earlier arming (`mod_timer`). Any context.
+    #[track_caller]
+    pub fn modify(&self, cpu: &Cpu<'_>, at: u64) {
+        self.disarm();
+        let armed = Armed { callback: self.callback.clone(), running: self.running.clone(), owner: cpu.owner() };
+        *self.armed_at.lock() = Some(at);
+        cpu.kernel().timers().pending.lock().insert((at, self.id), armed);
+    }
+
+    /// Disarms it and waits until no CPU runs its callback (`del_timer_sync`). Process context.
+    #[track_caller]
+    pub fn delete_sync(&self, cpu: &Cpu<'_>) {
+        cpu.might_sleep("del_timer_sync");
+        self.disarm();
+        let idle = || self.running.count.load(Ordering::Acquire) == 0;
+        // Teardown ends the wait early; then nothing runs callbacks any more either.
+        let _ = self.running.idle.wait_event_timeout(cpu, SYNC_TIMEOUT, idle);
+    }
+
+    fn disarm(&self) {
+        let at = self.armed_at.lock().take();
+        if let (Some(at), Some(kernel)) = (at, self.kernel.get()) {
+            kernel.timers().pending.lock().remove(&(at, self.id));
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.disarm();
+    }
+}
