@@ -199,14 +199,15 @@ mod tests {
     #[test]
     fn ranges_that_touch_are_one_and_zones_part_them() {
         let layout = Layout::new(&[range(0x10_0000, 0x200_0000), range(0x200_0000, DMA32_END + 0x1000)], &[]).unwrap();
-        assert_eq!(layout.ranges, [0x100..0x10_0001]);
-        assert_eq!(layout.zone_ranges(ZoneKind::Normal).collect::<Vec<_>>(), [0x10_0000..0x10_0001]);
+        assert_eq!(layout.ranges.as_slice(), std::slice::from_ref(&(0x100..0x10_0001)));
+        assert_eq!(layout.zone_ranges(ZoneKind::Normal).last(), Some(0x10_0000..0x10_0001));
         assert_eq!(layout.zone_of(0xf_ffff), Some(ZoneKind::Dma32));
         assert_eq!(layout.end(), 0x10_0001);
     }
 
     #[test]
     fn ram_that_makes_no_machine_is_refused() {
+        let highest = u64::MAX - 4095;
         let of = |ram: &[Range<PhysAddr>]| Layout::new(ram, &[]).unwrap_err();
         assert_eq!(of(&[range(0, 0)]), LayoutError::BadRange { start: 0, end: 0 });
         assert_eq!(of(&[range(0, 0x1800)]), LayoutError::BadRange { start: 0, end: 0x1800 });
@@ -215,6 +216,6 @@ mod tests {
         assert_eq!(of(&[range(0, 0x10_0000)]), LayoutError::Nothing { bytes: 0x10_0000 });
         assert_eq!(of(&[]), LayoutError::Nothing { bytes: 0 });
         assert_eq!(Layout::pc(6 << 30, 5 << 30), Err(LayoutError::Overlap { at: DMA32_END }));
-        assert_eq!(Layout::pc(u64::MAX & !4095, 1 << 30).unwrap_err(), LayoutError::TooHigh { end: u64::MAX });
+        assert_eq!(Layout::pc(highest, 1 << 30), Err(LayoutError::TooHigh { end: u64::MAX }));
     }
 }
