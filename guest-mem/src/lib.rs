@@ -7,3 +7,9 @@ pub mod site;
 
 pub use addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
 pub use site::{Owner, Scope, Site};
+
+pub mod buddy;
+pub mod frame;
+pub mod gfp;
+pub mod slab;
+pub mod zone;

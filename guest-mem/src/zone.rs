@@ -1,0 +1,389 @@
+//! The page allocator: three zones over one frame table, and the rules by which a request finds its zone.
+//!
+//! [`Zones`] hands out blocks of `1 << order` pages. A request starts at the highest zone its mask allows and falls
+//! back downwards, Normal to DMA32 to DMA, never up: first as long as a zone stays above its low mark, then above
+//! its minimum mark. What was handed out, to whom and for what is kept out of band in the frame table, so that a
+//! wrong free is told from a right one; Linux would corrupt its lists or stay silent.
+//!
+//! A pure data structure: no lock, no CPU, no waiting, and no byte of RAM is touched. It is wrapped by those who have
+//! them: what blocks or retries for `GFP_KERNEL`, zeroes for `__GFP_ZERO` or reports, is theirs.
+//!
+//! Mirrors `get_page_from_freelist` and its surroundings in `mm/page_alloc.c`. Neighbours: [`crate::buddy`] is a
+//! zone's free lists, [`watermark`] and [`layout`] its marks and its place, [`crate::slab`] a customer. Left out:
+//! kswapd, reclaim, compaction and OOM, watermark boosting, per-CPU lists, migrate types, high-atomic reserve, nodes,
+//! splitting a block into single pages.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::buddy::{Buddy, InvalidBuddy, MAX_ORDER, ORDERS};
+use crate::frame::{Frame, Frames, Kind};
+use crate::gfp::Gfp;
+use crate::site::Owner;
+
+pub mod layout;
+#[cfg(test)]
+mod tests;
+pub mod watermark;
+
+pub use layout::{Layout, LayoutError};
+pub use watermark::{Marks, Pass, Watermarks};
+
+/// A zone of memory; ordered from low to high.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ZoneKind {
+    /// Below 16 MiB.
+    Dma,
+    /// Below 4 GiB.
+    Dma32,
+    /// Everything above.
+    Normal,
+}
+
+impl ZoneKind {
+    /// All zones, low to high.
+    pub const ALL: [Self; 3] = [Self::Dma, Self::Dma32, Self::Normal];
+
+    /// Linux's number of the zone, an index into arrays over zones.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Dma => 0,
+            Self::Dma32 => 1,
+            Self::Normal => 2,
+        }
+    }
+
+    /// The frames that belong to the zone if they are RAM.
+    const fn span(self) -> Range<u32> {
+        match self {
+            Self::Dma => 0..DMA_FRAMES,
+            Self::Dma32 => DMA_FRAMES..DMA32_FRAMES,
+            Self::Normal => DMA32_FRAMES..u32::MAX,
+        }
+    }
+
+    const fn of_frame(pfn: u32) -> Self {
+        match pfn {
+            0..DMA_FRAMES => Self::Dma,
+            DMA_FRAMES..DMA32_FRAMES => Self::Dma32,
+            _ => Self::Normal,
+        }
+    }
+}
+
+const DMA_FRAMES: u32 = 0x1000;
+const DMA32_FRAMES: u32 = 0x10_0000;
+const _: () = assert!((DMA_FRAMES as u64) << PAGE_SHIFT == layout::DMA_END);
+const _: () = assert!((DMA32_FRAMES as u64) << PAGE_SHIFT == layout::DMA32_END);
+
+impl fmt::Display for ZoneKind {
+    /// As every Linux report names it; obeys a width.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Dma => "DMA",
+            Self::Dma32 => "DMA32",
+            Self::Normal => "Normal",
+        })
+    }
+}
+
+/// Why no pages were allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllocError {
+    /// More than [`MAX_ORDER`]: Linux warns once unless `__GFP_NOWARN`, and returns NULL.
+    #[error("order {order} is above {MAX_ORDER}")]
+    TooLarge {
+        /// The order that was asked for.
+        order: u8,
+    },
+    /// No allowed zone may or can give such a block.
+    #[error("no block of order {order} for {gfp:?} in zone {zone} or below")]
+    NoMemory {
+        /// The order that was asked for.
+        order: u8,
+        /// The mask of the attempt that failed.
+        gfp: Gfp,
+        /// The highest zone it allowed.
+        zone: ZoneKind,
+    },
+}
+
+/// Why pages were not freed; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FreeError {
+    /// The page is free: freed twice, or never allocated.
+    #[error("page {pfn:#x} is not allocated")]
+    NotAllocated {
+        /// The page.
+        pfn: u64,
+    },
+    /// The block has another order.
+    #[error("page {pfn:#x} is freed with order {order}, was allocated with {was}")]
+    WrongOrder {
+        /// The block's first page.
+        pfn: u64,
+        /// The order that was given.
+        order: u8,
+        /// The order it was allocated with.
+        was: u8,
+    },
+    /// The page is not the first of its block.
+    #[error("page {pfn:#x} lies inside the block at {head:#x}")]
+    Inside {
+        /// The page.
+        pfn: u64,
+        /// The first page of its block.
+        head: u64,
+    },
+    /// The block belongs to `kmalloc`.
+    #[error("page {pfn:#x} belongs to kmalloc")]
+    Kmalloc {
+        /// The block's first page.
+        pfn: u64,
+    },
+    /// No memory that is managed lies there.
+    #[error("page {pfn:#x} is not RAM")]
+    NotRam {
+        /// The page.
+        pfn: u64,
+    },
+}
+
+/// An invariant of the page allocator that does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("zone {zone}: {fault}")]
+pub struct InvalidZones {
+    /// The zone.
+    pub zone: ZoneKind,
+    /// What is wrong in it.
+    #[source]
+    pub fault: InvalidBuddy,
+}
+
+/// `1 << order` allocated pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The first page; a multiple of the size.
+    pub pfn: Pfn,
+    /// Binary logarithm of the number of pages.
+    pub order: u8,
+    /// The zone it lies in.
+    pub zone: ZoneKind,
+}
+
+/// An allocated block and what is known about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocated {
+    /// The block; `block.pfn` is its head.
+    pub block: Block,
+    /// Who allocated it.
+    pub owner: Owner,
+    /// What it serves.
+    pub kind: Kind,
+}
+
+/// One zone's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZoneStats {
+    /// The zone.
+    pub zone: ZoneKind,
+    /// Pages the allocator was given.
+    pub managed: u64,
+    /// Pages that are free.
+    pub free: u64,
+    /// Free blocks of each order.
+    pub free_by_order: [u64; ORDERS],
+    /// Watermarks in pages.
+    pub marks: Watermarks,
+    /// Pages kept from requests whose highest zone is DMA, DMA32, Normal.
+    pub protection: [u64; 3],
+}
+
+#[derive(PartialEq, Eq)]
+struct Zone {
+    kind: ZoneKind,
+    managed: u64,
+    buddy: Buddy,
+}
+
+/// All memory of a machine that is given out in pages.
+///
+/// ```
+/// use lowzone_guest_mem::gfp::{GFP_DMA32, GFP_KERNEL};
+/// use lowzone_guest_mem::site::Owner;
+/// use lowzone_guest_mem::zone::{Layout, ZoneKind, Zones};
+/// let mut zones = Zones::new(Layout::pc(6 << 30, 3 << 30)?);
+/// let high = zones.alloc(0, GFP_KERNEL, Owner::default())?;
+/// let low = zones.alloc(0, GFP_KERNEL | GFP_DMA32, Owner::default())?;
+/// assert_eq!((high.zone, low.zone), (ZoneKind::Normal, ZoneKind::Dma32));
+/// zones.free(low.pfn, 0)?;
+/// assert!(zones.free(low.pfn, 0).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(PartialEq, Eq)]
+pub struct Zones {
+    layout: Layout,
+    marks: Marks,
+    frames: Frames,
+    zones: [Zone; 3],
+}
+
+impl Zones {
+    /// All of the layout's memory, free; takes time for its ragged ends only.
+    pub fn new(layout: Layout) -> Self {
+        let mut frames = Frames::new(layout.end());
+        let managed = ZoneKind::ALL.map(|kind| layout.managed(kind));
+        let zones = ZoneKind::ALL.map(|kind| {
+            let ranges: Vec<_> = layout.zone_ranges(kind).collect();
+            Zone { kind, managed: layout.managed(kind), buddy: Buddy::new(&ranges, &mut frames) }
+        });
+        Self { marks: Marks::new(managed, managed), layout, frames, zones }
+    }
+
+    /// Makes all memory free again, as new; takes time for what was touched only.
+    pub fn reset(&mut self) {
+        for zone in &mut self.zones {
+            zone.buddy.reset(&mut self.frames);
+        }
+    }
+
+    /// Allocates `1 << order` pages (`__alloc_pages`, without its waiting).
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError::TooLarge`] above order 10; [`AllocError::NoMemory`] if no allowed zone may give a block.
+    pub fn alloc(&mut self, order: u8, gfp: Gfp, owner: Owner) -> Result<Block, AllocError> {
+        self.alloc_as(order, gfp, owner, Kind::Pages)
+    }
+
+    /// As [`Zones::alloc`], for a purpose.
+    pub(crate) fn alloc_as(&mut self, order: u8, gfp: Gfp, owner: Owner, kind: Kind) -> Result<Block, AllocError> {
+        if order > MAX_ORDER {
+            return Err(AllocError::TooLarge { order });
+        }
+        let zone = gfp.highest_zone();
+        let third = Pass::has_third(gfp).then_some(Pass::NoMark);
+        for pass in [Pass::Low, Pass::second(gfp)].into_iter().chain(third) {
+            if let Some((pfn, zone)) = self.take(order, zone, pass) {
+                self.frames.set_used(pfn, order, kind, owner);
+                return Ok(block(pfn, order, zone));
+            }
+        }
+        Err(AllocError::NoMemory { order, gfp, zone })
+    }
+
+    fn take(&mut self, order: u8, highest: ZoneKind, pass: Pass) -> Option<(u32, ZoneKind)> {
+        let Self { marks, frames, zones, .. } = self;
+        for (index, zone) in zones.iter_mut().enumerate().take(highest.index() + 1).rev() {
+            let reserve = marks.protection[index][highest.index()];
+            if !pass.admits(zone.buddy.free(), order, marks.zones[index], reserve) {
+                continue;
+            }
+            if let Some(pfn) = zone.buddy.take(order, frames) {
+                return Some((pfn, zone.kind));
+            }
+        }
+        None
+    }
+
+    /// Frees a block by its first page, with the order it was allocated with; tells who had allocated it.
+    ///
+    /// # Errors
+    ///
+    /// A wrong free changes nothing. Linux 6.1 says nothing to most of these and corrupts its lists.
+    pub fn free(&mut self, pfn: Pfn, order: u8) -> Result<Owner, FreeError> {
+        let raw = pfn.get();
+        let found = self.lookup(pfn).ok_or_else(|| match self.zone_of(pfn) {
+            Some(_) => FreeError::NotAllocated { pfn: raw },
+            None => FreeError::NotRam { pfn: raw },
+        })?;
+        let Block { pfn: head, order: was, .. } = found.block;
+        if head != pfn {
+            return Err(FreeError::Inside { pfn: raw, head: head.get() });
+        }
+        if found.kind != Kind::Pages {
+            return Err(FreeError::Kmalloc { pfn: raw });
+        }
+        if was != order {
+            return Err(FreeError::WrongOrder { pfn: raw, order, was });
+        }
+        self.release(found.block);
+        Ok(found.owner)
+    }
+
+    /// Frees a block that was allocated and is not freed yet.
+    pub(crate) fn release(&mut self, block: Block) {
+        if let Ok(pfn) = u32::try_from(block.pfn.get()) {
+            self.zones[block.zone.index()].buddy.give(pfn, block.order, &mut self.frames);
+        }
+    }
+
+    /// The allocated block that holds a page.
+    pub fn lookup(&self, pfn: Pfn) -> Option<Allocated> {
+        let (head, frame) = self.frames.head_of(u32::try_from(pfn.get()).ok()?)?;
+        match frame {
+            Frame::Used { order, kind, owner } => Some(allocated(head, order, kind, owner)),
+            Frame::Free { .. } | Frame::Unmarked => None,
+        }
+    }
+
+    /// The zone of a page, or `None` if it is not managed.
+    pub fn zone_of(&self, pfn: Pfn) -> Option<ZoneKind> {
+        self.layout.zone_of(u32::try_from(pfn.get()).ok()?)
+    }
+
+    /// Every allocated block in the order of addresses; takes time for what was touched only.
+    pub fn live(&self) -> impl Iterator<Item = Allocated> {
+        self.zones
+            .iter()
+            .flat_map(|zone| zone.buddy.used(&self.frames))
+            .map(|(pfn, order, kind, owner)| allocated(pfn, order, kind, owner))
+    }
+
+    /// The numbers of all zones, DMA to Normal, empty ones included (`/proc/zoneinfo`).
+    pub fn stats(&self) -> [ZoneStats; 3] {
+        ZoneKind::ALL.map(|kind| {
+            let zone = &self.zones[kind.index()];
+            ZoneStats {
+                zone: kind,
+                managed: zone.managed,
+                free: zone.buddy.free(),
+                free_by_order: zone.buddy.free_by_order(),
+                marks: self.marks.zones[kind.index()],
+                protection: self.marks.protection[kind.index()],
+            }
+        })
+    }
+
+    /// The text of `/proc/buddyinfo`: free blocks of each order, a line for each zone that has memory.
+    pub fn buddyinfo(&self) -> String {
+        let mut text = String::new();
+        for stats in self.stats().iter().filter(|stats| stats.managed > 0) {
+            text += &format!("Node 0, zone {:>8} ", stats.zone);
+            text.extend(stats.free_by_order.iter().map(|blocks| format!("{blocks:>6} ")));
+            text.push('\n');
+        }
+        text
+    }
+
+    /// Checks every invariant of the lists, counters and marks of what was touched.
+    ///
+    /// # Errors
+    ///
+    /// The first that does not hold; it would be a fault of the lab.
+    pub fn validate(&self) -> Result<(), InvalidZones> {
+        for zone in &self.zones {
+            zone.buddy.validate(&self.frames).map_err(|fault| InvalidZones { zone: zone.kind, fault })?;
+        }
+        Ok(())
+    }
+}
+
+fn block(pfn: u32, order: u8, zone: ZoneKind) -> Block {
+    Block { pfn: Pfn::new(u64::from(pfn)), order, zone }
+}
+
+fn allocated(pfn: u32, order: u8, kind: Kind, owner: Owner) -> Allocated {
+    Allocated { block: block(pfn, order, ZoneKind::of_frame(pfn)), owner, kind }
+}
