@@ -114,14 +114,6 @@ pub enum FindingKind {
         /// Whether it was a write to memory.
         write: bool,
     },
-    /// Mappings live when the driver let go of the device.
-    #[error("DMA-API: device driver has pending DMA allocations while released from device [count={count}]\nOne of leaked entries details: {example}")]
-    PendingDma {
-        /// How many.
-        count: usize,
-        /// One of them, as dma-debug prints it.
-        example: String,
-    },
     /// A resource that nobody freed.
     #[error("leak: {resource}, {bytes} bytes at {at}")]
     Leak {
@@ -209,11 +201,10 @@ impl FindingKind {
             Self::SleepInAtomic { .. } => "sleep-in-atomic",
             Self::SelfDeadlock { .. } => "self-deadlock",
             Self::LabLockHeld { .. } => "lab-lock-held",
-            Self::Dma(misuse) => misuse.name(),
-            Self::Port(violation) => violation.name(),
+            Self::Dma(misuse) => misuse_name(misuse),
+            Self::Port(violation) => violation_name(violation),
             Self::BeyondWidth { .. } => "beyond-width",
             Self::BusMasterOff { .. } => "bus-master-off",
-            Self::PendingDma { .. } => "pending-dma",
             Self::Leak { .. } => "leak",
             Self::BadFree(_) => "bad-free",
             Self::OutOfBounds { .. } => "out-of-bounds",
@@ -233,7 +224,6 @@ impl FindingKind {
             Self::SelfDeadlock { .. } => Some("CONFIG_DEBUG_SPINLOCK"),
             Self::Dma(misuse) => misuse.linux(),
             Self::Port(violation) => violation.linux(),
-            Self::PendingDma { .. } => Some("CONFIG_DMA_API_DEBUG"),
             Self::Leak { resource: Resource::Slab, .. } => Some("CONFIG_DEBUG_KMEMLEAK"),
             Self::BadFree(_) => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
             Self::GfpFixup { .. } | Self::NobodyCared { .. } => Some("any"),
@@ -242,6 +232,33 @@ impl FindingKind {
             Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),
             _ => None,
         }
+    }
+}
+
+fn misuse_name(misuse: &Misuse) -> &'static str {
+    match misuse {
+        Misuse::FreesInvalid => "unmap-error-value",
+        Misuse::FreesUnallocated { .. } => "unmap-not-mapped",
+        Misuse::Size { .. } => "unmap-size",
+        Misuse::Function { .. } => "unmap-function",
+        Misuse::CpuAddress { .. } => "free-cpu-address",
+        Misuse::Direction { .. } => "unmap-direction",
+        Misuse::Unchecked { .. } => "map-error-unchecked",
+        Misuse::SyncsUnallocated { .. } => "sync-not-mapped",
+        Misuse::SyncDirection { .. } => "sync-direction",
+        Misuse::SyncsReadOnly { .. } => "sync-read-only",
+        Misuse::SyncsWriteOnly { .. } => "sync-write-only",
+        Misuse::Pending { .. } => "pending-dma",
+    }
+}
+
+fn violation_name(violation: &Violation) -> &'static str {
+    match violation {
+        Violation::AfterUnmap { .. } => "after-unmap",
+        Violation::WrongDirection { .. } => "wrong-direction",
+        Violation::Outside { .. } => "outside-mapping",
+        Violation::Unmapped { .. } => "not-mapped",
+        Violation::WhileCpuOwns { .. } => "while-cpu-owns",
     }
 }
 

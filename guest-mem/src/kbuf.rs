@@ -16,12 +16,9 @@ use crate::gfp::Gfp;
 use crate::kernel::KernelRef;
 use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
 use crate::site::Owner;
-use crate::slab::Placed;
+use crate::slab::{Allocation, ZERO_SIZE_PTR};
 use crate::trace::Kind;
 use crate::zone::{AllocError, ZoneKind};
-
-/// What `kmalloc(0)` returns: a pointer that may be freed but not touched.
-pub const ZERO_SIZE_PTR: u64 = 16;
 
 /// A copy that would leave its buffer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -77,7 +74,10 @@ impl KBuf {
             let memory = &mut *memory;
             memory.kmalloc.alloc(&mut memory.zones, len, gfp, owner)?
         };
-        let Placed { phys, zone, fixed_up, .. } = placed;
+        let Allocation::Object { object, fixed_up } = placed else {
+            return Ok(Self { backing: Backing::ZeroSize, len, owner });
+        };
+        let (phys, zone) = (object.phys, object.zone);
         cpu.trace(Kind::Kmalloc, phys.get(), len, 0, 0);
         if fixed_up {
             let bad = gfp & (Gfp::DMA32 | Gfp::HIGHMEM);
@@ -113,7 +113,7 @@ impl KBuf {
     /// The physical address of its first byte (`virt_to_phys`).
     pub fn phys(&self) -> PhysAddr {
         match &self.backing {
-            Backing::ZeroSize => PhysAddr::new(ZERO_SIZE_PTR),
+            Backing::ZeroSize => PhysAddr::new(ZERO_SIZE_PTR.get()),
             Backing::Slab { phys, .. } => *phys,
             Backing::Pages(pages) => pages.phys(),
         }
@@ -122,7 +122,7 @@ impl KBuf {
     /// What the driver's pointer would hold.
     pub fn virt(&self) -> VirtAddr {
         match &self.backing {
-            Backing::ZeroSize => VirtAddr::new(ZERO_SIZE_PTR),
+            Backing::ZeroSize => ZERO_SIZE_PTR,
             _ => self.phys().direct_map(),
         }
     }
@@ -203,7 +203,7 @@ pub(crate) fn kfree_raw(kernel: &crate::kernel::Kernel, phys: PhysAddr, by: Owne
         memory.kmalloc.free(&mut memory.zones, phys)
     };
     match freed {
-        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, freed.size),
+        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0)),
         Err(error) => report_bad_free(kernel, error.into(), by),
     }
 }

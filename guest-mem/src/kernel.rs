@@ -12,23 +12,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
-use crate::addr::PhysAddr;
+use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::dma::device::DeviceState;
-use crate::dma::swiotlb::{Pool, PoolError};
+use crate::dma::swiotlb::{Geometry, Pool, PoolError};
 use crate::finding::{Finding, Resource};
 use crate::iospace::IoSpace;
 use crate::irq::IrqTable;
 use crate::klog::KernelLog;
 use crate::lock::Locked;
-use crate::ram::{Ram, RamError};
+use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
 use crate::slab::Kmalloc;
 use crate::timer::Timers;
 use crate::trace::Recorder;
-use crate::zone::{Layout, Zones};
+use crate::zone::{Layout, LayoutError, Zones};
 
-/// The first MiB belongs to the firmware, as on a PC.
-const FIRMWARE: u64 = 1 << 20;
 /// The most CPUs a machine may have.
 pub const MAX_CPUS: u32 = 64;
 
@@ -63,13 +61,16 @@ pub enum MachineError {
     /// A number of CPUs outside 1..=64.
     #[error("{0} CPUs: a machine has 1 to {MAX_CPUS}")]
     Cpus(u32),
-    /// RAM too small for the firmware, the bounce pool and anything else.
-    #[error("{ram} bytes of RAM leave nothing beside {reserved} reserved bytes")]
-    TooSmall {
+    /// RAM leaves nothing to allocate.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The bounce pool doesn't fit below 4 GiB.
+    #[error("a bounce pool of {pool} bytes in {low} bytes of RAM below 4 GiB")]
+    PoolTooLarge {
+        /// Bytes of the pool.
+        pool: u64,
         /// Bytes of RAM below 4 GiB.
-        ram: u64,
-        /// Bytes taken from it.
-        reserved: u64,
+        low: u64,
     },
     /// The bounce pool could not be made.
     #[error(transparent)]
@@ -121,25 +122,13 @@ impl Kernel {
             return Err(MachineError::Cpus(config.cpus));
         }
         let ram = Ram::new(config.ram, config.low)?;
-        // On x86 a pool is set up only where some RAM is out of a 32-bit device's reach.
-        let pool_bytes = if ram.end() > crate::ram::HIGH_START { config.swiotlb } else { 0 };
-        let mut pool = None;
-        let mut low_end = ram.low();
-        if pool_bytes > 0 {
-            let sized = Pool::new(PhysAddr::new(0), pool_bytes, config.cpus)?;
-            let bytes = sized.bytes();
-            low_end = ram.low().checked_sub(bytes).unwrap_or(0);
-            pool = Some(Pool::new(PhysAddr::new(low_end), pool_bytes, config.cpus)?);
+        let pool = Self::bounce_pool(&config, &ram)?;
+        let mut ranges = vec![PhysAddr::new(0)..PhysAddr::new(ram.low())];
+        if ram.end() > HIGH_START {
+            ranges.push(PhysAddr::new(HIGH_START)..PhysAddr::new(ram.end()));
         }
-        let reserved = FIRMWARE + (ram.low() - low_end);
-        if low_end <= FIRMWARE {
-            return Err(MachineError::TooSmall { ram: ram.low(), reserved });
-        }
-        let mut ranges = vec![(PhysAddr::new(FIRMWARE).pfn(), PhysAddr::new(low_end).pfn())];
-        if ram.end() > crate::ram::HIGH_START {
-            ranges.push((PhysAddr::new(crate::ram::HIGH_START).pfn(), PhysAddr::new(ram.end()).pfn()));
-        }
-        let zones = Zones::new(&Layout::from_ranges(&ranges));
+        let reserved = pool.as_ref().map(|pool| pool.base()..PhysAddr::new(ram.low()));
+        let zones = Zones::new(Layout::new(&ranges, reserved.as_slice())?);
         let kmalloc = Kmalloc::new(config.cpus);
         Ok(Self {
             config,
@@ -158,6 +147,17 @@ impl Kernel {
             log: KernelLog::default(),
             trace: Recorder::default(),
         })
+    }
+
+    /// The pool at the top of low RAM. On x86 it is set up only where some RAM is out of a 32-bit device's reach.
+    fn bounce_pool(config: &MachineConfig, ram: &Ram) -> Result<Option<Pool>, MachineError> {
+        if config.swiotlb == 0 || ram.end() <= HIGH_START {
+            return Ok(None);
+        }
+        let bytes = Geometry::of(config.swiotlb, config.cpus)?.bytes().next_multiple_of(PAGE_SIZE);
+        let base = ram.low().checked_sub(bytes).filter(|&base| base > 0);
+        let base = base.ok_or(MachineError::PoolTooLarge { pool: bytes, low: ram.low() })?;
+        Ok(Some(Pool::new(PhysAddr::new(base), config.swiotlb, config.cpus)?))
     }
 
     /// What the machine is made of.
@@ -247,7 +247,7 @@ impl Kernel {
     }
 
     /// Slots of the bounce pool in use, and the most that ever were.
-    pub fn swiotlb_usage(&self) -> (u64, u64) {
+    pub fn swiotlb_usage(&self) -> (u32, u32) {
         self.swiotlb.lock().as_ref().map_or((0, 0), |pool| {
             let stats = pool.stats();
             (stats.used, stats.high_water)

@@ -1,15 +1,39 @@
 //! Guest memory and the kernel over it: RAM, zones, allocators, DMA mappings, and what the lab knows about them.
+//!
+//! A [`kernel::Machine`] is one machine's RAM with Linux 6.1's memory allocators over it, as a value: many may live in
+//! one program. Code runs on it with a [`Cpu`] in hand, which a world makes. [`KBuf`] is memory, [`dma`] shares it with
+//! a device, `ioremap` reaches the device's registers, `request_irq` hears from it. What goes wrong is a
+//! [`finding::Finding`], never a panic.
+//!
+//! This crate depends on no sibling. Left out as a whole: processes, user space, file systems.
 #![deny(unsafe_code)]
 
 pub mod addr;
-pub mod ram;
-pub mod site;
-
-pub use addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
-pub use site::{Owner, Scope, Site};
-
 pub mod buddy;
+pub mod cpu;
+pub mod dma;
+pub mod env;
+pub mod finding;
 pub mod frame;
 pub mod gfp;
+pub mod iomem;
+pub mod iospace;
+pub mod irq;
+pub mod kbuf;
+pub mod kernel;
+pub mod klog;
+pub mod lock;
+pub mod page;
+pub mod ram;
+pub mod site;
 pub mod slab;
+pub mod stats;
+pub mod timer;
+pub mod trace;
+pub mod wait;
 pub mod zone;
+
+pub use addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
+pub use cpu::Cpu;
+pub use kbuf::KBuf;
+pub use site::{Owner, Scope, Site};

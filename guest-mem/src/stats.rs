@@ -6,7 +6,8 @@
 use thiserror::Error;
 
 use crate::addr::PhysAddr;
-use crate::dma::ledger::Kind as MappingKind;
+use crate::dma::mapping::Kind as MappingKind;
+use crate::frame;
 use crate::finding::{Finding, FindingKind, Resource};
 use crate::kernel::Kernel;
 use crate::site::Owner;
@@ -16,20 +17,20 @@ use crate::site::Owner;
 pub enum Broken {
     /// In the page allocator.
     #[error("page allocator: {0}")]
-    Zones(#[from] crate::zone::Invalid),
+    Zones(#[from] crate::zone::InvalidZones),
     /// In the slab caches.
     #[error("slab: {0}")]
-    Slab(#[from] crate::slab::Invalid),
+    Slab(#[from] crate::slab::InvalidSlab),
     /// In the bounce pool.
     #[error("swiotlb: {0}")]
-    Swiotlb(#[from] crate::dma::swiotlb::Invalid),
+    Swiotlb(#[from] crate::dma::swiotlb::PoolError),
     /// In a device's ledger.
     #[error("ledger of {device}: {source}")]
     Ledger {
         /// The device.
         device: String,
         /// What is broken.
-        source: crate::dma::ledger::Invalid,
+        source: crate::dma::ledger::LedgerError,
     },
 }
 
@@ -101,16 +102,17 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
 fn memory_leaks(kernel: &Kernel, under_dma: &[(u64, u64)], found: &mut Vec<Leak>) {
     let covered = |at: u64, len: u64| under_dma.iter().any(|&(start, size)| start < at + len && at < start + size);
     let memory = kernel.memory.lock();
-    for object in memory.kmalloc.live() {
-        if !covered(object.phys.get(), object.size as u64) {
-            let (at, bytes, owner) = (object.phys, object.size as u64, object.owner);
+    for object in memory.kmalloc.live(&memory.zones) {
+        let bytes = u64::from(object.requested);
+        if !covered(object.phys.get(), bytes) {
+            let (at, owner) = (object.phys, object.owner);
             found.push(Leak { resource: Resource::Slab, at, bytes, owner, device: None });
         }
     }
-    for block in memory.zones.live().filter(|block| !block.slab) {
-        let (at, bytes) = (block.pfn.phys(), crate::addr::PAGE_SIZE << block.order);
+    for allocated in memory.zones.live().filter(|allocated| allocated.kind == frame::Kind::Pages) {
+        let (at, bytes) = (allocated.block.pfn.phys(), crate::addr::PAGE_SIZE << allocated.block.order);
         if !covered(at.get(), bytes) {
-            found.push(Leak { resource: Resource::Pages, at, bytes, owner: block.owner, device: None });
+            found.push(Leak { resource: Resource::Pages, at, bytes, owner: allocated.owner, device: None });
         }
     }
 }

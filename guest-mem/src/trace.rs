@@ -43,8 +43,8 @@ pub enum Kind {
     PortRead = 20,
     /// The device writes memory.
     PortWrite = 21,
-    /// The port refused the device.
-    PortRefused = 22,
+    /// The device touches memory that no mapping gives it.
+    PortViolation = 22,
     /// A register read: len = width, tag = value.
     MmioRead = 30,
     /// A register write.
@@ -82,7 +82,7 @@ impl Kind {
             Self::SwiotlbBounced => "swiotlb:swiotlb_bounced",
             Self::PortRead => "port:read",
             Self::PortWrite => "port:write",
-            Self::PortRefused => "port:refused",
+            Self::PortViolation => "port:violation",
             Self::MmioRead => "mmio:read",
             Self::MmioWrite => "mmio:write",
             Self::VirtqAdd => "virtq:add",

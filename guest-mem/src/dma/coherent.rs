@@ -11,10 +11,10 @@ use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
-use crate::dma::ledger::{Kind as MappingKind, NewMapping};
+use crate::dma::mapping::{Kind as MappingKind, NewMapping};
 use crate::env::Class;
 use crate::finding::FindingKind;
-use crate::gfp::{GFP_DMA, GFP_DMA32, Gfp};
+use crate::gfp::{GFP_DMA, GFP_DMA32, GFP_ZONEMASK, Gfp};
 use crate::page::{give_block, take_block};
 use crate::site::Owner;
 use crate::trace::Kind;
@@ -95,6 +95,7 @@ impl DmaDevice {
             map_owner: owner,
             alloc_owner: owner,
             mapped_at: cpu.now(),
+            checked: true,
         });
         self.state.counters.lock().coherent += 1;
         cpu.trace(Kind::DmaAlloc, dma.get(), len, self.index(), id);
@@ -111,7 +112,7 @@ impl DmaDevice {
         mask: u64,
         owner: Owner,
     ) -> Result<Block, AllocError> {
-        let plain = gfp - Gfp::ZONEMASK;
+        let plain = gfp - GFP_ZONEMASK;
         let mut zone = self.zone_bits(mask);
         loop {
             let block = take_block(cpu, order, plain | zone, Class::Coherent, owner)?;
@@ -246,7 +247,6 @@ impl Drop for Coherent {
 /// Takes coherent memory off the ledger and reports what was wrong about it.
 pub(crate) fn free_coherent_raw(device: &DmaDevice, dma: DmaAddr, len: u64, by: Owner) {
     let now = device.kernel().clock();
-    let unmapped =
-        device.state.ledger.lock().unmap(dma, len, Dir::Bidirectional, MappingKind::Coherent, by, now);
+    let unmapped = device.state.ledger.lock().unmap(dma, len, Dir::Bidirectional, MappingKind::Coherent, by, now);
     super::streaming::report_unmap(device, &unmapped, by);
 }

@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::addr::{DmaAddr, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::ledger::{Ledger, Misuse};
+use crate::dma::swiotlb::Pool;
 use crate::env::{Class, Verdict};
 use crate::finding::{Finding, FindingKind};
 use crate::gfp::{GFP_DMA, GFP_DMA32, Gfp};
@@ -186,12 +187,9 @@ impl DmaDevice {
     }
 
     /// The largest streaming mapping (`dma_max_mapping_size`): 256 KiB where a bounce may be needed.
-    pub fn max_mapping_size(&self) -> usize {
-        let pool = self.kernel().swiotlb.lock();
-        match pool.as_ref() {
-            Some(pool) if self.addressing_limited() => pool.max_mapping_size(0),
-            _ => usize::MAX,
-        }
+    pub fn max_mapping_size(&self) -> u64 {
+        let pool = self.kernel().swiotlb.lock().is_some();
+        if pool && self.addressing_limited() { Pool::max_mapping_size(0) } else { u64::MAX }
     }
 
     pub(crate) fn kernel(&self) -> &'static Kernel {
@@ -206,6 +204,11 @@ impl DmaDevice {
     /// What the device must put on its bus to reach `phys` (`phys_to_dma`).
     pub(crate) fn bus_address(&self, phys: PhysAddr) -> DmaAddr {
         DmaAddr::new(phys.get().wrapping_add(self.kernel().config().dma_offset))
+    }
+
+    /// What a bus address reaches, or `None` below the bridge's window (`dma_to_phys`).
+    pub(crate) fn phys_address(&self, addr: DmaAddr) -> Option<PhysAddr> {
+        addr.get().checked_sub(self.kernel().config().dma_offset).map(PhysAddr::new)
     }
 
     /// Whether `len` bytes at `addr` are within `mask` (`dma_capable`).
@@ -243,18 +246,19 @@ impl DmaDevice {
     /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`).
     #[track_caller]
     pub fn released(&self, cpu: &Cpu<'_>) {
-        let (count, first) = {
+        let (pending, owners) = {
             let ledger = self.state.ledger.lock();
-            (ledger.len(), ledger.live().next().map(|m| (m.describe(), m.map_owner, m.alloc_owner)))
+            (ledger.pending(), ledger.live().next().map(|m| (m.map_owner, m.alloc_owner)))
         };
-        if let Some((example, mapped, allocated)) = first {
+        if let (Some(pending), Some((mapped, allocated))) = (pending, owners) {
             let sites = vec![("mapped at", mapped), ("allocated at", allocated), ("released at", cpu.owner())];
-            cpu.emit(FindingKind::PendingDma { count, example }, Some(self.name().to_owned()), sites);
+            cpu.emit(FindingKind::Dma(pending), Some(self.name().to_owned()), sites);
         }
     }
 
     /// Who mapped the memory that a bus address belongs to, for attribution: `(mapped at, allocated at)`.
     pub fn mapped_by(&self, addr: DmaAddr) -> Option<(Owner, Owner)> {
-        self.state.ledger.lock().find(addr).map(|m| (m.map_owner, m.alloc_owner))
+        let ledger = self.state.ledger.lock();
+        ledger.live().find(|m| m.covers(addr, 1)).map(|m| (m.map_owner, m.alloc_owner))
     }
 }

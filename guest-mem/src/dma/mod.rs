@@ -8,6 +8,7 @@ pub mod coherent;
 pub mod device;
 pub mod direction;
 pub mod ledger;
+pub mod mapping;
 pub mod misuse;
 pub mod port;
 pub mod streaming;

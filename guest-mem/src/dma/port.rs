@@ -1,8 +1,9 @@
 //! `DmaPort`: the platform under a device, as a `GuestMemory`.
 //!
 //! Whatever the device asks for is translated from bus to physical address and held against the ledger: mapped, by
-//! this device, in this direction, to the byte, and not the CPU's turn. What no live mapping allows is refused and
-//! reported with the call sites. The port sees grants of slices, not touches; it never gives out its memory whole
+//! this device, in this direction, to the byte, and not the CPU's turn. What no live mapping allows is reported with
+//! the call sites and goes through, as on any machine without an IOMMU: the wrong memory is really hit. Outside RAM
+//! nothing is reached. The port sees grants of slices, not touches; it never gives out its memory whole
 //! (`physical_memory()` is `None`), and it must never be a `GuestMemoryBackend`, whose default methods would bypass
 //! it. Device code runs on it unmodified: `virtio-queue` too.
 //!
@@ -15,7 +16,7 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError,
 
 use crate::addr::{DmaAddr, PhysAddr};
 use crate::dma::device::DmaDevice;
-use crate::dma::ledger::Violation;
+use crate::dma::ledger::{Verdict, Violation};
 use crate::finding::{Finding, FindingKind};
 use crate::ram::{DirtyMap, RamMap};
 use crate::trace::{Kind, Producer, Record};
@@ -40,28 +41,41 @@ impl DmaPort {
         &self.device
     }
 
-    /// Translates and checks one access; `None` = refused and reported.
+    /// Translates and checks one access; what no mapping allows is reported, and goes through all the same.
+    ///
+    /// `None` only below the bridge's window or after the machine was recycled.
     fn admit(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<PhysAddr> {
         let kernel = self.device.live_kernel()?;
         let (dma, len, now) = (DmaAddr::new(addr.0), count as u64, kernel.clock());
         let write = matches!(access, Permissions::Write | Permissions::ReadWrite);
-        let verdict = self.device.state.ledger.lock().admit(dma, len, write, now);
-        let (phys, id, kind) = match verdict {
-            Ok(grant) => (Some(grant.phys), grant.id, if write { Kind::PortWrite } else { Kind::PortRead }),
-            Err(violation) => {
-                self.report(violation);
-                (None, 0, Kind::PortRefused)
-            }
+        let (phys, id, violation) = match self.device.state.ledger.lock().admit(dma, len, write, now) {
+            Verdict::Granted(mapping) => (mapping.translate(dma), mapping.id, None),
+            Verdict::Refused(violation) => (None, 0, Some(violation)),
+        };
+        let kind = match (&violation, write) {
+            (Some(_), _) => Kind::PortViolation,
+            (None, true) => Kind::PortWrite,
+            (None, false) => Kind::PortRead,
         };
         let len = u32::try_from(count).unwrap_or(u32::MAX);
         let record = Record { ts: now, addr: addr.0, len, kind, dev: self.device.index(), tag: id };
         kernel.trace().emit(self.producer, record);
-        phys
+        if let Some(violation) = violation {
+            self.report(violation);
+        }
+        phys.or_else(|| self.device.phys_address(dma))
     }
 
     fn report(&self, violation: Violation) {
         let kernel = self.device.kernel();
-        let sites = violation.sites();
+        let mut sites = Vec::new();
+        if let Some(mapping) = violation.mapping() {
+            sites.push(("mapped at", mapping.map_owner));
+            if let Violation::AfterUnmap { dead, .. } = &violation {
+                sites.push(("unmapped at", dead.unmap_owner));
+            }
+            sites.push(("allocated at", mapping.alloc_owner));
+        }
         let device = Some(self.device.name().to_owned());
         kernel.report(Finding { kind: FindingKind::Port(violation), device, at: kernel.clock(), sites });
     }

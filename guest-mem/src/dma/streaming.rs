@@ -17,7 +17,8 @@ use crate::addr::{DmaAddr, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::{DeviceReads, DeviceWrites, Dir, Direction, ToDevice};
-use crate::dma::ledger::{Kind as MappingKind, NewMapping, Unmapped};
+use crate::dma::ledger::Unmapped;
+use crate::dma::mapping::{Kind as MappingKind, NewMapping};
 use crate::dma::swiotlb::{Constraints, SwiotlbError};
 use crate::env::{Class, Verdict};
 use crate::kbuf::{KBuf, OutOfBounds};
@@ -136,6 +137,7 @@ impl DmaDevice {
             map_owner: owner,
             alloc_owner,
             mapped_at: cpu.now(),
+            checked: true,
         });
         self.state.counters.lock().maps += 1;
         cpu.trace(Kind::DmaMapPage, dma.get(), usize::try_from(len).unwrap_or(0), self.index(), id);
@@ -159,9 +161,8 @@ impl DmaDevice {
         if cpu.point_for(Class::SwiotlbSlot, len, owner) == Verdict::Fail {
             return Err(MapFailure::Refused { len });
         }
-        let boundary = Constraints { min_align_mask: 0, boundary_mask: u64::from(u32::MAX) };
         let slot = match kernel.swiotlb.lock().as_mut() {
-            Some(pool) => pool.map(cpu.id(), orig, size, boundary),
+            Some(pool) => pool.map(cpu.id(), orig, size, Constraints::default()),
             None => return Err(MapFailure::Overflow { what: "DMA addr", addr, len, mask }),
         };
         let slot = slot.inspect_err(|error| warn_full(kernel, self, *error))?;
@@ -205,32 +206,46 @@ impl DmaDevice {
     /// Moves ownership of part of a mapping, with the copies that a bounce needs (`dma_sync_single_for_*`).
     #[track_caller]
     pub(crate) fn sync_raw(&self, cpu: &Cpu<'_>, dma: DmaAddr, len: u64, for_cpu: bool, dir: Dir) {
-        let synced = self.state.ledger.lock().sync(dma, len, for_cpu, dir);
+        let owner = cpu.owner();
+        let (misuses, mapping) = {
+            let mut ledger = self.state.ledger.lock();
+            let synced = ledger.sync(dma, len, for_cpu, dir);
+            (synced.misuses, synced.mapping.and_then(|id| ledger.get(id).copied()))
+        };
         let kind = if for_cpu { Kind::DmaSyncForCpu } else { Kind::DmaSyncForDevice };
-        cpu.trace(kind, dma.get(), usize::try_from(len).unwrap_or(0), self.index(), synced.id);
-        if let Some((bounce, orig)) = synced.bounced {
-            match (for_cpu, dir.device_writes(), dir.device_reads()) {
-                (true, true, _) => self.copy(cpu.kernel(), bounce, orig, len),
-                (false, _, true) => self.copy(cpu.kernel(), orig, bounce, len),
-                _ => {}
-            }
+        let id = mapping.map_or(0, |m| m.id);
+        cpu.trace(kind, dma.get(), usize::try_from(len).unwrap_or(0), self.index(), id);
+        let copies = if for_cpu { dir.device_writes() } else { dir.device_reads() };
+        if let Some(bounce) = mapping.filter(|m| m.bounced && copies).and_then(|m| m.translate(dma)) {
+            self.sync_bounce(cpu.kernel(), bounce, len, for_cpu);
         }
-        for misuse in synced.misuse {
-            self.report(misuse, synced.sites.clone(), cpu.owner());
+        for misuse in misuses.iter() {
+            let sites = mapping.map_or_else(Vec::new, |m| vec![("mapped at", m.map_owner)]);
+            self.report(*misuse, sites, owner);
         }
+    }
+
+    /// Copies what a sync asks for, and no more than was mapped there.
+    fn sync_bounce(&self, kernel: &Kernel, bounce: PhysAddr, len: u64, for_cpu: bool) {
+        let origin = kernel.swiotlb.lock().as_ref().and_then(|pool| pool.lookup(bounce));
+        let Some(origin) = origin else { return };
+        let len = origin.fits(len).unwrap_or(origin.remaining);
+        let (from, to) = if for_cpu { (bounce, origin.orig) } else { (origin.orig, bounce) };
+        self.copy(kernel, from, to, len);
     }
 }
 
 fn release_slots(kernel: &Kernel, at: PhysAddr, len: u64) {
     if let Some(pool) = kernel.swiotlb.lock().as_mut() {
-        pool.unmap(at, usize::try_from(len).unwrap_or(0));
+        // The ledger knew the mapping as bounced, so the pool knows it too; a wrong length is the ledger's to report.
+        let _ = pool.unmap(at, len);
     }
 }
 
 pub(crate) fn report_unmap(device: &DmaDevice, unmapped: &Unmapped, by: Owner) {
-    for misuse in &unmapped.misuse {
+    for misuse in unmapped.misuses.iter() {
         let sites = unmapped.mapping.as_ref().map_or_else(Vec::new, |m| vec![("mapped at", m.map_owner)]);
-        device.report(misuse.clone(), sites, by);
+        device.report(*misuse, sites, by);
     }
 }
 
