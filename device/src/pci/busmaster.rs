@@ -321,3 +321,6 @@ where
     I: Iterator<Item = MemoryResult<VolatileSlice<'a, BS<'a, M::Bitmap>>>>,
 {
 }
+
+#[cfg(test)]
+mod tests;

@@ -218,3 +218,6 @@ impl ConfigSpace {
         self.bytes = self.initial;
     }
 }
+
+#[cfg(test)]
+mod tests;

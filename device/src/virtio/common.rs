@@ -262,3 +262,6 @@ fn window(features: u64, select: u32) -> u32 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -303,3 +303,6 @@ fn broken<M: GuestMemory, T: Tap>(mem: &BusMaster<M, T>, error: QueueError) -> R
 fn refused<M: GuestMemory, T: Tap>(mem: &BusMaster<M, T>, error: vm_memory::GuestMemoryError) -> RingError {
     broken(mem, QueueError::GuestMemory(error))
 }
+
+#[cfg(test)]
+mod tests;
