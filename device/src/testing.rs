@@ -319,6 +319,17 @@ impl Rig {
         self.ram.read_obj(GuestAddress(at + 0x800)).unwrap()
     }
 
+    /// The driver wants an interrupt when the used index passes `index`.
+    pub fn write_used_event(&self, queue: usize, index: u16) {
+        let layout = &self.queues[queue];
+        self.ram.write_obj(index, GuestAddress(layout.avail + 4 + 2 * u64::from(layout.size))).unwrap();
+    }
+
+    pub fn avail_event(&self, queue: usize) -> u16 {
+        let layout = &self.queues[queue];
+        self.ram.read_obj(GuestAddress(layout.used + 4 + 8 * u64::from(layout.size))).unwrap()
+    }
+
     pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();

@@ -12,3 +12,6 @@ pub use config::BlkOptions;
 pub use device::{Blk, DeviceError, Hardware, blk};
 pub use request::CHUNK;
 pub use worker::BlkWorker;
+
+#[cfg(test)]
+mod tests;

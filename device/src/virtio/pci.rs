@@ -406,3 +406,6 @@ fn capabilities(device: &dyn VirtioDevice, vectors: u16) -> Result<(CapabilityLi
     let at = list.push(caps::MSIX, &msix, &writable)?;
     Ok((list, at))
 }
+
+#[cfg(test)]
+mod tests;
