@@ -1,0 +1,276 @@
+//! The worker of one block queue: a state machine that does one phase a call.
+//!
+//! The phases: pop one chain and read its header; move one piece of one request; write status and used element of
+//! one; interrupt. Requests in flight take turns, so a short one overtakes a long one. Between phases it holds
+//! descriptors and never slices: memory may be unmapped, the device reset, and nothing is touched that was not
+//! asked for again. Neighbours: [`super::request`], [`crate::virtio::ring`], [`crate::store`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use super::request::{Disk, Piece, Request, Work};
+use crate::counters::Counters;
+use crate::pci::BusMaster;
+use crate::store::Store;
+use crate::tap::Tap;
+use crate::virtio::{QueueHost, QueueShared, Ring, RingError};
+use crate::worker::{Next, Worker};
+
+/// What all workers of one device have in common.
+#[derive(Clone)]
+pub(super) struct Common {
+    pub host: Arc<dyn QueueHost>,
+    pub store: Arc<Store>,
+    pub counters: Arc<Counters>,
+    pub disk: Disk,
+    pub id: [u8; 20],
+    pub depth: usize,
+}
+
+/// The worker of one queue of a block device.
+pub struct BlkWorker<M: GuestMemory, T: Tap = ()> {
+    common: Common,
+    queue: u16,
+    shared: Arc<QueueShared>,
+    mem: BusMaster<M, T>,
+    ring: Option<Ring>,
+    /// Being worked on, the next turn first.
+    flying: VecDeque<Request>,
+    /// Waiting for status and used element.
+    landed: VecDeque<Request>,
+    popped: u64,
+    /// The ring was not found empty since the doorbell last rang.
+    draining: bool,
+    /// Something was published and the driver not yet asked whether it wants to know.
+    owing: bool,
+    /// The ring is broken: nothing until a reset.
+    stopped: bool,
+}
+
+impl<M: GuestMemory, T: Tap> std::fmt::Debug for BlkWorker<M, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlkWorker")
+            .field("queue", &self.queue)
+            .field("flying", &self.flying.len())
+            .field("landed", &self.landed.len())
+            .field("stopped", &self.stopped)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
+    pub(super) fn new(common: Common, queue: u16, shared: Arc<QueueShared>, mem: BusMaster<M, T>) -> Self {
+        let (flying, landed) = (VecDeque::with_capacity(common.depth), VecDeque::with_capacity(common.depth));
+        let (popped, draining, owing, stopped) = (0, false, false, false);
+        Self { common, queue, shared, mem, ring: None, flying, landed, popped, draining, owing, stopped }
+    }
+
+    fn unfinished(&self) -> bool {
+        !self.stopped && (self.draining || self.owing || !self.flying.is_empty() || !self.landed.is_empty())
+    }
+
+    fn drop_all(&mut self) {
+        self.ring = None;
+        self.flying.clear();
+        self.landed.clear();
+        (self.draining, self.owing, self.stopped) = (false, false, false);
+        self.mem.take_fault();
+    }
+
+    fn acknowledge_reset(&mut self) {
+        self.drop_all();
+        self.shared.finish_reset();
+        self.common.host.reset_done(self.queue);
+    }
+
+    /// One phase of work on an active ring. Finished requests go first, so that the driver gets its memory back.
+    fn phase(&mut self, mut ring: Ring) -> Result<Ring, RingError> {
+        if let Some(request) = self.landed.pop_front() {
+            self.publish(&mut ring, request)?;
+        } else if self.owing {
+            self.owing = false;
+            if ring.needs_interrupt(&self.mem)? {
+                self.common.host.used_buffers(self.queue);
+            }
+        } else if self.draining && self.flying.len() < self.common.depth {
+            self.pop(&mut ring)?;
+        } else {
+            self.move_some();
+        }
+        Ok(ring)
+    }
+
+    fn pop(&mut self, ring: &mut Ring) -> Result<(), RingError> {
+        let Some(chain) = ring.pop(&self.mem)? else {
+            self.draining = ring.arm(&self.mem)?;
+            return Ok(());
+        };
+        let request = Request::parse(&self.mem, chain, self.common.disk, self.popped)?;
+        self.note_fault();
+        self.popped += 1;
+        self.sort_in(request);
+        self.common.counters.saw_in_flight(self.flying.len() + self.landed.len());
+        Ok(())
+    }
+
+    fn sort_in(&mut self, request: Request) {
+        if request.work == Work::Done {
+            self.landed.push_back(request);
+        } else {
+            self.flying.push_back(request);
+        }
+    }
+
+    /// Gives one request its turn.
+    fn move_some(&mut self) {
+        for _ in 0..self.flying.len() {
+            let Some(mut request) = self.flying.pop_front() else { return };
+            // A flush covers the writes popped before it, so it gives its turn away until they are done.
+            let number = request.number;
+            let early = |other: &Request| other.work == Work::Write && other.number < number;
+            if request.work == Work::Flush && self.flying.iter().any(early) {
+                self.flying.push_back(request);
+                continue;
+            }
+            self.step(&mut request);
+            self.sort_in(request);
+            return;
+        }
+    }
+
+    fn step(&mut self, request: &mut Request) {
+        let Some(piece) = request.piece() else {
+            let flushed = request.work == Work::Flush && self.common.store.flush().is_ok();
+            if flushed {
+                Counters::add(&self.common.counters.flushes, 1);
+                request.work = Work::Done;
+            } else {
+                request.fail();
+            }
+            return;
+        };
+        let moved = match request.work {
+            Work::Id => self.name(piece),
+            work => self.transfer(piece, work == Work::Read),
+        };
+        let whole = moved == piece.len;
+        if request.work != Work::Write {
+            request.written += moved;
+        }
+        if self.note_fault() || !whole {
+            request.fail();
+        } else {
+            request.advance(piece.len);
+        }
+    }
+
+    /// Moves `piece` between store and memory; returns how much of it.
+    fn transfer(&self, piece: Piece, into_memory: bool) -> u32 {
+        let access = if into_memory { Permissions::Write } else { Permissions::Read };
+        let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+        let mut done = 0;
+        if let Ok(slices) = self.mem.get_slices(GuestAddress(piece.addr), len, access) {
+            for slice in slices {
+                let Ok(slice) = slice else { break };
+                let at = piece.at + u64::from(done);
+                let moved = if into_memory {
+                    self.common.store.read_at(at, &slice)
+                } else {
+                    self.common.store.write_at(at, &slice)
+                };
+                if moved.is_err() {
+                    break;
+                }
+                done += u32::try_from(slice.len()).unwrap_or(0);
+            }
+        }
+        if done > 0 {
+            self.mem.moved(piece.addr, usize::try_from(done).unwrap_or(0), into_memory);
+            let counters = &self.common.counters;
+            let counter = if into_memory { &counters.bytes_read } else { &counters.bytes_written };
+            Counters::add(counter, done.into());
+        }
+        done
+    }
+
+    /// Writes the part of the device's name that `piece` holds; returns how much of it.
+    fn name(&self, piece: Piece) -> u32 {
+        let part = usize::try_from(piece.at)
+            .ok()
+            .zip(usize::try_from(piece.len).ok())
+            .and_then(|(start, len)| self.common.id.get(start..start + len));
+        let Some(part) = part else { return 0 };
+        if self.mem.write_slice(part, GuestAddress(piece.addr)).is_err() {
+            return 0;
+        }
+        self.mem.moved(piece.addr, part.len(), true);
+        piece.len
+    }
+
+    fn publish(&mut self, ring: &mut Ring, request: Request) -> Result<(), RingError> {
+        let len = request.write_status(&self.mem);
+        // Without a status the driver still gets its request back, and sees that nobody wrote one.
+        let lost = self.note_fault();
+        let counters = &self.common.counters;
+        Counters::add(&counters.requests, 1);
+        if lost || request.status != super::request::OK {
+            Counters::add(&counters.failed, 1);
+        }
+        ring.publish(&self.mem, request.chain.head, len)?;
+        ring.recycle(request.chain);
+        self.owing = true;
+        Ok(())
+    }
+
+    /// Takes a fault out of the latch and counts it.
+    fn note_fault(&self) -> bool {
+        let fault = self.mem.take_fault();
+        if let Some(fault) = fault {
+            self.common.counters.count_fault(fault);
+        }
+        fault.is_some()
+    }
+
+    fn stop(&mut self, error: RingError) {
+        self.drop_all();
+        self.stopped = true;
+        self.common.counters.keep_ring_error(error);
+        self.common.host.needs_reset();
+    }
+}
+
+impl<M: GuestMemory + Send, T: Tap> Worker for BlkWorker<M, T> {
+    fn ready(&self) -> bool {
+        self.shared.resetting() || (!self.stopped && self.shared.attention()) || self.unfinished()
+    }
+
+    fn service(&mut self, _now: u64) -> Next {
+        if self.shared.resetting() {
+            self.acknowledge_reset();
+            return Next::Idle;
+        }
+        if self.stopped {
+            return Next::Idle;
+        }
+        // Taken before the ring is looked at: a doorbell that rings later is seen later.
+        self.draining |= self.shared.take_kick();
+        if !self.unfinished() {
+            return Next::Idle;
+        }
+        let ring = match (self.ring.take(), self.shared.config()) {
+            (Some(ring), _) => Ok(ring),
+            (None, Some(config)) => Ring::new(config),
+            (None, None) => {
+                self.draining = false;
+                return Next::Idle;
+            }
+        };
+        match ring.and_then(|ring| self.phase(ring)) {
+            Ok(ring) => self.ring = Some(ring),
+            Err(error) => self.stop(error),
+        }
+        if self.unfinished() { Next::Again } else { Next::Idle }
+    }
+}

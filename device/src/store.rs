@@ -1,0 +1,257 @@
+//! Where a block device keeps its data: a raw image file, or memory of the process.
+//!
+//! Data goes straight between the store and the guest's memory: [`Store::read_at`] and [`Store::write_at`] take a
+//! volatile slice, whose type depends on how the memory tracks writes. That keeps a trait object out, so [`Store`]
+//! is an enum. Neighbour: [`crate::blk`]. Left out: formats other than raw, block devices of the host.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use thiserror::Error;
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+
+use crate::lock;
+
+/// The unit a store's size is counted in.
+pub const SECTOR: u64 = 512;
+
+/// A store that can't be opened or did not do what it was asked for.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The file can't be opened: missing, or not to be read (or written).
+    #[error("{}: can't be opened", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, a pipe or a device.
+    #[error("{}: not a regular file", path.display())]
+    NotAFile {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// A size that is zero or not in whole sectors.
+    #[error("{size} bytes: a store holds one or more whole sectors of {SECTOR} bytes")]
+    Size {
+        /// The size in bytes.
+        size: u64,
+    },
+    /// The file has another size than when it was opened.
+    #[error("the image had {was} bytes when it was opened and has {now} now")]
+    Resized {
+        /// Bytes when it was opened.
+        was: u64,
+        /// Bytes now.
+        now: u64,
+    },
+    /// An access beyond the end.
+    #[error("{len} bytes at {offset:#x} reach beyond the store's {size}")]
+    Beyond {
+        /// Where it begins.
+        offset: u64,
+        /// Bytes.
+        len: usize,
+        /// Bytes of the store.
+        size: u64,
+    },
+    /// A write to a store that is only read.
+    #[error("a write at {offset:#x} of a read-only store")]
+    ReadOnly {
+        /// Where it begins.
+        offset: u64,
+    },
+    /// The host's input or output failed.
+    #[error("input or output failed")]
+    Io(#[from] io::Error),
+    /// The transfer between file and memory failed.
+    #[error("the transfer failed")]
+    Transfer(#[from] VolatileMemoryError),
+}
+
+/// A place for a block device's data. Sizes and offsets are in bytes.
+#[derive(Debug)]
+pub enum Store {
+    /// A raw image file.
+    Image(ImageStore),
+    /// Memory of the process.
+    Memory(MemoryStore),
+}
+
+impl Store {
+    /// Bytes it holds: a multiple of 512, and never zero.
+    pub fn capacity(&self) -> u64 {
+        match self {
+            Self::Image(image) => image.size,
+            Self::Memory(memory) => memory.size,
+        }
+    }
+
+    /// Whether every write is refused.
+    pub fn read_only(&self) -> bool {
+        matches!(self, Self::Image(image) if image.read_only)
+    }
+
+    /// Fills `to` from `offset` on.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then any part of `to` may have been overwritten.
+    pub fn read_at<B: BitmapSlice>(&self, offset: u64, to: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
+        match self {
+            Self::Image(image) => image.read_at(offset, to),
+            Self::Memory(memory) => memory.read_at(offset, to),
+        }
+    }
+
+    /// Stores `from` at `offset`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then any part of the range may have been overwritten.
+    pub fn write_at<B: BitmapSlice>(&self, offset: u64, from: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
+        match self {
+            Self::Image(image) => image.write_at(offset, from),
+            Self::Memory(memory) => memory.write_at(offset, from),
+        }
+    }
+
+    /// Returns when everything written before survives a crash of the host.
+    ///
+    /// # Errors
+    /// [`StoreError`] if that can't be promised.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Image(image) => image.flush(),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+}
+
+fn check_size(size: u64) -> Result<u64, StoreError> {
+    if size == 0 || !size.is_multiple_of(SECTOR) { Err(StoreError::Size { size }) } else { Ok(size) }
+}
+
+fn check_range(offset: u64, len: usize, size: u64) -> Result<(), StoreError> {
+    match offset.checked_add(len as u64) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(StoreError::Beyond { offset, len, size }),
+    }
+}
+
+/// A raw image file. Its size is fixed when it is opened; a change under way fails every later access.
+#[derive(Debug)]
+pub struct ImageStore {
+    file: Mutex<File>,
+    size: u64,
+    read_only: bool,
+}
+
+impl ImageStore {
+    /// Opens the image at `path`, for reading alone if `read_only`. Nothing is created or changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`], [`StoreError::NotAFile`] or [`StoreError::Size`].
+    pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Self, StoreError> {
+        let path = path.as_ref();
+        let failed = |source| StoreError::Open { path: path.to_owned(), source };
+        // Asked before opening, which would wait for ever on a pipe.
+        if !path.metadata().map_err(failed)?.is_file() {
+            return Err(StoreError::NotAFile { path: path.to_owned() });
+        }
+        let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed)?;
+        let size = check_size(file.metadata().map_err(failed)?.len())?;
+        Ok(Self { file: Mutex::new(file), size, read_only })
+    }
+
+    /// Positions the file at `offset`, once size and range are found good.
+    fn seek(&self, file: &mut File, offset: u64, len: usize) -> Result<(), StoreError> {
+        self.check_unchanged(file)?;
+        check_range(offset, len, self.size)?;
+        file.seek(SeekFrom::Start(offset))?;
+        Ok(())
+    }
+
+    fn check_unchanged(&self, file: &File) -> Result<(), StoreError> {
+        let now = file.metadata()?.len();
+        if now == self.size { Ok(()) } else { Err(StoreError::Resized { was: self.size, now }) }
+    }
+
+    fn read_at<B: BitmapSlice>(&self, offset: u64, to: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
+        let mut file = lock(&self.file);
+        self.seek(&mut file, offset, to.len())?;
+        Ok(file.read_exact_volatile(&mut to.offset(0)?)?)
+    }
+
+    fn write_at<B: BitmapSlice>(&self, offset: u64, from: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
+        if self.read_only {
+            return Err(StoreError::ReadOnly { offset });
+        }
+        let mut file = lock(&self.file);
+        self.seek(&mut file, offset, from.len())?;
+        Ok(file.write_all_volatile(from)?)
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let file = lock(&self.file);
+        self.check_unchanged(&file)?;
+        Ok(file.sync_data()?)
+    }
+}
+
+/// A store in the memory of the process, gone with it.
+#[derive(Debug)]
+pub struct MemoryStore {
+    bytes: Mutex<Vec<u8>>,
+    size: u64,
+}
+
+impl MemoryStore {
+    /// A store that begins with `bytes`.
+    ///
+    /// # Errors
+    /// [`StoreError::Size`] unless they are one or more whole sectors.
+    pub fn new(bytes: Vec<u8>) -> Result<Self, StoreError> {
+        let size = check_size(bytes.len() as u64)?;
+        Ok(Self { bytes: Mutex::new(bytes), size })
+    }
+
+    /// A store of `size` zero bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Size`] unless that is one or more whole sectors, and addressable.
+    pub fn zeroed(size: u64) -> Result<Self, StoreError> {
+        let len = usize::try_from(size).map_err(|_| StoreError::Size { size })?;
+        Self::new(vec![0; len])
+    }
+
+    /// Runs `look` on the data, which no device changes meanwhile.
+    pub fn with_bytes<R>(&self, look: impl FnOnce(&mut [u8]) -> R) -> R {
+        look(&mut lock(&self.bytes))
+    }
+
+    fn range(&self, offset: u64, len: usize) -> Result<std::ops::Range<usize>, StoreError> {
+        let beyond = StoreError::Beyond { offset, len, size: self.size };
+        check_range(offset, len, self.size)?;
+        let Ok(start) = usize::try_from(offset) else { return Err(beyond) };
+        Ok(start..start + len)
+    }
+
+    fn read_at<B: BitmapSlice>(&self, offset: u64, to: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
+        let range = self.range(offset, to.len())?;
+        to.copy_from(&lock(&self.bytes)[range]);
+        Ok(())
+    }
+
+    fn write_at<B: BitmapSlice>(&self, offset: u64, from: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
+        let range = self.range(offset, from.len())?;
+        from.copy_to(&mut lock(&self.bytes)[range]);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
