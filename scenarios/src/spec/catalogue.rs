@@ -1,0 +1,59 @@
+//! The scenarios that the program carries with it.
+//!
+//! A name is the file's path below `scenarios/files` without `.toml`. Neighbours: `Source::embedded`, the command
+//! line's `list`. Left out: reading a folder at run time.
+
+/// One embedded scenario.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Its name, such as `block/low-zone`.
+    pub name: &'static str,
+    /// The whole text of its file.
+    pub text: &'static str,
+}
+
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => {
+        &[$(Entry { name: $name, text: include_str!(concat!("../../files/", $name, ".toml")) }),*]
+    };
+}
+
+static ENTRIES: &[Entry] = embedded![
+    "block/copy-image",
+    "block/leak",
+    "block/low-zone",
+    "block/no-bus-master",
+    "block/random-queues",
+    "block/sleep-in-irq",
+    "block/swiotlb-full",
+    "block/too-wide",
+    "block/too-wide-wrap",
+    "block/use-after-unmap",
+    "block/wrong-direction",
+];
+
+/// All embedded scenarios, sorted by name.
+///
+/// ```
+/// let names: Vec<_> = lowzone::spec::catalogue::entries().iter().map(|entry| entry.name).collect();
+/// assert!(names.is_sorted() && names.contains(&"block/low-zone"));
+/// ```
+pub fn entries() -> &'static [Entry] {
+    ENTRIES
+}
+
+/// The text of the embedded scenario of this name.
+pub fn find(name: &str) -> Option<&'static str> {
+    ENTRIES.iter().find(|entry| entry.name == name).map(|entry| entry.text)
+}
+
+/// The name nearest to one that does not exist, if one is near enough to be meant.
+///
+/// ```
+/// assert_eq!(lowzone::spec::catalogue::nearest("block/lowzone"), Some("block/low-zone"));
+/// ```
+pub fn nearest(name: &str) -> Option<&'static str> {
+    // Without the folder is the likeliest mistake of all.
+    let whole = ENTRIES.iter().map(|entry| entry.name).find(|full| full.rsplit('/').next() == Some(name));
+    whole.or_else(|| super::nearest::nearest(name, ENTRIES.iter().map(|entry| entry.name)))
+}

@@ -1,0 +1,175 @@
+//! What a typed scenario must also fulfil: limits, and that its parts fit each other.
+//!
+//! The first problem found is reported. Neighbours: `step_check`, which does the steps; `load`, which finds the place
+//! in the text. Left out: what depends on the host or on a file (image sizes), and on the kernel (masks too small).
+
+use super::path::KeyPath;
+use super::step_check::steps;
+use super::{Device, Driver, Expect, Machine, Problem, Scenario, Size, nearest::nearest};
+
+/// A problem and the values it is about: the one to point at, then others that took part in it.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Fault {
+    pub(super) problem: Box<Problem>,
+    pub(super) paths: Vec<KeyPath>,
+}
+
+impl Fault {
+    /// A problem about the first of some paths, in which the others took part.
+    pub(super) fn new(problem: Problem, paths: Vec<KeyPath>) -> Self {
+        Self { problem: Box::new(problem), paths }
+    }
+}
+
+/// The outcome of one check.
+pub(super) type Checked = Result<(), Fault>;
+
+const PAGE: u64 = 4096;
+/// Data is measured in sectors of this many bytes.
+pub(super) const SECTOR: u64 = 512;
+/// More RAM, or a larger store, than any host here could back.
+const MOST_BYTES: u64 = 1 << 40;
+/// The PCI window starts here.
+const MOST_LOW: u64 = 3584 << 20;
+const MOST_QUEUE: u64 = 32768;
+/// Slot 0 is the host bridge.
+const MOST_DEVICES: usize = 31;
+
+/// Checks a whole scenario.
+pub(super) fn check(scenario: &Scenario) -> Checked {
+    let root = KeyPath::default();
+    let lines = scenario.story.lines().count();
+    require(lines == 1 && !scenario.story.trim().is_empty(), &root.key("story"), || Problem::Story { lines })?;
+    machine(&scenario.machine)?;
+    devices(&scenario.device)?;
+    driver(&scenario.driver)?;
+    steps(scenario)?;
+    expect(scenario, &scenario.expect)
+}
+
+/// Fails with a problem about one value unless the condition holds.
+pub(super) fn require(holds: bool, path: &KeyPath, problem: impl FnOnce() -> Problem) -> Checked {
+    if holds { Ok(()) } else { Err(Fault::new(problem(), vec![path.clone()])) }
+}
+
+/// Fails unless a number lies in its limits.
+pub(super) fn within(path: &KeyPath, value: impl Into<u64>, min: u64, max: u64) -> Checked {
+    let value = value.into();
+    let key = path.leaf().to_owned();
+    let problem = || Problem::OutOfRange { key, value: Size(value), min: Size(min), max: Size(max) };
+    require((min..=max).contains(&value), path, problem)
+}
+
+/// Fails unless a number of bytes is a multiple of another.
+pub(super) fn multiple(path: &KeyPath, value: u64, of: u64) -> Checked {
+    require(value.is_multiple_of(of), path, || Problem::NotMultiple { key: path.leaf().to_owned(), value, of })
+}
+
+fn power_of_two(path: &KeyPath, value: u64) -> Checked {
+    require(value.is_power_of_two(), path, || Problem::NotPowerOfTwo { key: path.leaf().to_owned(), value })
+}
+
+fn machine(machine: &Machine) -> Checked {
+    let at = KeyPath::default().key("machine");
+    let (ram, low, pool) = (at.key("ram"), at.key("low"), at.key("swiotlb"));
+    within(&ram, machine.ram.0, PAGE, MOST_BYTES)?;
+    multiple(&ram, machine.ram.0, PAGE)?;
+    if let Some(bytes) = machine.low {
+        within(&low, bytes.0, PAGE, MOST_LOW)?;
+        multiple(&low, bytes.0, PAGE)?;
+        if bytes > machine.ram {
+            let problem = Problem::LowBeyondRam { low: bytes, ram: machine.ram };
+            return Err(Fault::new(problem, vec![low, ram]));
+        }
+    }
+    within(&at.key("cpus"), machine.cpus, 1, 64)?;
+    if machine.swiotlb.0 >= machine.low_bytes() {
+        let problem = Problem::PoolTooLarge { pool: machine.swiotlb, low: Size(machine.low_bytes()) };
+        return Err(Fault::new(problem, vec![pool, low, ram]));
+    }
+    Ok(())
+}
+
+fn devices(devices: &[Device]) -> Checked {
+    let list = KeyPath::default().key("device");
+    for (i, device) in devices.iter().enumerate() {
+        let at = list.index(i);
+        let (name, earlier) = (at.key("name"), devices.get(..i).unwrap_or_default());
+        let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        require(!device.name.is_empty() && device.name.chars().all(usable), &name, || Problem::DeviceName {
+            name: device.name.clone(),
+        })?;
+        require(earlier.iter().all(|other| other.name != device.name), &name, || Problem::DuplicateDevice {
+            name: device.name.clone(),
+        })?;
+        store(&at, device, earlier)?;
+        within(&at.key("width"), device.width, 1, 64)?;
+        within(&at.key("queues"), device.queues, 1, 64)?;
+        queue_size(&at.key("queue_size"), device.queue_size)?;
+        within(&at.key("seg_max"), device.seg_max, 1, MOST_QUEUE - 2)?;
+        within(&at.key("blk_size"), device.blk_size, SECTOR, PAGE)?;
+        power_of_two(&at.key("blk_size"), device.blk_size.into())?;
+    }
+    let count = devices.len();
+    require(count <= MOST_DEVICES, &list.index(MOST_DEVICES), || Problem::TooManyDevices { count, max: MOST_DEVICES })
+}
+
+/// A device has exactly one store, and it can be made.
+fn store(at: &KeyPath, device: &Device, earlier: &[Device]) -> Checked {
+    let name = || device.name.clone();
+    let given =
+        [("size", device.size.is_some()), ("image", device.image.is_some()), ("size_of", device.size_of.is_some())];
+    let keys: Vec<&str> = given.iter().filter(|(_, there)| *there).map(|(key, _)| *key).collect();
+    match keys.as_slice() {
+        [_] => {}
+        [] => return require(false, at, || Problem::NoStore { device: name() }),
+        many => {
+            let problem =
+                Problem::ManyStores { device: name(), keys: many.iter().map(|&key| key.to_owned()).collect() };
+            return Err(Fault::new(problem, many.iter().rev().map(|key| at.key(key)).collect()));
+        }
+    }
+    if let Some(size) = device.size {
+        within(&at.key("size"), size.0, SECTOR, MOST_BYTES)?;
+        multiple(&at.key("size"), size.0, SECTOR)?;
+    }
+    let unset = device.image.as_deref() == Some("");
+    require(!unset, &at.key("image"), || Problem::ImageUnset { device: name() })?;
+    device.size_of.as_deref().map_or(Ok(()), |other| known_device(&at.key("size_of"), other, earlier, true))
+}
+
+/// Fails unless a device of this name is there.
+pub(super) fn known_device(path: &KeyPath, name: &str, devices: &[Device], earlier: bool) -> Checked {
+    require(devices.iter().any(|device| device.name == name), path, || {
+        let names = || devices.iter().map(|device| device.name.as_str());
+        let near = nearest(name, names()).map(str::to_owned);
+        Problem::NoDevice { device: name.to_owned(), earlier, near, valid: names().map(str::to_owned).collect() }
+    })
+}
+
+fn queue_size(path: &KeyPath, size: u16) -> Checked {
+    within(path, size, 1, MOST_QUEUE)?;
+    power_of_two(path, size.into())
+}
+
+fn driver(driver: &Driver) -> Checked {
+    let at = KeyPath::default().key("driver");
+    within(&at.key("dma_mask"), driver.dma_mask, 1, 64)?;
+    within(&at.key("coherent_mask"), driver.coherent_bits(), 1, 64)?;
+    within(&at.key("queues"), driver.queues, 0, 64)?;
+    if driver.queue_size != 0 {
+        queue_size(&at.key("queue_size"), driver.queue_size)?;
+    }
+    within(&at.key("deadline_ms"), driver.deadline_ms, 1, 3_600_000)
+}
+
+fn expect(scenario: &Scenario, expect: &Expect) -> Checked {
+    let at = KeyPath::default().key("expect");
+    for (i, name) in expect.findings.iter().enumerate() {
+        let word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let path = at.key("findings").index(i);
+        require(name.split('-').all(word), &path, || Problem::FindingName { name: name.clone() })?;
+    }
+    let placed = scenario.step.iter().any(|step| matches!(step, super::Step::Canary(_)));
+    require(expect.canary.is_none() || placed, &at.key("canary"), || Problem::NoCanary)
+}

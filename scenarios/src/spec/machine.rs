@@ -1,0 +1,54 @@
+//! The `[machine]` table: RAM, CPUs and the bounce pool.
+//!
+//! Neighbours: `check` (the limits), the runner, which builds a kernel from it. Left out: other platforms than the
+//! identity-mapped PC (bridge offsets, IOMMUs), which get a key of their own when they come.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Size;
+
+/// RAM below 4 GiB when a file doesn't say: the split of a PC whose PCI window starts at 3 GiB.
+pub const DEFAULT_LOW: u64 = 3 << 30;
+
+/// The machine: its memory and its CPUs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, expecting = "a [machine] table")]
+pub struct Machine {
+    /// RAM in all, a multiple of 4096, at most 1T. Default "6G".
+    pub ram: Size,
+    /// How much of it lies below 4 GiB; the rest starts at 4 GiB. At most "3584M", where the PCI window begins.
+    /// Default: "3G", or all of RAM if that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low: Option<Size>,
+    /// Simulated CPUs, 1 to 64. Default 2.
+    #[schemars(range(min = 1, max = 64))]
+    pub cpus: u32,
+    /// The swiotlb bounce pool, taken from memory below 4 GiB; 0 for none. Default "64M", as Linux's.
+    pub swiotlb: Size,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { ram: Size(6 << 30), low: None, cpus: 2, swiotlb: Size(64 << 20) }
+    }
+}
+
+impl Machine {
+    /// Bytes of RAM below 4 GiB: what the file says, or [`DEFAULT_LOW`], or all of RAM where that is less.
+    ///
+    /// ```
+    /// use lowzone::spec::{Machine, Size};
+    /// let small = Machine { ram: Size(2 << 30), ..Machine::default() };
+    /// assert_eq!(small.low_bytes(), 2 << 30);
+    /// assert_eq!(Machine::default().low_bytes(), 3 << 30);
+    /// ```
+    pub fn low_bytes(&self) -> u64 {
+        self.low.map_or(DEFAULT_LOW.min(self.ram.0), Size::bytes)
+    }
+
+    /// Bytes of RAM from 4 GiB upwards.
+    pub fn high_bytes(&self) -> u64 {
+        self.ram.0.saturating_sub(self.low_bytes())
+    }
+}

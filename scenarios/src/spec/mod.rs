@@ -1,0 +1,45 @@
+//! Scenario files: TOML in, a typed and checked [`Scenario`] out, with errors that name file, line and column.
+//!
+//! [`load`] reads a [`Source`], applies [`Set`]s (`--set path=value`) and checks the result; [`schema`] is the JSON
+//! Schema for editors; [`catalogue`] holds the embedded scenarios. Nothing runs here. Neighbours: the command line,
+//! which reads files, and the runner, which takes a [`Scenario`]. Left out: inheritance between files, variables.
+
+pub mod catalogue;
+
+mod check;
+mod device;
+mod driver;
+mod error;
+mod expect;
+mod explain;
+mod load;
+mod locate;
+mod machine;
+mod nearest;
+mod path;
+mod problem;
+mod scenario;
+mod schema;
+mod set;
+mod shape;
+mod size;
+mod step;
+mod step_check;
+#[cfg(test)]
+mod tests;
+
+pub use device::{Beyond, Device, DeviceKind, StoreSpec};
+pub use driver::Driver;
+pub use error::SpecError;
+pub use expect::{CanaryState, Expect};
+pub use load::{Source, load};
+pub use machine::{DEFAULT_LOW, Machine};
+pub use problem::Problem;
+pub use scenario::Scenario;
+pub use schema::schema;
+pub use set::Set;
+pub use size::{Size, SizeError};
+pub use step::{
+    CanaryStep, CopyStep, DEFAULT_BYTES, IoStep, IrqAllocStep, IrqGfp, MapDirection, Memory, Pattern, ProbeStep,
+    RawReadStep, RemoveStep, Step, Unmap,
+};

@@ -1,0 +1,38 @@
+//! A whole scenario, typed.
+//!
+//! Neighbours: [`super::load`], which makes one from text, and the runner. Left out: anything that runs.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Device, Driver, Expect, Machine, Step};
+
+/// A lowzone scenario: a machine, its devices and a driver, what is done with them, and what must be seen.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a scenario")]
+pub struct Scenario {
+    /// What it shows, in one line.
+    pub story: String,
+    /// The machine. Default: 6 GiB of RAM, 3 of them below 4 GiB, 2 CPUs.
+    #[serde(default)]
+    pub machine: Machine,
+    /// The devices, in the order of their PCI slots. Default: none.
+    #[serde(default)]
+    pub device: Vec<Device>,
+    /// The driver's options.
+    #[serde(default)]
+    pub driver: Driver,
+    /// What is done, in order; at least one.
+    #[serde(default)]
+    pub step: Vec<Step>,
+    /// What must be seen.
+    #[serde(default)]
+    pub expect: Expect,
+}
+
+impl Scenario {
+    /// The device of this name.
+    pub fn device(&self, name: &str) -> Option<&Device> {
+        self.device.iter().find(|device| device.name == name)
+    }
+}

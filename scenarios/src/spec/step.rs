@@ -1,0 +1,240 @@
+//! The `[[step]]` tables: what is done, in order; each holds one verb.
+//!
+//! A step is an externally tagged enum (`[[step]]` then `io = { … }`), because internally tagged ones lose the places
+//! of their errors. Neighbours: `check` (which devices exist, what fits on them), the runner, which does them.
+//! Left out: loops and conditions; a scenario is a list.
+
+use std::ops::RangeInclusive;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Size;
+
+/// Bytes of one request where an `io` step doesn't say.
+pub const DEFAULT_BYTES: u64 = 4096;
+
+/// One step: a table with one key, its verb.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Binds the driver to every device.
+    Probe(ProbeStep),
+    /// Reads and writes one device and compares all that is read.
+    Io(IoStep),
+    /// Copies one device to another, reads the copy back and compares SHA-256.
+    Copy(CopyStep),
+    /// One read request by raw DMA calls, which can commit crimes a driver's types would not allow.
+    RawRead(RawReadStep),
+    /// One read request whose interrupt handler allocates memory.
+    IrqAlloc(IrqAllocStep),
+    /// Marks the low memory that a device's too-high addresses wrap to, so that a hit can be proved.
+    Canary(CanaryStep),
+    /// Unbinds the driver from every device; then nothing may be left.
+    Remove(RemoveStep),
+}
+
+impl Step {
+    /// The verb, as files write it.
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Probe(_) => "probe",
+            Self::Io(_) => "io",
+            Self::Copy(_) => "copy",
+            Self::RawRead(_) => "raw_read",
+            Self::IrqAlloc(_) => "irq_alloc",
+            Self::Canary(_) => "canary",
+            Self::Remove(_) => "remove",
+        }
+    }
+}
+
+/// Binds the driver to every device.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct ProbeStep {}
+
+/// Unbinds the driver from every device.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct RemoveStep {}
+
+/// Reads and writes one device and compares all that is read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct IoStep {
+    /// The device.
+    pub device: String,
+    /// What the result calls this step. Default: its verb and number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Requests in all, at least 1; even for "write-read". Default 32.
+    #[serde(default = "default_requests")]
+    #[schemars(range(min = 1))]
+    pub requests: u64,
+    /// Bytes of each request of "write-read", a multiple of 512. Default "4K".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Size>,
+    /// The shortest request of "random", a multiple of 512. Default 512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_bytes: Option<Size>,
+    /// The longest request of "random", a multiple of 512. Default "64K".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<Size>,
+    /// The most requests in flight, 1 to 65536; a full queue holds the rest back. Default 32.
+    #[serde(default = "default_depth")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub depth: u32,
+    /// Where the buffers come from. Default "high".
+    #[serde(default)]
+    pub memory: Memory,
+    /// Which requests are made. Default "write-read".
+    #[serde(default)]
+    pub pattern: Pattern,
+    /// Seed of "random". Default: the seed of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Offset on the device of the first byte used, a multiple of 512. Default 0.
+    #[serde(default)]
+    pub start: Size,
+}
+
+impl IoStep {
+    /// The shortest and the longest request, in bytes.
+    pub fn lengths(&self) -> RangeInclusive<u64> {
+        let bytes = |size: Option<Size>, default: u64| size.map_or(default, Size::bytes);
+        match self.pattern {
+            Pattern::WriteRead => bytes(self.bytes, DEFAULT_BYTES)..=bytes(self.bytes, DEFAULT_BYTES),
+            Pattern::Random => bytes(self.min_bytes, 512)..=bytes(self.max_bytes, 64 << 10),
+        }
+    }
+}
+
+/// Where the buffers of a step come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Memory {
+    /// From wherever there is memory, the highest zone first, as most of a kernel's pages are (`GFP_KERNEL`).
+    #[default]
+    High,
+    /// Low on purpose (`GFP_DMA32`, `dma_alloc_pages`): reached without a bounce.
+    Low,
+    /// One coherent buffer for each request in flight (`dma_alloc_coherent`): mapped once, never synced.
+    Coherent,
+}
+
+/// Which requests an [`IoStep`] step makes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pattern {
+    /// Half of the requests write, one block after the other; the other half read the same blocks back.
+    #[default]
+    WriteRead,
+    /// Reads and writes of random lengths at random places, compared with a plain disk in memory.
+    Random,
+}
+
+/// Copies one device to another, reads the copy back and compares SHA-256.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct CopyStep {
+    /// The device that is read.
+    pub from: String,
+    /// The device that is written, then read back; at least as large.
+    pub to: String,
+    /// Bytes of each request, a multiple of 512; the last may be shorter. Default "64K".
+    #[serde(default = "default_copy_bytes")]
+    pub bytes_per_request: Size,
+    /// The most requests in flight, 1 to 65536. Default 16.
+    #[serde(default = "default_copy_depth")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub depth: u32,
+}
+
+/// One 4096-byte read request by raw DMA calls; it fails or succeeds as one request, its data is not compared.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct RawReadStep {
+    /// The device.
+    pub device: String,
+    /// The direction the buffer is mapped with; a read needs "from-device". Default "from-device".
+    #[serde(default)]
+    pub direction: MapDirection,
+    /// When the buffer is unmapped. Default "after-completion".
+    #[serde(default)]
+    pub unmap: Unmap,
+    /// Where the buffer comes from. Default "high".
+    #[serde(default)]
+    pub memory: Memory,
+}
+
+/// The direction a buffer is mapped with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MapDirection {
+    /// `DMA_FROM_DEVICE`: the device writes.
+    #[default]
+    FromDevice,
+    /// `DMA_TO_DEVICE`: the device reads.
+    ToDevice,
+}
+
+/// When a [`RawReadStep`] unmaps its buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unmap {
+    /// When the device is done with it.
+    #[default]
+    AfterCompletion,
+    /// Before the device has even been told.
+    BeforeDoorbell,
+    /// Not at all; the mapping keeps its buffer.
+    Never,
+}
+
+/// One read request whose interrupt handler allocates memory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct IrqAllocStep {
+    /// The device.
+    pub device: String,
+    /// The flags it allocates with. Default "GFP_ATOMIC".
+    #[serde(default)]
+    pub gfp: IrqGfp,
+}
+
+/// Flags of an allocation in an interrupt handler.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub enum IrqGfp {
+    /// Never sleeps.
+    #[default]
+    #[serde(rename = "GFP_ATOMIC")]
+    Atomic,
+    /// May sleep, which a handler must not.
+    #[serde(rename = "GFP_KERNEL")]
+    Kernel,
+}
+
+/// Marks the low memory that a device's too-high addresses wrap to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct CanaryStep {
+    /// The device whose width decides where the addresses wrap to.
+    pub device: String,
+}
+
+const fn default_requests() -> u64 {
+    32
+}
+
+const fn default_depth() -> u32 {
+    32
+}
+
+const fn default_copy_bytes() -> Size {
+    Size(64 << 10)
+}
+
+const fn default_copy_depth() -> u32 {
+    16
+}

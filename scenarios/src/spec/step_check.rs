@@ -1,0 +1,132 @@
+//! The checks of steps: their devices exist, their requests fit, the driver is bound where it must be.
+//!
+//! Neighbours: `check`, whose helpers it uses. Left out: devices whose size only their image tells.
+
+use super::check::{Checked, Fault, SECTOR, known_device, multiple, require, within};
+use super::path::KeyPath;
+use super::{CopyStep, IoStep, Pattern, Problem, Scenario, Size, Step, StoreSpec};
+
+/// What `kmalloc` gives at most; a request has one buffer.
+const MOST_REQUEST: u64 = 4 << 20;
+const MOST_DEPTH: u64 = 65536;
+
+/// Checks all steps, in order.
+pub(super) fn steps(scenario: &Scenario) -> Checked {
+    let list = KeyPath::default().key("step");
+    require(!scenario.step.is_empty(), &list, || Problem::NoSteps)?;
+    let mut bound = false;
+    for (i, step) in scenario.step.iter().enumerate() {
+        let verb = step.verb();
+        let at = list.index(i).key(verb);
+        match step {
+            Step::Probe(_) => {
+                require(!bound, &at, || Problem::BoundTwice { step: i })?;
+                bound = true;
+            }
+            Step::Canary(_) => {}
+            _ => require(bound, &at, || Problem::NotBound { step: i, verb })?,
+        }
+        bound &= !matches!(step, Step::Remove(_));
+        let device = |key: &str, name: &str| known_device(&at.key(key), name, &scenario.device, false);
+        match step {
+            Step::Probe(_) | Step::Remove(_) => {}
+            Step::Io(io) => {
+                device("device", &io.device)?;
+                io_step(&at, io, scenario)?;
+            }
+            Step::Copy(copy) => {
+                device("from", &copy.from)?;
+                device("to", &copy.to)?;
+                copy_step(&at, copy, scenario)?;
+            }
+            Step::RawRead(raw) => device("device", &raw.device)?,
+            Step::IrqAlloc(irq) => device("device", &irq.device)?,
+            Step::Canary(canary) => device("device", &canary.device)?,
+        }
+    }
+    Ok(())
+}
+
+fn io_step(at: &KeyPath, io: &IoStep, scenario: &Scenario) -> Checked {
+    within(&at.key("requests"), io.requests, 1, u64::MAX)?;
+    within(&at.key("depth"), io.depth, 1, MOST_DEPTH)?;
+    multiple(&at.key("start"), io.start.0, SECTOR)?;
+    let (foreign, pattern): (&[_], _) = match io.pattern {
+        Pattern::WriteRead => (&[("min_bytes", io.min_bytes), ("max_bytes", io.max_bytes)], "write-read"),
+        Pattern::Random => (&[("bytes", io.bytes)], "random"),
+    };
+    for &(key, value) in foreign {
+        require(value.is_none(), &at.key(key), || Problem::OtherPattern { key, pattern })?;
+    }
+    let seeded = io.pattern == Pattern::Random || io.seed.is_none();
+    require(seeded, &at.key("seed"), || Problem::OtherPattern { key: "seed", pattern })?;
+    lengths(at, io)?;
+    let writable = scenario.device(&io.device).is_none_or(|device| !device.read_only);
+    require(writable, &at.key("device"), || Problem::ReadOnly { verb: "io", device: io.device.clone() })?;
+    fits(at, io, scenario)
+}
+
+/// The lengths of requests are sectors, and in order.
+fn lengths(at: &KeyPath, io: &IoStep) -> Checked {
+    let (min, max) = io.lengths().into_inner();
+    let random = io.pattern == Pattern::Random;
+    let keys = if random { ["min_bytes", "max_bytes"] } else { ["bytes", "bytes"] };
+    for (key, bytes) in keys.into_iter().zip([min, max]) {
+        within(&at.key(key), bytes, SECTOR, MOST_REQUEST)?;
+        multiple(&at.key(key), bytes, SECTOR)?;
+    }
+    if min > max {
+        let problem = Problem::Reversed { min: Size(min), max: Size(max) };
+        return Err(Fault::new(problem, keys.map(|key| at.key(key)).to_vec()));
+    }
+    let requests = io.requests;
+    require(random || requests.is_multiple_of(2), &at.key("requests"), || Problem::OddRequests { requests })
+}
+
+/// The requests lie on the device, where its size is known.
+fn fits(at: &KeyPath, io: &IoStep, scenario: &Scenario) -> Checked {
+    let Some(size) = size_of(&io.device, scenario) else { return Ok(()) };
+    let longest = *io.lengths().end();
+    let span = match io.pattern {
+        Pattern::WriteRead => longest.saturating_mul(io.requests / 2),
+        Pattern::Random => longest,
+    };
+    let end = io.start.0.saturating_add(span);
+    if end <= size {
+        return Ok(());
+    }
+    let mut paths: Vec<KeyPath> = ["requests", "bytes", "max_bytes", "start"].map(|key| at.key(key)).to_vec();
+    if io.pattern == Pattern::Random {
+        paths.swap(0, 2);
+    }
+    let place = scenario.device.iter().position(|device| device.name == io.device).unwrap_or_default();
+    paths.push(KeyPath::default().key("device").index(place).key("size"));
+    Err(Fault::new(Problem::PastEnd { device: io.device.clone(), end, size }, paths))
+}
+
+fn copy_step(at: &KeyPath, copy: &CopyStep, scenario: &Scenario) -> Checked {
+    within(&at.key("depth"), copy.depth, 1, MOST_DEPTH)?;
+    within(&at.key("bytes_per_request"), copy.bytes_per_request.0, SECTOR, MOST_REQUEST)?;
+    multiple(&at.key("bytes_per_request"), copy.bytes_per_request.0, SECTOR)?;
+    let to = at.key("to");
+    require(copy.from != copy.to, &to, || Problem::SameDevice { device: copy.to.clone() })?;
+    let writable = scenario.device(&copy.to).is_none_or(|device| !device.read_only);
+    require(writable, &to, || Problem::ReadOnly { verb: "copy", device: copy.to.clone() })?;
+    let (Some(need), Some(room)) = (size_of(&copy.from, scenario), size_of(&copy.to, scenario)) else { return Ok(()) };
+    let (from, onto) = (copy.from.clone(), copy.to.clone());
+    require(need <= room, &to, || Problem::CopyTooLarge { from, to: onto, need, room })
+}
+
+/// The bytes of a device, unless its image must tell.
+fn size_of(name: &str, scenario: &Scenario) -> Option<u64> {
+    let mut name = name;
+    // A `size_of` names an earlier device, so this ends; the bound is for scenarios made by hand.
+    for _ in 0..=scenario.device.len() {
+        match scenario.device(name)?.store()? {
+            StoreSpec::Memory(bytes) => return Some(bytes),
+            StoreSpec::Image(_) => return None,
+            StoreSpec::SizeOf(other) => name = other,
+        }
+    }
+    None
+}
