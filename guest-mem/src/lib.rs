@@ -6,3 +6,5 @@ pub mod site;
 
 pub use addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
 pub use site::{Owner, Scope, Site};
+
+pub mod dma;
