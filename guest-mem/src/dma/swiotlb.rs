@@ -18,70 +18,21 @@
 //! offset that moves the pool against the device's alignment or boundary. The minimum of 1 MiB is the boot command
 //! line's, not the pool's.
 
+mod cell;
+mod error;
 mod geometry;
 mod request;
 #[cfg(test)]
 mod tests;
 
-use thiserror::Error;
-
+pub use error::SwiotlbError;
 pub use geometry::{Geometry, MAX_MAPPING, PoolError, SEGMENT_SLOTS, SLOT_SIZE};
 pub use request::Constraints;
 
 use crate::addr::PhysAddr;
+use cell::{Cell, SEGMENT, small, wide};
 use geometry::SLOT_SHIFT;
 use request::Search;
-
-/// Why slots can't be had, or an address is not what it was taken for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum SwiotlbError {
-    /// No run of free slots fits.
-    #[error("swiotlb buffer is full (sz: {size} bytes), total {total} (slots), used {used} (slots)")]
-    Full {
-        /// Bytes asked for.
-        size: u64,
-        /// Slots of the pool.
-        total: u32,
-        /// Slots taken.
-        used: u32,
-    },
-    /// More than a segment, so that it can never fit; Linux says that the buffer is full.
-    #[error("swiotlb buffer is full (sz: {size} bytes), total {total} (slots), used {used} (slots)")]
-    TooLarge {
-        /// Bytes asked for.
-        size: u64,
-        /// Slots of the pool.
-        total: u32,
-        /// Slots taken.
-        used: u32,
-    },
-    /// A mapping of 0 bytes at offset 0, which Linux does not survive.
-    #[error("kernel BUG at kernel/dma/swiotlb.c: a bounced mapping of 0 bytes at {orig}")]
-    ZeroSize {
-        /// The buffer's address.
-        orig: PhysAddr,
-    },
-    /// A segment boundary that is not a power of two, which Linux does not survive.
-    #[error("kernel BUG at include/linux/iommu-helper.h: segment boundary mask {mask:#x}")]
-    Boundary {
-        /// The device's mask.
-        mask: u64,
-    },
-    /// No mapping holds this address; Linux goes on silently.
-    #[error("no bounce slot is mapped at {phys}")]
-    NotMapped {
-        /// The address given.
-        phys: PhysAddr,
-    },
-    /// A sync or unmap is longer than what was mapped there; Linux copies only what was mapped, and warns once.
-    #[error("Buffer overflow detected. Allocation size: {allocation}. Mapping size: {mapping}.")]
-    Overflow {
-        /// Bytes mapped from the address on.
-        allocation: u64,
-        /// Bytes asked for.
-        mapping: u64,
-    },
-}
 
 /// Slots given to a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,61 +100,6 @@ pub struct AreaStats {
     pub next: u32,
 }
 
-/// The state of one slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cell {
-    /// What the slot's first byte stands for; below the buffer in the first slot of a mapping with a kept offset.
-    orig: u64,
-    /// Bytes from the slot's first to the mapping's last; 0 if free.
-    span: u32,
-    /// Offset kept from the buffer's address.
-    offset: u16,
-    /// Free slots from here to the end of the run; 0 if taken.
-    list: u8,
-    /// Slots of the same mapping before this one.
-    back: u8,
-}
-
-impl Cell {
-    /// A free slot of a segment that is all free.
-    fn fresh(index: usize) -> Self {
-        Self::free(small(SEGMENT - index % SEGMENT))
-    }
-
-    const fn free(list: u8) -> Self {
-        Self { orig: u64::MAX, span: 0, offset: 0, list, back: 0 }
-    }
-
-    fn slots(&self) -> usize {
-        wide(self.span.div_ceil(1 << SLOT_SHIFT))
-    }
-
-    /// Offset of the slot's first mapped byte.
-    fn start(&self) -> u64 {
-        if self.back == 0 { u64::from(self.offset) } else { 0 }
-    }
-
-    /// Whether a taken slot goes on in `next` if and only if its span says so; a free one has nothing to say.
-    fn agrees(&self, next: Option<&Self>) -> bool {
-        if self.list != 0 {
-            return *self == Self::free(self.list);
-        }
-        let rest = self.span.saturating_sub(1 << SLOT_SHIFT);
-        let follows = next.is_some_and(|next| next.list == 0 && next.back > 0);
-        match next {
-            Some(next) if rest > 0 => {
-                next.back == self.back + 1 && next.span == rest && next.orig == self.orig.wrapping_add(SLOT_SIZE)
-            }
-            _ => self.span > 0 && rest == 0 && !follows,
-        }
-    }
-
-    fn origin(&self, within: u64) -> Origin {
-        let orig = PhysAddr::new(self.orig.wrapping_add(within));
-        Origin { orig, remaining: u64::from(self.span).saturating_sub(within) }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Area {
     used: u32,
@@ -217,7 +113,6 @@ impl Area {
 }
 
 const CLEAN: (usize, usize) = (usize::MAX, 0);
-const SEGMENT: usize = SEGMENT_SLOTS as usize;
 
 /// The bounce pool of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -456,13 +351,4 @@ impl Pool {
         let size = wide(self.area_slots());
         self.areas.get(index / size).is_some_and(|area| (area.dirty.0..area.dirty.1).contains(&index))
     }
-}
-
-fn wide(n: u32) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
-}
-
-/// A count of slots within a segment.
-fn small(n: usize) -> u8 {
-    u8::try_from(n).unwrap_or(u8::MAX)
 }

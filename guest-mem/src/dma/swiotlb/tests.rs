@@ -130,6 +130,23 @@ fn offsets_under_the_mask_are_kept_and_cost_slots() {
 }
 
 #[test]
+fn with_a_mask_beyond_the_slot_the_last_slots_before_the_start_are_overlooked() {
+    let mut pool = pool(128, 1);
+    fill(&mut pool, 0, 1);
+    for slot in [0, 1] {
+        pool.unmap(pool.base().wrapping_add(slot * SLOT_SIZE), 1).unwrap();
+    }
+    for index in [0, 1] {
+        assert_eq!(map(&mut pool, HIGH.get(), 1, 0).0, index);
+    }
+    pool.unmap(pool.base().wrapping_add(SLOT_SIZE), 1).unwrap();
+    let odd = HIGH.wrapping_add(0x800);
+    let overlooked = pool.map(0, odd, 1, aligned(0xfff));
+    assert_eq!(overlooked, Err(SwiotlbError::Full { size: 1, total: 128, used: 127 }), "slot 1 is free, and odd");
+    assert_eq!(pool.map(0, odd, 1, aligned(0x7ff)).unwrap().index, 1);
+}
+
+#[test]
 fn no_mapping_crosses_the_devices_boundary() {
     let mut pool = pool(256, 1);
     let narrow = Constraints { min_align_mask: 0, boundary_mask: 0x3fff };
@@ -236,7 +253,7 @@ fn could_fit(live: &[Live], total: u32, orig: u64, size: u64, mask: u64, base: u
     (0..total).any(|first| {
         let at = base + u64::from(first) * SLOT_SIZE + offset;
         let inside = count <= SEGMENT_SLOTS && first % SEGMENT_SLOTS + count <= SEGMENT_SLOTS;
-        let bits = at & mask == orig & mask && (mask != 0 || size < 4096 || at % 4096 == 0);
+        let bits = at & mask == orig & mask && (mask != 0 || size < 4096 || at.is_multiple_of(4096));
         let free = |other: &Live| first + count <= other.slot.index || first >= other.slot.index + other.slot.count;
         inside && bits && live.iter().all(free)
     })
@@ -257,6 +274,9 @@ proptest! {
                             check_new(&pool, &live, &new, mask);
                             live.push(new);
                         }
+                        // Linux's search counts a whole stride at the area's end, so with a mask beyond the slot it may
+                        // leave the last slots before its start unlooked at: nothing to hold it to.
+                        Err(_) if mask >= SLOT_SIZE => {}
                         Err(_) => prop_assert!(!could_fit(&live, 512, orig, bytes, mask, pool.base().get())),
                     }
                 }
