@@ -120,11 +120,14 @@ pub struct PciDevice {
     dma: DmaDevice,
 }
 
-/// Finds every function 0 of bus 0 and places its BARs. Process context.
+/// Finds every function 0 of bus 0 and places its BARs; `dma` gives the DMA side of each.
 ///
 /// # Errors
 /// [`PciError::NoRoom`] when the window is too small.
-pub fn enumerate(cpu: &Cpu<'_>, bus: &Arc<dyn PciBus>) -> Result<Vec<Arc<PciDevice>>, PciError> {
+pub fn enumerate(
+    bus: &Arc<dyn PciBus>,
+    dma: impl Fn(Bdf) -> DmaDevice,
+) -> Result<Vec<Arc<PciDevice>>, PciError> {
     let (start, len) = bus.window();
     let mut next = start.get();
     let end = next.saturating_add(len);
@@ -138,8 +141,7 @@ pub fn enumerate(cpu: &Cpu<'_>, bus: &Arc<dyn PciBus>) -> Result<Vec<Arc<PciDevi
             continue;
         }
         let bars = place_bars(&**bus, at, &mut next, end)?;
-        let dma = DmaDevice::new(cpu.kernel_ref(), &at.to_string());
-        found.push(Arc::new(PciDevice { bus: bus.clone(), at, id, bars, dma }));
+        found.push(Arc::new(PciDevice { bus: bus.clone(), at, id, bars, dma: dma(at) }));
     }
     Ok(found)
 }

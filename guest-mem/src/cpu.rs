@@ -190,6 +190,7 @@ impl<'w> Cpu<'w> {
 
     /// Parks until woken, timed out or dying; interrupts are taken meanwhile.
     pub(crate) fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
+        let ticket = Ticket { irqs_off: self.irqs_disabled(), ..ticket };
         loop {
             match self.env.park(ticket, until) {
                 Wake::Irq => self.irq_window(),

@@ -26,9 +26,14 @@ impl Key {
     }
 }
 
-/// Proof that a CPU announced its wait; the number is the world's own.
+/// Proof that a CPU announced its wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ticket(pub u64);
+pub struct Ticket {
+    /// The world's own number for it.
+    pub number: u64,
+    /// Whether the CPU can't take interrupts while it waits: it spins for a lock with them off.
+    pub irqs_off: bool,
+}
 
 /// Why a park returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -205,7 +205,7 @@ impl Pool {
         state.next = if next < size { next } else { 0 };
         state.used += search.slots;
         let segment = first - first % SEGMENT;
-        state.dirty = (state.dirty.0.min(segment), state.dirty.1.max(first));
+        state.dirty = (state.dirty.0.min(segment), state.dirty.1.max(segment + SEGMENT));
         self.used += search.slots;
         self.high_water = self.high_water.max(self.used);
         let phys = self.base + (u64::from(index) << SLOT_SHIFT) + u64::from(search.offset);
