@@ -14,6 +14,9 @@ pub trait Tap: Send + Sync {
     /// The device has moved `len` bytes at `addr`: into memory if `write`.
     fn moved(&self, addr: u64, len: usize, write: bool);
 
+    /// The device asked for `len` bytes at `addr` and hit `hit` instead, having only `width` address bits.
+    fn wrapped(&self, addr: u64, hit: u64, len: usize, write: bool, width: u8);
+
     /// The device asked for `len` bytes at `addr` and was turned away.
     fn refused(&self, addr: u64, len: usize, write: bool, why: Refusal);
 }
@@ -22,6 +25,7 @@ pub trait Tap: Send + Sync {
 impl Tap for () {
     fn granted(&self, _addr: u64, _len: usize, _write: bool) {}
     fn moved(&self, _addr: u64, _len: usize, _write: bool) {}
+    fn wrapped(&self, _addr: u64, _hit: u64, _len: usize, _write: bool, _width: u8) {}
     fn refused(&self, _addr: u64, _len: usize, _write: bool, _why: Refusal) {}
 }
 
@@ -33,6 +37,10 @@ impl<T: Tap + ?Sized> Tap for std::sync::Arc<T> {
 
     fn moved(&self, addr: u64, len: usize, write: bool) {
         (**self).moved(addr, len, write);
+    }
+
+    fn wrapped(&self, addr: u64, hit: u64, len: usize, write: bool, width: u8) {
+        (**self).wrapped(addr, hit, len, write, width);
     }
 
     fn refused(&self, addr: u64, len: usize, write: bool, why: Refusal) {

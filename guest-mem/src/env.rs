@@ -78,6 +78,13 @@ pub enum Class {
     Release,
 }
 
+impl Class {
+    /// Whether a failure here is one that a driver must cope with.
+    pub const fn may_fail(self) -> bool {
+        !matches!(self, Self::Mmio | Self::Lock | Self::Wait | Self::Release)
+    }
+}
+
 /// A place that can fail or be reordered, as it is reached.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {

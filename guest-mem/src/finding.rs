@@ -93,7 +93,7 @@ pub enum FindingKind {
     #[error("{0}")]
     Port(Violation),
     /// A device put an address on its bus that it cannot decode.
-    #[error("device access beyond its {width}-bit width: {} of {len} bytes at {addr:#x}", rw(*write))]
+    #[error("device access beyond its {width}-bit width: {} of {len} bytes at {addr:#x}{}", rw(*write), hit_text(*hit))]
     BeyondWidth {
         /// The address as the descriptor gave it.
         addr: u64,
@@ -103,6 +103,8 @@ pub enum FindingKind {
         width: u8,
         /// Whether it was a write to memory.
         write: bool,
+        /// What was hit instead, if the device dropped the upper bits; else nothing moved.
+        hit: Option<u64>,
     },
     /// A device reached for memory while its bus-master bit was clear.
     #[error("device DMA with bus mastering off: {} of {len} bytes at {addr:#x}", rw(*write))]
@@ -177,6 +179,10 @@ pub enum FindingKind {
         /// How many points.
         points: u64,
     },
+}
+
+fn hit_text(hit: Option<u64>) -> String {
+    hit.map_or_else(|| ", refused".to_owned(), |hit| format!(", which hit {hit:#x}"))
 }
 
 fn rw(write: bool) -> &'static str {

@@ -262,6 +262,9 @@ impl<M: GuestMemory, T: Tap> GuestMemory for BusMaster<M, T> {
         if at.at_zero > 0 {
             slices.second = Some(inner(0, at.at_zero)?);
         }
+        if at.start != addr.0 || at.at_zero > 0 {
+            self.tap.wrapped(addr.0, at.start, count, write, self.width);
+        }
         self.grant(at, write);
         Ok(slices)
     }

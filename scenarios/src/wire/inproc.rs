@@ -1,0 +1,224 @@
+//! `InProc`: driver and device in one process.
+//!
+//! Register accesses go to whichever function decodes the address *now*; holes read all-ones. MSI messages and INTx
+//! levels are queued and taken by the CPU they are for, at its next point with interrupts enabled, so nothing is ever
+//! called back from inside a call. Vectors are the x86 ones: address 0xFEE00000 with the CPU in bits 19:12.
+//! Neighbours: `driver::bus`, `guest_mem::iospace`, `device::pci`. Left out: bridges, hot-plug.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lowzone_device::pci::{IrqSink, PciFunction, Width as DeviceWidth};
+use lowzone_driver::bus::{Bdf, PciBus, Vector};
+use lowzone_guest_mem::PhysAddr;
+use lowzone_guest_mem::env::IrqHandler;
+use lowzone_guest_mem::iospace::{IoSpace, Width};
+use lowzone_guest_mem::kernel::KernelRef;
+use lowzone_guest_mem::ram::LOW_LIMIT;
+
+/// Where MSI messages go (Intel SDM 11.11.1).
+const MSI_BASE: u64 = 0xfee0_0000;
+/// Where BARs may be placed: from the top of possible low RAM to the I/O APIC.
+const WINDOW: (u64, u64) = (LOW_LIMIT, 0xfec0_0000 - LOW_LIMIT);
+/// The first interrupt number of an INTx pin, by slot.
+const INTX_FIRST: u32 = 16;
+/// The first interrupt number of an MSI.
+const MSI_FIRST: u32 = 64;
+/// Vectors that all CPUs have together.
+const MSI_COUNT: u32 = 4096;
+
+/// Interrupts between devices and CPUs.
+struct Interrupts {
+    kernel: KernelRef,
+    state: Mutex<IrqState>,
+}
+
+#[derive(Default)]
+struct IrqState {
+    /// Pending MSIs by CPU, oldest first; one that is pending already is not queued twice.
+    pending: Vec<VecDeque<u32>>,
+    /// Allocated vectors and their CPU.
+    vectors: BTreeMap<u32, u32>,
+    /// INTx levels by slot.
+    levels: Vec<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Interrupts {
+    /// The INTx line that is high and has a handler; all lines go to CPU 0, as a PC's legacy lines do.
+    fn line(&self, state: &IrqState, cpu: u32) -> Option<u32> {
+        let high = (INTX_FIRST..).zip(&state.levels).filter(|(_, high)| cpu == 0 && **high);
+        let kernel = self.kernel.get()?;
+        high.map(|(irq, _)| irq).find(|&irq| kernel.irqs().handler(irq).is_some())
+    }
+}
+
+/// One function's way to the interrupt controller.
+struct FunctionIrq {
+    interrupts: Arc<Interrupts>,
+    slot: usize,
+}
+
+impl IrqSink for FunctionIrq {
+    fn msi(&self, _vector: u16, addr: u64, data: u32) {
+        let mut state = lock(&self.interrupts.state);
+        let target = usize::try_from((addr >> 12) & 0xff).unwrap_or(usize::MAX);
+        // A message elsewhere, or with a vector that nobody has, reaches no CPU, as on a PC.
+        if addr & !0xff_ffff != MSI_BASE & !0xff_ffff || !state.vectors.contains_key(&data) {
+            return;
+        }
+        if let Some(queue) = state.pending.get_mut(target).filter(|queue| !queue.contains(&data)) {
+            queue.push_back(data);
+        }
+    }
+
+    fn intx(&self, level: bool) {
+        if let Some(line) = lock(&self.interrupts.state).levels.get_mut(self.slot) {
+            *line = level;
+        }
+    }
+}
+
+/// A PCI bus whose functions live in this process.
+pub struct InProc {
+    interrupts: Arc<Interrupts>,
+    functions: Mutex<Vec<Arc<dyn PciFunction>>>,
+}
+
+impl InProc {
+    /// An empty bus on a machine of `cpus` CPUs.
+    pub fn new(kernel: KernelRef, cpus: u32) -> Self {
+        let pending = (0..cpus).map(|_| VecDeque::new()).collect();
+        let state = Mutex::new(IrqState { pending, ..IrqState::default() });
+        Self { interrupts: Arc::new(Interrupts { kernel, state }), functions: Mutex::new(Vec::new()) }
+    }
+
+    /// The place that the next function will have, and its way to interrupts.
+    pub fn next_slot(&self) -> (Bdf, Arc<dyn IrqSink>) {
+        let slot = lock(&self.functions).len();
+        let mut state = lock(&self.interrupts.state);
+        state.levels.resize(slot + 1, false);
+        let sink = FunctionIrq { interrupts: self.interrupts.clone(), slot };
+        (place(slot), Arc::new(sink))
+    }
+
+    /// Plugs a function into the next slot.
+    pub fn plug(&self, function: Arc<dyn PciFunction>) {
+        lock(&self.functions).push(function);
+    }
+
+    /// Whether an interrupt waits for `cpu`.
+    pub fn pending(&self, cpu: u32) -> bool {
+        let state = lock(&self.interrupts.state);
+        let queued = usize::try_from(cpu).ok().and_then(|at| state.pending.get(at));
+        queued.is_some_and(|queue| !queue.is_empty()) || self.interrupts.line(&state, cpu).is_some()
+    }
+
+    /// Takes the next interrupt of `cpu` that has a handler; one that has none is dropped.
+    pub fn take_handler(&self, cpu: u32) -> Option<Arc<dyn IrqHandler>> {
+        loop {
+            let irq = self.take_irq(cpu)?;
+            if let Some(handler) = self.interrupts.kernel.get()?.irqs().handler(irq) {
+                return Some(handler);
+            }
+        }
+    }
+
+    /// How many vectors are allocated.
+    pub fn vectors(&self) -> usize {
+        lock(&self.interrupts.state).vectors.len()
+    }
+
+    fn function(&self, at: Bdf) -> Option<Arc<dyn PciFunction>> {
+        let slot = usize::from(at.device).checked_sub(1).filter(|_| at.bus == 0 && at.function == 0)?;
+        lock(&self.functions).get(slot).cloned()
+    }
+
+    fn decode(&self, at: PhysAddr, width: Width) -> Option<(Arc<dyn PciFunction>, u8, u64)> {
+        let functions = lock(&self.functions);
+        functions.iter().find_map(|function| {
+            let (bar, offset) = function.decode(at.get(), device_width(width))?;
+            Some((function.clone(), bar, offset))
+        })
+    }
+}
+
+/// Slot 0 is the host bridge's, as on a PC.
+fn place(slot: usize) -> Bdf {
+    Bdf { bus: 0, device: u8::try_from(slot + 1).unwrap_or(u8::MAX), function: 0 }
+}
+
+fn device_width(width: Width) -> DeviceWidth {
+    match width {
+        Width::B1 => DeviceWidth::B1,
+        Width::B2 => DeviceWidth::B2,
+        Width::B4 => DeviceWidth::B4,
+        Width::B8 => DeviceWidth::B8,
+    }
+}
+
+impl PciBus for InProc {
+    fn config_read(&self, at: Bdf, offset: u16, width: Width) -> u32 {
+        let absent = u32::try_from(width.ones()).unwrap_or(u32::MAX);
+        self.function(at).map_or(absent, |function| function.config_read(offset, device_width(width)))
+    }
+
+    fn config_write(&self, at: Bdf, offset: u16, width: Width, value: u32) {
+        if let Some(function) = self.function(at) {
+            function.config_write(offset, device_width(width), value);
+        }
+    }
+
+    fn window(&self) -> (PhysAddr, u64) {
+        (PhysAddr::new(WINDOW.0), WINDOW.1)
+    }
+
+    fn alloc_vector(&self, cpu: u32) -> Option<Vector> {
+        let mut state = lock(&self.interrupts.state);
+        let irq = (MSI_FIRST..MSI_FIRST + MSI_COUNT).find(|irq| !state.vectors.contains_key(irq))?;
+        state.vectors.insert(irq, cpu);
+        Some(Vector { irq, addr: MSI_BASE | u64::from(cpu & 0xff) << 12, data: irq })
+    }
+
+    fn free_vector(&self, irq: u32) {
+        let mut state = lock(&self.interrupts.state);
+        state.vectors.remove(&irq);
+        state.pending.iter_mut().for_each(|queue| queue.retain(|&pending| pending != irq));
+    }
+
+    fn intx(&self, at: Bdf) -> Option<u32> {
+        self.function(at)?;
+        u32::from(at.device).checked_sub(1).map(|slot| INTX_FIRST + slot)
+    }
+
+    fn take_irq(&self, cpu: u32) -> Option<u32> {
+        let mut state = lock(&self.interrupts.state);
+        let queued = usize::try_from(cpu).ok().and_then(|at| state.pending.get_mut(at)?.pop_front());
+        queued.or_else(|| self.interrupts.line(&state, cpu))
+    }
+
+    fn reset(&self, at: Bdf) {
+        if let Some(function) = self.function(at) {
+            function.reset();
+        }
+    }
+}
+
+impl IoSpace for InProc {
+    fn read(&self, at: PhysAddr, width: Width) -> u64 {
+        let answer = self.decode(at, width).and_then(|(function, bar, offset)| {
+            function.bar_read(bar, offset, device_width(width)).ok()
+        });
+        answer.unwrap_or_else(|| width.ones())
+    }
+
+    fn write(&self, at: PhysAddr, width: Width, value: u64) {
+        if let Some((function, bar, offset)) = self.decode(at, width) {
+            // A register that isn't there swallows the write, as on a real bus.
+            let _ = function.bar_write(bar, offset, device_width(width), value);
+        }
+    }
+}

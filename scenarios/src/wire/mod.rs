@@ -1,0 +1,11 @@
+//! Wires: what joins a driver to a device.
+//!
+//! [`inproc`] joins them in one process: register accesses decode to calls, interrupts queue until a CPU takes them.
+//! [`tap`] turns what a device's bus master refuses into findings. Neighbours: `device`, `driver`, `guest_mem`; this
+//! is one of the few places that sees all three.
+
+pub mod inproc;
+pub mod tap;
+
+pub use inproc::InProc;
+pub use tap::LabTap;

@@ -1,0 +1,499 @@
+//! The lockstep world: one actor at a time, picked by the seed, in virtual time.
+//!
+//! CPUs are stackful coroutines; device queues are workers that do one phase a call; interrupts and timers are
+//! delivered by the CPUs themselves at their points. When nobody can run, time jumps to the next deadline; when there
+//! is none either, that is a deadlock finding. All state of the world is reached from one thread only.
+//!
+//! A CPU that is left parked at the end is torn down: politely first (its waits return "dying", and its points neither
+//! yield nor fail from then on), by force if it still hangs on.
+//! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use corosensei::stack::{DefaultStack, Stack};
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+use lowzone_device::{Next, Worker};
+use lowzone_guest_mem::cpu::{Cpu, Halt, set_current};
+use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
+use lowzone_guest_mem::finding::{Finding, FindingKind};
+use lowzone_guest_mem::kernel::KernelRef;
+use lowzone_guest_mem::timer::Timers;
+use lowzone_guest_mem::trace::{Kind, Producer, Record};
+
+use super::Random;
+use super::panics::Quiet;
+use crate::wire::InProc;
+
+/// Virtual nanoseconds that a point costs: time moves even in a loop that never parks.
+const POINT_NS: u64 = 10;
+/// Virtual nanoseconds of one phase of a device.
+const SERVICE_NS: u64 = 200;
+/// At one point in this many another actor gets its turn.
+const YIELD_ONE_IN: u64 = 4;
+/// Points after which a CPU counts as hung.
+const FUEL: u64 = 400_000_000;
+/// Bytes of a CPU's stack; a panic with its message needs more than 16 KiB.
+const STACK: usize = 256 << 10;
+/// Rounds of polite teardown before force.
+const POLITE_ROUNDS: usize = 1000;
+
+/// What a CPU runs.
+pub type Body = Box<dyn FnOnce(&Cpu<'_>)>;
+
+/// How a CPU's body ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// It returned.
+    Finished,
+    /// It panicked.
+    Panicked,
+    /// It deadlocked on itself or hung.
+    Halted,
+    /// It was still parked and was torn down.
+    TornDown,
+}
+
+/// Why a CPU gives way.
+enum Give {
+    Turn,
+    Park,
+}
+
+struct Waiting {
+    key: Key,
+    number: u64,
+    woken: bool,
+}
+
+#[derive(Default)]
+struct CpuState {
+    waiting: Option<Waiting>,
+    /// Parked with this ticket: until when, and whether interrupts may wake it.
+    parked: Option<(Option<u64>, bool)>,
+    stack_limit: usize,
+}
+
+struct State {
+    random: Random,
+    now: u64,
+    next_ticket: u64,
+    points: u64,
+    fuel: u64,
+    dying: bool,
+    cpus: Vec<CpuState>,
+}
+
+/// What the CPUs' coroutines share with the scheduler.
+struct Shared {
+    kernel: KernelRef,
+    bus: Arc<InProc>,
+    state: RefCell<State>,
+    faults: RefCell<Option<FaultPlan>>,
+}
+
+/// Fails the `nth` point that may fail, counted from 0.
+struct FaultPlan {
+    nth: u64,
+    seen: u64,
+}
+
+impl Shared {
+    fn irq_pending(&self, cpu: u32, now: u64) -> bool {
+        self.bus.pending(cpu)
+            || self.kernel.get().is_some_and(|kernel| kernel.timers().next().is_some_and(|at| at <= now))
+    }
+
+    fn report(&self, kind: FindingKind) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let at = self.state.borrow().now;
+        kernel.report(Finding { kind, device: None, at, sites: Vec::new() });
+    }
+}
+
+/// The world as one CPU sees it.
+struct CpuEnv<'y> {
+    id: usize,
+    shared: Rc<Shared>,
+    yielder: &'y Yielder<Wake, Give>,
+}
+
+impl CpuEnv<'_> {
+    /// Whether this CPU must not suspend any more: a destructor that suspends while unwinding aborts the process.
+    fn unwinding(&self) -> bool {
+        std::thread::panicking() || self.shared.state.borrow().dying
+    }
+
+    fn check_stack(&self) {
+        let here = 0_u8;
+        let address = (&raw const here).addr();
+        if address < self.shared.state.borrow().cpus[self.id].stack_limit {
+            std::panic::resume_unwind(Box::new("the stack is three quarters full"));
+        }
+    }
+}
+
+impl Env for CpuEnv<'_> {
+    fn now(&self) -> u64 {
+        self.shared.state.borrow().now
+    }
+
+    fn prepare(&self, on: Key) -> Ticket {
+        let mut state = self.shared.state.borrow_mut();
+        let number = state.next_ticket;
+        state.next_ticket += 1;
+        state.cpus[self.id].waiting = Some(Waiting { key: on, number, woken: false });
+        Ticket { number, irqs_off: false }
+    }
+
+    fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
+        loop {
+            let over = {
+                let unwinding = self.unwinding();
+                let mut state = self.shared.state.borrow_mut();
+                let now = state.now;
+                let cpu = &mut state.cpus[self.id];
+                let woken = cpu.waiting.as_ref().is_none_or(|w| w.number != ticket.number || w.woken);
+                let over = if woken {
+                    Some(Wake::Woken)
+                } else if until.is_some_and(|at| at <= now) {
+                    Some(Wake::TimedOut)
+                } else if unwinding {
+                    Some(Wake::Dying)
+                } else {
+                    None
+                };
+                if over.is_some() {
+                    cpu.waiting = None;
+                } else {
+                    cpu.parked = Some((until, !ticket.irqs_off));
+                }
+                over
+            };
+            if let Some(wake) = over {
+                return wake;
+            }
+            if self.yielder.suspend(Give::Park) == Wake::Irq {
+                return Wake::Irq;
+            }
+        }
+    }
+
+    fn wake(&self, on: Key, n: usize) {
+        let mut state = self.shared.state.borrow_mut();
+        let waiting = state.cpus.iter_mut().filter_map(|cpu| cpu.waiting.as_mut());
+        let mut waiting: Vec<_> = waiting.filter(|w| w.key == on && !w.woken).collect();
+        waiting.sort_by_key(|w| w.number);
+        waiting.into_iter().take(n).for_each(|w| w.woken = true);
+    }
+
+    fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
+        let id = u32::try_from(self.id).ok()?;
+        if let Some(handler) = self.shared.bus.take_handler(id) {
+            return Some(handler);
+        }
+        let now = self.shared.state.borrow().now;
+        let due = self.shared.kernel.get()?.timers().next().is_some_and(|at| at <= now);
+        due.then(Timers::interrupt)
+    }
+
+    fn point(&self, point: Point) -> Verdict {
+        let (turn, hung) = {
+            let mut state = self.shared.state.borrow_mut();
+            state.now += POINT_NS;
+            state.points += 1;
+            if let Some(kernel) = self.shared.kernel.get() {
+                kernel.set_clock(state.now);
+            }
+            (state.random.below(YIELD_ONE_IN) == 0, state.points > state.fuel)
+        };
+        if self.unwinding() {
+            return Verdict::Pass;
+        }
+        if hung {
+            self.shared.report(FindingKind::Hang { points: self.shared.state.borrow().points });
+            std::panic::resume_unwind(Box::new(Halt::Dying));
+        }
+        self.check_stack();
+        if turn {
+            self.yielder.suspend(Give::Turn);
+        }
+        match self.shared.faults.borrow_mut().as_mut() {
+            Some(plan) if point.class.may_fail() => {
+                let hit = plan.seen == plan.nth;
+                plan.seen += 1;
+                if hit { Verdict::Fail } else { Verdict::Pass }
+            }
+            _ => Verdict::Pass,
+        }
+    }
+
+    fn emit(&self, finding: Finding) {
+        if let Some(kernel) = self.shared.kernel.get() {
+            kernel.report(finding);
+        }
+    }
+}
+
+type Payload = Box<dyn Any + Send>;
+type CpuCoroutine = Coroutine<Wake, Give, Result<(), Payload>, DefaultStack>;
+
+thread_local! {
+    /// Stacks that no CPU uses now: mapping one costs 300 times a switch.
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Device {
+    worker: Box<dyn Worker>,
+    /// When it asked to be called again.
+    at: Option<u64>,
+}
+
+/// A lockstep world around one machine and its bus.
+pub struct Lockstep {
+    shared: Rc<Shared>,
+    devices: Vec<Device>,
+}
+
+/// What can run next.
+#[derive(Clone, Copy)]
+enum Actor {
+    Cpu(usize),
+    Device(usize),
+}
+
+impl Lockstep {
+    /// A world at time 0 with these device queues, scheduled by `seed`.
+    pub fn new(kernel: KernelRef, bus: Arc<InProc>, workers: Vec<Box<dyn Worker>>, seed: u64) -> Self {
+        let state = State {
+            random: Random::new(seed),
+            now: 0,
+            next_ticket: 0,
+            points: 0,
+            fuel: FUEL,
+            dying: false,
+            cpus: Vec::new(),
+        };
+        let faults = RefCell::new(None);
+        let shared = Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults });
+        let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
+        Self { shared, devices }
+    }
+
+    /// From now on fails the `nth` point that may fail, counted from 0; `None` fails none.
+    pub fn fail_nth(&mut self, nth: Option<u64>) {
+        *self.shared.faults.borrow_mut() = nth.map(|nth| FaultPlan { nth, seen: 0 });
+    }
+
+    /// How many points that may fail were passed since [`Lockstep::fail_nth`].
+    pub fn faults_seen(&self) -> u64 {
+        self.shared.faults.borrow().as_ref().map_or(0, |plan| plan.seen)
+    }
+
+    /// Limits the points that the whole world may pass before a CPU counts as hung.
+    pub fn set_fuel(&mut self, points: u64) {
+        self.shared.state.borrow_mut().fuel = points;
+    }
+
+    /// Points passed so far.
+    pub fn points(&self) -> u64 {
+        self.shared.state.borrow().points
+    }
+
+    /// Virtual nanoseconds so far.
+    pub fn now(&self) -> u64 {
+        self.shared.state.borrow().now
+    }
+
+    /// Runs one body a CPU, until all have ended; how each did, by CPU.
+    pub fn run(&mut self, bodies: Vec<Body>) -> Vec<Exit> {
+        self.run_until(bodies, |_| {})
+    }
+
+    /// [`Lockstep::run`], but `before_teardown` sees the machine while CPUs are still parked, if any are.
+    pub fn run_until(&mut self, bodies: Vec<Body>, before_teardown: impl FnOnce(usize)) -> Vec<Exit> {
+        let _quiet = Quiet::begin();
+        {
+            let mut state = self.shared.state.borrow_mut();
+            state.dying = false;
+            state.cpus = bodies.iter().map(|_| CpuState::default()).collect();
+        }
+        let mut cpus: Vec<Option<CpuCoroutine>> =
+            bodies.into_iter().enumerate().map(|(id, body)| Some(self.spawn(id, body))).collect();
+        let mut exits = vec![Exit::TornDown; cpus.len()];
+        let mut runnable = Vec::new();
+        while cpus.iter().any(Option::is_some) {
+            self.find_runnable(&cpus, &mut runnable);
+            if runnable.is_empty() && !self.advance_time() {
+                let parked = cpus.iter().flatten().count();
+                self.shared.report(FindingKind::Deadlock { parked });
+                break;
+            }
+            let n = u64::try_from(runnable.len()).unwrap_or(0);
+            let pick = usize::try_from(self.shared.state.borrow_mut().random.below(n)).unwrap_or(0);
+            match runnable.get(pick) {
+                Some(&Actor::Cpu(id)) => self.resume(&mut cpus, &mut exits, id),
+                Some(&Actor::Device(index)) => self.service(index),
+                None => {}
+            }
+        }
+        let left = cpus.iter().flatten().count();
+        if left > 0 {
+            before_teardown(left);
+            self.tear_down(&mut cpus);
+        }
+        exits
+    }
+
+    fn spawn(&self, id: usize, body: Body) -> CpuCoroutine {
+        let pooled = STACKS.with(|stacks| stacks.borrow_mut().pop());
+        // Out of address space for a stack is out of everything: the default stack fails the same way.
+        let stack = pooled.or_else(|| DefaultStack::new(STACK).ok()).unwrap_or_default();
+        let (base, limit) = (stack.base().get(), stack.limit().get());
+        self.shared.state.borrow_mut().cpus[id].stack_limit = limit + (base - limit) / 4;
+        let shared = Rc::clone(&self.shared);
+        Coroutine::with_stack(stack, move |yielder, _first: Wake| {
+            let kernel = shared.kernel;
+            let env = CpuEnv { id, shared, yielder };
+            let cpu = Cpu::new(u32::try_from(id).unwrap_or(0), kernel, &env);
+            catch_unwind(AssertUnwindSafe(|| body(&cpu)))
+        })
+    }
+
+    fn find_runnable(&self, cpus: &[Option<CpuCoroutine>], runnable: &mut Vec<Actor>) {
+        runnable.clear();
+        let state = self.shared.state.borrow();
+        for (id, cpu) in cpus.iter().enumerate() {
+            if cpu.is_some() && self.can_run(&state, id) {
+                runnable.push(Actor::Cpu(id));
+            }
+        }
+        for (index, device) in self.devices.iter().enumerate() {
+            if device.at.map_or_else(|| device.worker.ready(), |at| at <= state.now) {
+                runnable.push(Actor::Device(index));
+            }
+        }
+    }
+
+    fn can_run(&self, state: &State, id: usize) -> bool {
+        let cpu = &state.cpus[id];
+        let Some((until, irqs_on)) = cpu.parked else { return true };
+        cpu.waiting.as_ref().is_none_or(|w| w.woken)
+            || until.is_some_and(|at| at <= state.now)
+            || (irqs_on && self.shared.irq_pending(u32::try_from(id).unwrap_or(0), state.now))
+    }
+
+    /// Jumps to the next deadline, timer or device call; `false` if there is none.
+    fn advance_time(&self) -> bool {
+        let mut state = self.shared.state.borrow_mut();
+        let parked = state.cpus.iter().filter_map(|cpu| cpu.parked.and_then(|(until, _)| until)).min();
+        let device = self.devices.iter().filter_map(|device| device.at).min();
+        let timer = self.shared.kernel.get().and_then(|kernel| kernel.timers().next());
+        let Some(next) = [parked, device, timer].into_iter().flatten().min() else { return false };
+        state.now = state.now.max(next);
+        if let Some(kernel) = self.shared.kernel.get() {
+            kernel.set_clock(state.now);
+        }
+        true
+    }
+
+    fn resume(&self, cpus: &mut [Option<CpuCoroutine>], exits: &mut [Exit], id: usize) {
+        let wake = {
+            let mut state = self.shared.state.borrow_mut();
+            let now = state.now;
+            let dying = state.dying;
+            let cpu = &mut state.cpus[id];
+            let parked = cpu.parked.take();
+            let irqs_on = parked.is_some_and(|(_, irqs_on)| irqs_on);
+            let woken = cpu.waiting.as_ref().is_none_or(|w| w.woken);
+            let irq = irqs_on && !woken && self.shared.irq_pending(u32::try_from(id).unwrap_or(0), now);
+            if dying {
+                Wake::Dying
+            } else if irq {
+                Wake::Irq
+            } else {
+                Wake::Woken
+            }
+        };
+        set_current(u32::try_from(id).unwrap_or(0));
+        let Some(coroutine) = &mut cpus[id] else { return };
+        if let CoroutineResult::Return(result) = coroutine.resume(wake) {
+            exits[id] = self.ended(result);
+            self.retire(&mut cpus[id]);
+        }
+    }
+
+    fn ended(&self, result: Result<(), Payload>) -> Exit {
+        let Err(payload) = result else { return Exit::Finished };
+        if payload.downcast_ref::<Halt>().is_some() {
+            return Exit::Halted;
+        }
+        let given = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = Quiet::take_last().or(given).unwrap_or_else(|| "a panic without a message".to_owned());
+        self.shared.report(FindingKind::DriverPanic { message });
+        Exit::Panicked
+    }
+
+    /// Keeps the stack of a CPU that is done.
+    fn retire(&self, slot: &mut Option<CpuCoroutine>) {
+        if let Some(coroutine) = slot.take() {
+            let stack = coroutine.into_stack();
+            STACKS.with(|stacks| stacks.borrow_mut().push(stack));
+        }
+    }
+
+    fn service(&mut self, index: usize) {
+        let now = {
+            let mut state = self.shared.state.borrow_mut();
+            state.now += SERVICE_NS;
+            if let Some(kernel) = self.shared.kernel.get() {
+                kernel.set_clock(state.now);
+            }
+            state.now
+        };
+        let device = &mut self.devices[index];
+        device.at = match device.worker.service(now) {
+            Next::At(at) => Some(at),
+            Next::Idle | Next::Again => None,
+        };
+    }
+
+    /// Ends what is left: politely, round by round, then by force.
+    fn tear_down(&self, cpus: &mut [Option<CpuCoroutine>]) {
+        self.shared.state.borrow_mut().dying = true;
+        let mut exits = vec![Exit::TornDown; cpus.len()];
+        for _ in 0..POLITE_ROUNDS {
+            for id in 0..cpus.len() {
+                self.resume(cpus, &mut exits, id);
+            }
+            if cpus.iter().all(Option::is_none) {
+                return;
+            }
+        }
+        for slot in cpus {
+            if let Some(coroutine) = slot {
+                coroutine.force_unwind();
+            }
+            self.retire(slot);
+        }
+    }
+
+    /// Marks the beginning of a step in the record.
+    pub fn mark(&self, step: u64) {
+        if let Some(kernel) = self.shared.kernel.get() {
+            let record = Record { ts: self.now(), addr: step, len: 0, kind: Kind::Step, dev: 0, tag: step };
+            kernel.trace().emit(Producer(0), record);
+        }
+    }
+
+    /// Lets the devices finish what they have begun, for at most `calls` calls.
+    pub fn settle(&mut self, calls: u64) {
+        for _ in 0..calls {
+            let Some(index) = self.devices.iter().position(|d| d.worker.ready()) else { return };
+            self.service(index);
+        }
+    }
+}
