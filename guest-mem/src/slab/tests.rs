@@ -10,7 +10,7 @@ use crate::gfp::{
     __GFP_HIGHMEM, __GFP_MEMALLOC, __GFP_RECLAIMABLE, GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_KERNEL, GFP_NOWAIT,
 };
 use crate::site::{Scope, Site};
-use crate::zone::Layout;
+use crate::zone::{Layout, ZoneKind};
 
 fn owner(n: u32) -> Owner {
     Owner { site: Site::from_index(n), scope: Scope::from_index(n / 2) }
