@@ -12,16 +12,15 @@
 //! driver's own, debug layouts; an empty slab is returned when enough other *empty* ones are kept, Linux counts
 //! partial ones too.
 
-use std::fmt;
-
-use crate::addr::{PAGE_SHIFT, PhysAddr, VirtAddr};
+use crate::addr::PhysAddr;
 use crate::frame::{Kind, NIL, PAYLOAD_END};
 use crate::gfp::{__GFP_RECLAIM, GFP_SLAB_BUG_MASK, GFP_SLAB_PASS_MASK, Gfp};
 use crate::site::Owner;
-use crate::zone::{AllocError, Allocated, Block, ZoneKind, Zones};
+use crate::zone::{AllocError, Allocated, Zones};
 
 mod cache;
 mod class;
+mod object;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -30,10 +29,8 @@ use cache::{Cache, Slab};
 pub use class::{
     CACHES, CLASSES, CacheId, KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, Shape, get_order, kmalloc_size_roundup,
 };
+pub use object::{Allocation, CacheStats, Object, ZERO_SIZE_PTR};
 pub use validate::InvalidSlab;
-
-/// What `kmalloc(0)` returns: not NULL, may be freed, must not be used.
-pub const ZERO_SIZE_PTR: VirtAddr = VirtAddr::new(16);
 
 /// Why an address was not freed; nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,62 +73,6 @@ pub enum KfreeError {
         /// The address.
         phys: PhysAddr,
     },
-}
-
-/// A `kmalloc`ed piece of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Object {
-    /// Its first byte.
-    pub phys: PhysAddr,
-    /// Bytes that may be used (`ksize`).
-    pub class_size: u32,
-    /// Bytes that were asked for.
-    pub requested: u32,
-    /// The zone it lies in.
-    pub zone: ZoneKind,
-    /// The order of its own block of pages, or `None` if it lies in a slab.
-    pub large_order: Option<u8>,
-    /// Who allocated it.
-    pub owner: Owner,
-}
-
-/// What a request was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allocation {
-    /// Nothing was asked for: [`ZERO_SIZE_PTR`].
-    ZeroSize,
-    /// Memory.
-    Object {
-        /// It.
-        object: Object,
-        /// `__GFP_DMA32` or `__GFP_HIGHMEM` were dropped on the way to the page allocator: Linux prints
-        /// `Unexpected gfp`. An object from a slab with room does not tell.
-        fixed_up: bool,
-    },
-}
-
-/// One cache's numbers; prints as a line of `/proc/slabinfo`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheStats {
-    /// The cache.
-    pub cache: CacheId,
-    /// Live objects. (Linux counts all of a current slab.)
-    pub active: u64,
-    /// Objects in all its slabs.
-    pub total: u64,
-    /// How a slab is cut that got the pages it wanted.
-    pub shape: Shape,
-    /// Slabs.
-    pub slabs: u32,
-}
-
-impl fmt::Display for CacheStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cache, active, total, shape, slabs } = self;
-        let (size, objects, pages) = (cache.size(), shape.objects, 1 << shape.order);
-        write!(f, "{cache:<17} {active:>6} {total:>6} {size:>6} {objects:>4} {pages:>4}")?;
-        write!(f, " : tunables {:>4} {:>4} {:>4} : slabdata {slabs:>6} {slabs:>6} {:>6}", 0, 0, 0, 0)
-    }
 }
 
 /// The `kmalloc` caches of a kernel.
@@ -257,7 +198,7 @@ impl Kmalloc {
     pub fn free(&mut self, zones: &mut Zones, phys: PhysAddr) -> Result<Object, KfreeError> {
         let (index, slot) = match self.locate(zones, phys)? {
             Found::Large(found) => {
-                let object = large_object(&found);
+                let object = Object::large(&found);
                 if object.phys != phys {
                     return Err(KfreeError::Inside { phys, object: object.phys });
                 }
@@ -284,7 +225,7 @@ impl Kmalloc {
     /// The live object that holds a byte (its class size counts, not what was asked for).
     pub fn lookup(&self, zones: &Zones, phys: PhysAddr) -> Option<Object> {
         match self.locate(zones, phys).ok()? {
-            Found::Large(found) => Some(large_object(&found)),
+            Found::Large(found) => Some(Object::large(&found)),
             Found::Small { index, slot } => self.live_object(index, slot),
         }
     }
@@ -294,7 +235,7 @@ impl Kmalloc {
         zones.live().flat_map(move |found| {
             let (large, index, slots) = match found.kind {
                 Kind::Pages => (None, NIL, 0),
-                Kind::Large { .. } => (Some(large_object(&found)), NIL, 0),
+                Kind::Large { .. } => (Some(Object::large(&found)), NIL, 0),
                 Kind::Slab { index } => (None, index, self.slabs.get(index as usize).map_or(0, |slab| slab.objects)),
             };
             large.into_iter().chain((0..slots).filter_map(move |slot| self.live_object(index, slot)))
@@ -358,12 +299,5 @@ fn alloc_large(zones: &mut Zones, size: usize, gfp: Gfp, owner: Owner) -> Result
     };
     let kind = Kind::Large { requested };
     let block = zones.alloc_as(order, (gfp - GFP_SLAB_BUG_MASK) | Gfp::COMP, owner, kind)?;
-    Ok(large_object(&Allocated { block, owner, kind }))
-}
-
-fn large_object(found: &Allocated) -> Object {
-    let Block { pfn, order, zone } = found.block;
-    let class_size = 1 << (PAGE_SHIFT + u32::from(order));
-    let requested = if let Kind::Large { requested } = found.kind { requested } else { class_size };
-    Object { phys: pfn.phys(), class_size, requested, zone, large_order: Some(order), owner: found.owner }
+    Ok(Object::large(&Allocated { block, owner, kind }))
 }

@@ -10,7 +10,7 @@ use crate::gfp::{
     __GFP_HIGHMEM, __GFP_MEMALLOC, __GFP_RECLAIMABLE, GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_KERNEL, GFP_NOWAIT,
 };
 use crate::site::{Scope, Site};
-use crate::zone::Layout;
+use crate::zone::{Layout, ZoneKind};
 
 fn owner(n: u32) -> Owner {
     Owner { site: Site::from_index(n), scope: Scope::from_index(n / 2) }
@@ -92,7 +92,8 @@ fn zones_and_dropped_bits_are_as_measured() {
         let (first, fixed_up) = bench.full(size, GFP_KERNEL | gfp);
         assert!(fixed_up && first.zone == ZoneKind::Normal, "a new slab was fetched");
         assert!(!bench.full(size, GFP_KERNEL | gfp).1, "the slab had room");
-        assert!(bench.full(65536, GFP_KERNEL | gfp).1);
+        let (large, fixed_up) = bench.full(65536, GFP_KERNEL | gfp);
+        assert!(fixed_up && large.zone == ZoneKind::Normal, "a large block was fetched");
     }
     assert!(!bench.full(32, GFP_NOWAIT).1);
     assert_eq!(bench.full(32, __GFP_RECLAIMABLE).0.zone, ZoneKind::Normal);
@@ -162,6 +163,19 @@ fn when_no_large_block_is_left_a_slab_is_made_of_fewer_pages() {
     let gfp = GFP_DMA | Gfp::COMP;
     assert_eq!(failed, Err(AllocError::NoMemory { order: 2, gfp, zone: ZoneKind::Dma }));
     bench.free(object.phys.get()).unwrap();
+}
+
+#[test]
+fn only_a_slab_of_the_fewest_pages_may_use_up_the_reserves() {
+    let mut bench = Bench::new(64 << 20);
+    while bench.zones.alloc(0, GFP_DMA, owner(0)).is_ok() {}
+    let dma = &bench.zones.stats()[0];
+    assert!(dma.free_by_order[3..].iter().any(|&blocks| blocks > 0), "{dma:?}");
+    assert!(bench.try_alloc(8000, GFP_KERNEL | GFP_DMA).is_err());
+    bench.full(8000, GFP_KERNEL | GFP_DMA | __GFP_MEMALLOC);
+    assert_eq!(bench.kmalloc.stats().last().map(|row| (row.slabs, row.total)), Some((1, 1)));
+    bench.full(8000, GFP_DMA | __GFP_MEMALLOC);
+    assert_eq!(bench.kmalloc.stats().last().map(|row| (row.slabs, row.total)), Some((2, 5)), "it can't sleep");
 }
 
 #[test]

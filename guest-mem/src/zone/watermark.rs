@@ -104,8 +104,9 @@ impl Pass {
         gfp.contains(Gfp::MEMALLOC) && !gfp.contains(Gfp::NOMEMALLOC)
     }
 
-    /// Whether a zone with `free` pages and these marks may give a block; `reserve` is what it keeps from the
-    /// request. Whether it has a block that large is another matter.
+    /// Whether a zone with `free` pages and these marks may give a block of `order`, at most 10.
+    ///
+    /// `reserve` is what it keeps from the request. Whether it has a block that large is another matter.
     pub const fn admits(self, free: u64, order: u8, marks: Watermarks, reserve: u64) -> bool {
         let mark = match self {
             Self::NoMark => return true,

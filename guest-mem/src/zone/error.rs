@@ -1,0 +1,80 @@
+//! Why the page allocator did not do what was asked.
+//!
+//! Neighbours: [`super::Zones`] returns these. Left out: what Linux prints for each; that is for whoever reports it.
+
+use super::ZoneKind;
+use crate::buddy::{InvalidBuddy, MAX_ORDER};
+use crate::gfp::Gfp;
+
+/// Why no pages were allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllocError {
+    /// More than [`MAX_ORDER`]: Linux warns once unless `__GFP_NOWARN`, and returns NULL.
+    #[error("order {order} is above {MAX_ORDER}")]
+    TooLarge {
+        /// The order that was asked for.
+        order: u8,
+    },
+    /// No allowed zone may or can give such a block.
+    #[error("no block of order {order} for {gfp:?} in zone {zone} or below")]
+    NoMemory {
+        /// The order that was asked for.
+        order: u8,
+        /// The mask of the attempt that failed.
+        gfp: Gfp,
+        /// The highest zone it allowed.
+        zone: ZoneKind,
+    },
+}
+
+/// Why pages were not freed; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FreeError {
+    /// The page is free: freed twice, or never allocated.
+    #[error("page {pfn:#x} is not allocated")]
+    NotAllocated {
+        /// The page.
+        pfn: u64,
+    },
+    /// The block has another order.
+    #[error("page {pfn:#x} is freed with order {order}, was allocated with {was}")]
+    WrongOrder {
+        /// The block's first page.
+        pfn: u64,
+        /// The order that was given.
+        order: u8,
+        /// The order it was allocated with.
+        was: u8,
+    },
+    /// The page is not the first of its block.
+    #[error("page {pfn:#x} lies inside the block at {head:#x}")]
+    Inside {
+        /// The page.
+        pfn: u64,
+        /// The first page of its block.
+        head: u64,
+    },
+    /// The block belongs to `kmalloc`.
+    #[error("page {pfn:#x} belongs to kmalloc")]
+    Kmalloc {
+        /// The block's first page.
+        pfn: u64,
+    },
+    /// No memory that is managed lies there.
+    #[error("page {pfn:#x} is not RAM")]
+    NotRam {
+        /// The page.
+        pfn: u64,
+    },
+}
+
+/// An invariant of the page allocator that does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("zone {zone}: {fault}")]
+pub struct InvalidZones {
+    /// The zone.
+    pub zone: ZoneKind,
+    /// What is wrong in it.
+    #[source]
+    pub fault: InvalidBuddy,
+}
