@@ -13,6 +13,7 @@ use crate::pci::{IrqSink, PciFunction, Refusal, Width};
 use crate::store::{MemoryStore, Store};
 use crate::tap::Tap;
 use crate::virtio::common::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK};
+use crate::virtio::{VERSION_1, VirtioDevice};
 use crate::worker::Next;
 
 /// Where the rig puts BAR 0.
@@ -340,4 +341,29 @@ impl Rig {
         let Store::Memory(memory) = self.store.as_ref() else { panic!("not in memory") };
         memory.with_bytes(look)
     }
+}
+
+/// A device of two queues of 64 that does nothing.
+pub struct Fake;
+
+impl VirtioDevice for Fake {
+    fn device_type(&self) -> u16 {
+        2
+    }
+    fn class(&self) -> u32 {
+        0
+    }
+    fn features(&self) -> u64 {
+        VERSION_1 | 0x30
+    }
+    fn queues(&self) -> u16 {
+        2
+    }
+    fn queue_size(&self) -> u16 {
+        64
+    }
+    fn config_len(&self) -> u32 {
+        0
+    }
+    fn read_config(&self, _offset: u32, _to: &mut [u8]) {}
 }

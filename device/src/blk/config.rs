@@ -1,6 +1,6 @@
 //! What a block device is told at its birth, and the features and configuration space that follow from it.
 //!
-//! Neighbours: [`super::device`] builds the device from it. Mirrors virtio 1.2, 5.2.3 and 5.2.4. Left out: size_max,
+//! Neighbours: [`super::blk`] builds the device from it. Mirrors virtio 1.2, 5.2.3 and 5.2.4. Left out: size_max,
 //! geometry, topology, write-back, discard and zones; their fields read zero.
 
 use virtio_bindings::virtio_blk::{

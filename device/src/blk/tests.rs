@@ -45,9 +45,13 @@ fn what_is_written_is_read_back() {
 fn header_and_data_may_be_cut_anywhere() {
     let mut rig = Rig::running(&one());
     rig.header(DATA, OUT, 1);
-    rig.ram.write_slice(&[0xab; 512], GuestAddress(DATA + 16)).unwrap();
     let ram = rig.ram.clone();
-    let cut = [(DATA, 3, false), (DATA + 3, 20, false), (DATA + 23, 505, false), (DATA + 0x800, 1, true)];
+    // Header and data share a segment, and no two segments touch.
+    let tail = rig.bytes(DATA + 3, 13);
+    ram.write_slice(&tail, GuestAddress(DATA + 0x100)).unwrap();
+    ram.write_slice(&[0xab; 7], GuestAddress(DATA + 0x10d)).unwrap();
+    ram.write_slice(&[0xab; 505], GuestAddress(DATA + 0x200)).unwrap();
+    let cut = [(DATA, 3, false), (DATA + 0x100, 20, false), (DATA + 0x200, 505, false), (DATA + 0x800, 1, true)];
     rig.queues[0].submit(&ram, &cut);
     complete(&mut rig);
     assert_eq!(rig.status_of(DATA), 0);

@@ -6,6 +6,7 @@
 
 pub mod common;
 pub mod device;
+mod layout;
 pub mod pci;
 pub mod queue;
 pub mod ring;

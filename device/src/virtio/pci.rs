@@ -3,20 +3,19 @@
 //! [`VirtioPci`] joins [`crate::pci::config`], [`crate::pci::msix`] and [`super::common`] under one lock and is
 //! both the [`PciFunction`] a bus sees and the [`QueueHost`] its workers report to. Mirrors virtio 1.2 section 4.1.
 //! Left out: the PCI configuration access capability (type 5), shared memory, legacy registers.
-//!
-//! BAR 0 holds everything: common configuration at 0, ISR at 0x1000, device configuration at 0x2000, doorbells at
-//! 0x3000 (four bytes a queue), the MSI-X table at 0x4000, its pending bits at 0x6000.
+//! `layout` beside this says what lies where in the BAR.
 
 use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
 
-use super::common::{CommonConfig, Effect, LEN};
+use super::common::{CommonConfig, Effect};
 use super::device::{QueueHost, VirtioDevice};
+use super::layout::{BAR, BAR_SIZE, MSIX_ENABLE, MSIX_MASK, NOTIFY, NOTIFY_MULTIPLIER, Region, capabilities};
 use super::queue::QueueShared;
 use crate::counters::Counters;
 use crate::lock;
-use crate::pci::caps::{self, CapabilityList, CapsError};
+use crate::pci::caps::CapsError;
 use crate::pci::config::{self, BarSpec, ConfigError, ConfigSpace, Identity};
 use crate::pci::msix::{Message, Msix};
 use crate::pci::{AccessError, BusMasterGate, IrqSink, PciFunction, Width};
@@ -25,23 +24,10 @@ use crate::pci::{AccessError, BusMasterGate, IrqSink, PciFunction, Width};
 pub const VENDOR_ID: u16 = 0x1af4;
 /// What a device type is added to.
 pub const DEVICE_ID_BASE: u16 = 0x1040;
-/// The most queues the BAR's layout has room for.
-pub const MAX_QUEUES: u16 = 511;
-
-const BAR: u8 = 0;
-const BAR_SIZE: u64 = 0x8000;
-const ISR: u32 = 0x1000;
-const DEVICE: u32 = 0x2000;
-const NOTIFY: u32 = 0x3000;
-const TABLE: u32 = 0x4000;
-const PENDING: u32 = 0x6000;
-const NOTIFY_MULTIPLIER: u32 = 4;
+pub use super::layout::MAX_QUEUES;
 
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
-const MSIX_ENABLE: u16 = 1 << 15;
-const MSIX_MASK: u16 = 1 << 14;
-
 /// A function that can't be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum VirtioPciError {
@@ -259,33 +245,6 @@ impl State {
     }
 }
 
-/// One of the structures in the BAR.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Region {
-    Common,
-    Isr,
-    Device,
-    Notify,
-    Table,
-    Pending,
-}
-
-impl Region {
-    /// The structure at `offset` of the BAR and the offset in it.
-    fn find(offset: u64) -> Option<(Self, u32)> {
-        let offset = u32::try_from(offset).ok().filter(|offset| u64::from(*offset) < BAR_SIZE)?;
-        let (region, start) = match offset {
-            PENDING.. => (Self::Pending, PENDING),
-            TABLE.. => (Self::Table, TABLE),
-            NOTIFY.. => (Self::Notify, NOTIFY),
-            DEVICE.. => (Self::Device, DEVICE),
-            ISR.. => (Self::Isr, ISR),
-            _ => (Self::Common, 0),
-        };
-        Some((region, offset - start))
-    }
-}
-
 impl PciFunction for VirtioPci {
     fn config_read(&self, offset: u16, width: Width) -> u32 {
         lock(&self.state).config.read(offset, width)
@@ -381,30 +340,6 @@ impl QueueHost for VirtioPci {
             self.try_finish_reset(&mut state);
         }
     }
-}
-
-/// The capability list of a function with `vectors` vectors, and where its MSI-X entry lies.
-fn capabilities(device: &dyn VirtioDevice, vectors: u16) -> Result<(CapabilityList, u8), CapsError> {
-    let mut list = CapabilityList::default();
-    let mut vendor =
-        |cfg_type, offset, length| list.push(caps::VENDOR, &caps::virtio_body(cfg_type, BAR, offset, length), &[0; 14]);
-    vendor(1, 0, LEN)?;
-    vendor(3, ISR, 1)?;
-    vendor(4, DEVICE, device.config_len())?;
-    let mut notify = [0; 18];
-    let length = u32::from(device.queues()) * NOTIFY_MULTIPLIER;
-    notify[..14].copy_from_slice(&caps::virtio_body(2, BAR, NOTIFY, length));
-    notify[0] = 20;
-    notify[14..].copy_from_slice(&NOTIFY_MULTIPLIER.to_le_bytes());
-    list.push(caps::VENDOR, &notify, &[0; 18])?;
-    let mut msix = [0; 10];
-    msix[..2].copy_from_slice(&(vectors - 1).to_le_bytes());
-    msix[2..6].copy_from_slice(&(TABLE | u32::from(BAR)).to_le_bytes());
-    msix[6..10].copy_from_slice(&(PENDING | u32::from(BAR)).to_le_bytes());
-    let mut writable = [0; 10];
-    writable[..2].copy_from_slice(&(MSIX_ENABLE | MSIX_MASK).to_le_bytes());
-    let at = list.push(caps::MSIX, &msix, &writable)?;
-    Ok((list, at))
 }
 
 #[cfg(test)]

@@ -1,28 +1,5 @@
 use super::*;
-
-struct Fake;
-
-impl VirtioDevice for Fake {
-    fn device_type(&self) -> u16 {
-        2
-    }
-    fn class(&self) -> u32 {
-        0
-    }
-    fn features(&self) -> u64 {
-        VERSION_1 | 0x30
-    }
-    fn queues(&self) -> u16 {
-        2
-    }
-    fn queue_size(&self) -> u16 {
-        64
-    }
-    fn config_len(&self) -> u32 {
-        0
-    }
-    fn read_config(&self, _offset: u32, _to: &mut [u8]) {}
-}
+use crate::testing::Fake;
 
 fn common() -> CommonConfig {
     CommonConfig::new(&Fake, 3)

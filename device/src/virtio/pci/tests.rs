@@ -1,7 +1,7 @@
 use super::*;
 use crate::blk::{BlkOptions, DeviceError, Hardware, blk};
 use crate::store::{MemoryStore, Store};
-use crate::testing::{BAR as BASE, DATA, Irq, Rig, Sink, ram};
+use crate::testing::{BAR as BASE, DATA, Fake, Irq, Rig, Sink, ram};
 use crate::virtio::common::{DRIVER_OK, NEEDS_RESET};
 use crate::virtio::{EVENT_IDX, VERSION_1};
 
@@ -95,6 +95,30 @@ fn reset_waits_for_every_worker_and_takes_nothing_in_meanwhile() {
     assert_eq!(rig.run(10), 0);
     rig.start(u64::MAX, 2, 16);
     assert_eq!(rig.status() & DRIVER_OK, DRIVER_OK);
+}
+
+#[test]
+fn a_device_under_reset_keeps_silent() {
+    let sink = Arc::<Sink>::default();
+    let function = VirtioPci::new(Box::new(Fake), false, Arc::clone(&sink) as _, Arc::default()).unwrap();
+    let write = |offset, width, value| function.bar_write(0, offset, width, value).unwrap();
+    write(8, Width::B4, 1);
+    write(12, Width::B4, 1);
+    write(40, Width::B4, 0x2000);
+    write(28, Width::B2, 1);
+    write(20, Width::B1, 0xf);
+    function.used_buffers(0);
+    assert_eq!(sink.take(), [Irq::Pin(true)]);
+    function.bar_read(0, 0x1000, Width::B1).unwrap();
+    write(20, Width::B1, 0);
+    sink.take();
+    function.used_buffers(0);
+    function.needs_reset();
+    assert_eq!((sink.take(), function.bar_read(0, 20, Width::B1)), (vec![], Ok(0xf)));
+    function.reset_done(1);
+    assert_eq!(function.bar_read(0, 20, Width::B1), Ok(0xf), "not the one awaited");
+    function.reset_done(0);
+    assert_eq!(function.bar_read(0, 20, Width::B1), Ok(0));
 }
 
 #[test]
