@@ -100,6 +100,11 @@ impl KBuf {
         Ok(Self { len: 4096 << order, owner: pages.owner(), backing: Backing::Pages(pages) })
     }
 
+    /// `len` bytes of a block of pages that holds at least as many.
+    pub(crate) fn of_pages(pages: Pages, len: usize) -> Self {
+        Self { len: len.min(4096 << pages.order()), owner: pages.owner(), backing: Backing::Pages(pages) }
+    }
+
     /// How many bytes were asked for.
     pub fn len(&self) -> usize {
         self.len

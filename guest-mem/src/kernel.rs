@@ -279,8 +279,8 @@ impl Kernel {
         {
             let mut memory = self.memory.lock();
             let Memory { zones, kmalloc } = &mut *memory;
-            kmalloc.reset();
             zones.reset();
+            kmalloc.reset();
         }
         if let Some(pool) = self.swiotlb.lock().as_mut() {
             pool.reset();

@@ -37,5 +37,3 @@ pub use addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};
 pub use cpu::Cpu;
 pub use kbuf::KBuf;
 pub use site::{Owner, Scope, Site};
-
-pub mod dma;

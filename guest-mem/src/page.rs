@@ -31,7 +31,14 @@ pub struct Pages {
 pub fn alloc_pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp) -> Result<Pages, AllocError> {
     let owner = cpu.owner();
     let block = take_block(cpu, order, gfp, Class::Page, owner)?;
-    Ok(Pages { kernel: cpu.kernel_ref(), block, owner })
+    Ok(Pages::own(cpu, block, owner))
+}
+
+impl Pages {
+    /// Takes over a block that [`take_block`] gave.
+    pub(crate) fn own(cpu: &Cpu<'_>, block: Block, owner: Owner) -> Self {
+        Self { kernel: cpu.kernel_ref(), block, owner }
+    }
 }
 
 /// The page allocator's front door, for every allocator above it.

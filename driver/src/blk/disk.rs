@@ -13,7 +13,7 @@ use lowzone_guest_mem::lock::Locked;
 use lowzone_guest_mem::zone::ZoneKind;
 use lowzone_guest_mem::{Cpu, PhysAddr};
 
-use crate::blk::queue::{BlkQueue, Pending, QueueStats};
+use crate::blk::queue::{BlkQueue, Gauge, Pending, QueueStats};
 use crate::blk::request::{Completed, Request, SubmitError, SubmitFailure};
 use crate::driver::ProbeError;
 use crate::pci::{Msix, PciDevice};
@@ -90,6 +90,7 @@ pub struct RingPlace {
 struct Core {
     transport: VirtioPci,
     queues: Vec<Arc<BlkQueue>>,
+    gauge: Arc<Gauge>,
 }
 
 /// A queue's own vector.
@@ -195,12 +196,13 @@ impl Disk {
         let (capacity, count) = read_config(cpu, &transport, features, options)?;
         let mut msix = if options.msix { pci.enable_msix(cpu, count + 1).ok() } else { None };
         let mut queues = Vec::new();
+        let gauge = Arc::new(Gauge::default());
         let set_up = (0..count).try_for_each(|index| {
             let vector = if msix.is_some() { index + 1 } else { NO_VECTOR };
-            queues.push(set_up_queue(cpu, pci, &transport, features, options, (index, vector))?);
+            queues.push(set_up_queue(cpu, pci, (&transport, features), options, (index, vector), &gauge)?);
             Ok(())
         });
-        let core = Arc::new(Core { transport, queues });
+        let core = Arc::new(Core { transport, queues, gauge });
         let ready = set_up.and_then(|()| {
             let lines = request_lines(cpu, pci, &core, msix.as_ref())?;
             let config_vector = if msix.is_some() { 0 } else { NO_VECTOR };
@@ -266,6 +268,11 @@ impl Disk {
     /// What each queue carried.
     pub fn stats(&self, cpu: &Cpu<'_>) -> Vec<QueueStats> {
         self.core.queues.iter().map(|queue| queue.stats(cpu)).collect()
+    }
+
+    /// The most requests that were in flight at once, on all queues together.
+    pub fn peak_in_flight(&self) -> u32 {
+        self.core.gauge.peak()
     }
 
     /// Where rings, tables, headers and status bytes lie.
@@ -353,16 +360,16 @@ fn read_config(
 fn set_up_queue(
     cpu: &Cpu<'_>,
     pci: &PciDevice,
-    transport: &VirtioPci,
-    features: u64,
+    (transport, features): (&VirtioPci, u64),
     options: &BlkOptions,
     (index, vector): (u16, u16),
+    gauge: &Arc<Gauge>,
 ) -> Result<Arc<BlkQueue>, ProbeError> {
     let mut made = None;
     let mut refused = None;
     let result = transport.setup_queue(cpu, index, vector, &mut |max| {
         let size = if options.queue_size == 0 { max } else { options.queue_size.min(max) };
-        match BlkQueue::new(cpu, pci.dma(), index, size, features) {
+        match BlkQueue::new(cpu, pci.dma(), (index, size), features, gauge) {
             Ok(queue) => {
                 let layout = queue.with_ring(cpu, crate::virtio::ring::Virtqueue::layout);
                 made = Some(Arc::new(queue));

@@ -45,6 +45,29 @@ pub struct QueueStats {
     pub ring: RingStats,
 }
 
+/// Requests in flight on all queues of a disk, now and at most.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    now: AtomicU32,
+    peak: AtomicU32,
+}
+
+impl Gauge {
+    fn up(&self) {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+
+    fn down(&self) {
+        self.now.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The most that were in flight at once.
+    pub fn peak(&self) -> u32 {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
 enum Slot {
     Free,
     InFlight { op: Op, sequence: u64, data: u64, payload: Payload },
@@ -64,6 +87,7 @@ struct State {
 pub struct BlkQueue {
     index: u16,
     dma: DmaDevice,
+    gauge: Arc<Gauge>,
     meta: Coherent,
     status_at: usize,
     state: SpinLock<State>,
@@ -88,9 +112,9 @@ impl BlkQueue {
     pub(crate) fn new(
         cpu: &Cpu<'_>,
         dma: &DmaDevice,
-        index: u16,
-        size: u16,
+        (index, size): (u16, u16),
         features: u64,
+        gauge: &Arc<Gauge>,
     ) -> Result<Self, ProbeError> {
         let vq = Virtqueue::new(cpu, dma, index, size, features)?;
         let status_at = (usize::from(size) * HEADER).next_multiple_of(CACHE_LINE);
@@ -106,6 +130,7 @@ impl BlkQueue {
         Ok(Self {
             index,
             dma: dma.clone(),
+            gauge: gauge.clone(),
             meta,
             status_at,
             state: SpinLock::new(state),
@@ -276,6 +301,7 @@ impl BlkQueue {
         let in_flight = vq.in_flight();
         let sequence = state.stats.submitted;
         state.stats.submitted += 1;
+        self.gauge.up();
         state.stats.peak = state.stats.peak.max(in_flight);
         let generation = state.generations[usize::from(slot)].wrapping_add(1).max(1);
         state.generations[usize::from(slot)] = generation;
@@ -335,6 +361,7 @@ impl BlkQueue {
         let result = verdict(op, status, wrote, data);
         let completed = Completed { data: Some(self.unmap(cpu, payload)), result };
         state.stats.completed += 1;
+        self.gauge.down();
         if sequence < state.newest_done {
             state.stats.out_of_order += 1;
         }

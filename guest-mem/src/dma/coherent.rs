@@ -15,7 +15,8 @@ use crate::dma::mapping::{Kind as MappingKind, NewMapping};
 use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::gfp::{GFP_DMA, GFP_DMA32, GFP_ZONEMASK, Gfp};
-use crate::page::{give_block, take_block};
+use crate::kbuf::KBuf;
+use crate::page::{Pages, give_block, take_block};
 use crate::site::Owner;
 use crate::trace::Kind;
 use crate::zone::{AllocError, Block, ZoneKind};
@@ -100,6 +101,25 @@ impl DmaDevice {
         self.state.counters.lock().coherent += 1;
         cpu.trace(Kind::DmaAlloc, dma.get(), len, self.index(), id);
         Ok(Coherent { device: self.clone(), phys, dma, zone: block.zone, order, len, id, owner })
+    }
+
+    /// Allocates zeroed pages that the device reaches, to be mapped like any buffer (`dma_alloc_pages`).
+    ///
+    /// The zone follows the coherent mask, as in Linux. Context as [`DmaDevice::alloc_coherent`].
+    ///
+    /// # Errors
+    /// [`CoherentError`].
+    #[track_caller]
+    pub fn alloc_pages(&self, cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<KBuf, CoherentError> {
+        let owner = cpu.owner();
+        if len == 0 {
+            return Err(CoherentError::ZeroSize);
+        }
+        let order = order_of(len).ok_or(CoherentError::TooLarge { len })?;
+        let mask = self.coherent_mask();
+        let no_memory = |source| CoherentError::NoMemory { len, mask, source };
+        let block = self.block_within(cpu, order, gfp | Gfp::ZERO, mask, owner).map_err(no_memory)?;
+        Ok(KBuf::of_pages(Pages::own(cpu, block, owner), len))
     }
 
     /// A block within `mask`: by the mask's zone first, then lower ones if what came lies beyond.

@@ -1,0 +1,100 @@
+//! Expectations: what a scenario says must be seen, held against what was.
+//!
+//! Neighbours: `spec::Expect`, `result`. A scenario that commits a crime expects its finding: exactly that.
+
+use crate::result::RunResult;
+use crate::spec::{CanaryState, Expect};
+
+/// An expectation that doesn't hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// What was looked at.
+    pub what: String,
+    /// What should have been seen.
+    pub expected: String,
+    /// What was seen.
+    pub seen: String,
+}
+
+/// Everything that is not as expected; nothing if all is.
+pub fn check(expect: &Expect, result: &RunResult) -> Vec<Mismatch> {
+    let mut wrong = Vec::new();
+    let mut compare = |what: &str, expected: String, seen: String| {
+        if expected != seen {
+            wrong.push(Mismatch { what: what.to_owned(), expected, seen });
+        }
+    };
+    let mut wanted = expect.findings.clone();
+    let mut found: Vec<String> = result.findings.iter().map(|row| row.name.clone()).collect();
+    wanted.sort();
+    found.sort();
+    compare("findings", list(&wanted), list(&found));
+    compare("leaks", expect.leaks.to_string(), result.leaks.len().to_string());
+    if !result.interrupted {
+        compare("failed requests", expect.failed_requests.to_string(), result.failed_requests.to_string());
+    }
+    for row in &result.io {
+        compare(&format!("data of {}", row.label), "verified".to_owned(), verified(row.verified));
+    }
+    for row in result.copies.iter().filter(|_| !result.interrupted) {
+        compare(&format!("SHA-256 of {} on its way", row.from), row.source.clone(), row.read.clone());
+        compare(&format!("SHA-256 of {}", row.to), row.source.clone(), row.copy.clone());
+    }
+    if let Some(canary) = expect.canary {
+        compare("canary", word(Some(canary)), word(result.canary));
+    }
+    compare("errors", list(&[]), list(&result.errors));
+    wrong
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn verified(yes: bool) -> String {
+    if yes { "verified" } else { "not what was written" }.to_owned()
+}
+
+fn word(canary: Option<CanaryState>) -> String {
+    match canary {
+        Some(CanaryState::Hit) => "hit",
+        Some(CanaryState::Intact) => "intact",
+        None => "not placed",
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::result::{FindingRow, IoRow};
+
+    fn found(name: &str) -> FindingRow {
+        FindingRow { name: name.to_owned(), text: String::new() }
+    }
+
+    #[test]
+    fn exactly_the_expected_findings_pass() {
+        let expect = Expect { findings: vec!["leak".into(), "after-unmap".into()], ..Expect::default() };
+        let mut result = RunResult { findings: vec![found("after-unmap"), found("leak")], ..RunResult::default() };
+        assert!(check(&expect, &result).is_empty());
+        result.findings.push(found("leak"));
+        let wrong = check(&expect, &result);
+        assert_eq!(wrong.len(), 1);
+        assert_eq!((wrong[0].what.as_str(), wrong[0].seen.as_str()), ("findings", "after-unmap, leak, leak"));
+        result.findings.clear();
+        assert_eq!(check(&expect, &result)[0].seen, "none");
+    }
+
+    #[test]
+    fn wrong_data_leaks_and_failures_are_told_apart() {
+        let result = RunResult {
+            io: vec![IoRow { label: "a".into(), verified: false, ..IoRow::default() }],
+            leaks: vec!["one".into()],
+            failed_requests: 2,
+            ..RunResult::default()
+        };
+        let what: Vec<_> = check(&Expect::default(), &result).into_iter().map(|m| m.what).collect();
+        assert_eq!(what, ["leaks", "failed requests", "data of a"]);
+    }
+}

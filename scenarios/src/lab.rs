@@ -1,0 +1,320 @@
+//! The lab: a machine, its devices and its driver, built from a scenario, and the steps run on them.
+//!
+//! A [`Lab`] borrows a machine from the pool, plugs the scenario's devices into an in-process bus and makes the world.
+//! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
+//! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lowzone_device::blk::{BlkOptions as DeviceOptions, Hardware, blk};
+use lowzone_device::pci::Beyond as DeviceBeyond;
+use lowzone_device::store::{ImageStore, MemoryStore, Store, StoreError};
+use lowzone_device::{Counters, Worker};
+use lowzone_driver::blk::{BlkDriver, BlkOptions, Disk};
+use lowzone_driver::bus::{Bdf, PciBus};
+use lowzone_driver::pci::PciDevice;
+use lowzone_guest_mem::KBuf;
+use lowzone_guest_mem::dma::{DmaDevice, DmaPort};
+use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig, MachineError};
+use lowzone_guest_mem::trace::{Producer, Record};
+use thiserror::Error;
+
+use crate::result::RunResult;
+use crate::spec::{Beyond, Device, Scenario, StoreSpec};
+use crate::step;
+use crate::wire::{InProc, LabTap};
+use crate::world::{Exit, Lockstep};
+
+/// Why a scenario could not be set up.
+#[derive(Debug, Error)]
+pub enum LabError {
+    /// The machine.
+    #[error("machine: {0}")]
+    Machine(#[from] MachineError),
+    /// A device's store.
+    #[error("device {device}: {source}")]
+    Store {
+        /// The device.
+        device: String,
+        /// What is wrong.
+        source: StoreError,
+    },
+    /// A device.
+    #[error("device {device}: {source}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What is wrong.
+        source: lowzone_device::blk::DeviceError,
+    },
+}
+
+/// How data that was read is compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Verify {
+    /// Byte by byte and by SHA-256, which the result shows.
+    #[default]
+    Sha256,
+    /// Byte by byte: for measuring everything but the hash.
+    Bytes,
+}
+
+/// What a person outside may see and say while a scenario runs.
+#[derive(Debug, Default)]
+pub struct Control {
+    stop: AtomicBool,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Control {
+    /// Asks the steps to end early, with everything in flight completed.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Bytes moved so far in the current step, and bytes that it will move.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn begin(&self, total: u64) {
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    pub(crate) fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// One plugged device.
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) at: Bdf,
+    pub(crate) dma: DmaDevice,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) image: Option<PathBuf>,
+    pub(crate) width: u8,
+}
+
+/// What the bodies on the CPUs share with the lab.
+pub(crate) struct Bench {
+    pub(crate) kernel: &'static Kernel,
+    pub(crate) bus: Arc<dyn PciBus>,
+    pub(crate) driver: BlkDriver,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) found: Mutex<Vec<Arc<PciDevice>>>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) verify: Verify,
+    pub(crate) seed: u64,
+    /// The buffer whose low alias carries the canary, and that alias's address.
+    pub(crate) canary: Mutex<Option<Canary>>,
+    pub(crate) result: Mutex<RunResult>,
+}
+
+/// Marked memory that a wrapped access would hit.
+pub(crate) struct Canary {
+    /// The buffer above the device's reach; the next raw step uses it.
+    pub(crate) buffer: Option<KBuf>,
+    pub(crate) alias: lowzone_guest_mem::PhysAddr,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Bench {
+    pub(crate) fn slot(&self, name: &str) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.name == name)
+    }
+
+    pub(crate) fn disk(&self, name: &str) -> Option<Arc<Disk>> {
+        self.driver.disk(self.slot(name)?.at)
+    }
+
+    /// Notes that a step could not do its work.
+    pub(crate) fn failed(&self, text: String) {
+        lock(&self.result).errors.push(text);
+    }
+}
+
+/// A scenario, set up and ready to run.
+pub struct Lab {
+    scenario: Scenario,
+    bench: Arc<Bench>,
+    world: Lockstep,
+    // Last: the machine is reset when it drops, after everything that lives on it.
+    machine: Machine,
+}
+
+impl Lab {
+    /// Sets a scenario up in a lockstep world of this seed.
+    ///
+    /// # Errors
+    /// [`LabError`] names the machine's or device's fault.
+    pub fn new(
+        name: &str,
+        scenario: Scenario,
+        seed: u64,
+        verify: Verify,
+        control: Arc<Control>,
+    ) -> Result<Self, LabError> {
+        let config = MachineConfig {
+            ram: scenario.machine.ram.bytes(),
+            low: scenario.machine.low_bytes(),
+            cpus: scenario.machine.cpus,
+            swiotlb: scenario.machine.swiotlb.bytes(),
+            dma_offset: 0,
+        };
+        let machine = Machine::acquire(config)?;
+        let wire = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));
+        machine.kernel().set_io_space(wire.clone());
+        let mut workers = Vec::new();
+        let mut slots: Vec<Slot> = Vec::new();
+        let mut sizes: Vec<(String, u64)> = Vec::new();
+        for device in &scenario.device {
+            let store = open_store(device, &sizes)?;
+            sizes.push((device.name.clone(), store.capacity()));
+            slots.push(plug(&machine, &wire, device, Arc::new(store), &mut workers)?);
+        }
+        let driver = BlkDriver::new(driver_options(&scenario));
+        let world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
+        let bench = Arc::new(Bench {
+            kernel: machine.kernel(),
+            bus: wire,
+            driver,
+            slots,
+            found: Mutex::default(),
+            control,
+            verify,
+            seed,
+            canary: Mutex::default(),
+            result: Mutex::new(RunResult::new(name, &scenario, seed)),
+        });
+        Ok(Self { scenario, bench, world, machine })
+    }
+
+    /// Keeps every event of the run in memory, for [`Lab::take_events`].
+    pub fn capture(&self) {
+        self.machine.kernel().trace().capture();
+    }
+
+    /// The events that were kept.
+    pub fn take_events(&self) -> Vec<(Producer, Record)> {
+        self.machine.kernel().trace().take_captured()
+    }
+
+    /// The kernel it runs on.
+    pub fn kernel(&self) -> &'static Kernel {
+        self.machine.kernel()
+    }
+
+    /// The world, to be told which points to fail.
+    pub fn world(&mut self) -> &mut Lockstep {
+        &mut self.world
+    }
+
+    /// Does every step, in order, and tells what was seen. After a step whose driver died, only the leak check follows.
+    pub fn run(&mut self) -> RunResult {
+        let steps = self.scenario.step.clone();
+        for (index, verb) in (1_u64..).zip(&steps) {
+            self.world.mark(index);
+            let bodies = step::bodies(&self.bench, verb, index);
+            let exits = self.world.run(bodies);
+            if exits.iter().any(|&exit| exit != Exit::Finished) {
+                break;
+            }
+        }
+        self.finish()
+    }
+
+    fn finish(&mut self) -> RunResult {
+        step::canary::check(&self.bench);
+        let kernel = self.machine.kernel();
+        let mut result = std::mem::take(&mut *lock(&self.bench.result));
+        for slot in &self.bench.slots {
+            result.add_device(slot);
+        }
+        result.conclude(kernel, self.world.now(), self.bench.control.stopped());
+        result
+    }
+}
+
+fn open_store(device: &Device, earlier: &[(String, u64)]) -> Result<Store, LabError> {
+    let failed = |source| LabError::Store { device: device.name.clone(), source };
+    let memory = |bytes| MemoryStore::zeroed(bytes).map(Store::Memory).map_err(failed);
+    match device.store() {
+        Some(StoreSpec::Image(path)) => ImageStore::open(path, device.read_only).map(Store::Image).map_err(failed),
+        Some(StoreSpec::Memory(bytes)) => memory(bytes),
+        Some(StoreSpec::SizeOf(name)) => {
+            memory(earlier.iter().find(|(other, _)| other == name).map_or(0, |&(_, bytes)| bytes))
+        }
+        None => memory(0),
+    }
+}
+
+fn driver_options(scenario: &Scenario) -> BlkOptions {
+    let driver = &scenario.driver;
+    BlkOptions {
+        dma_mask: driver.dma_mask,
+        coherent_mask: driver.coherent_bits(),
+        bus_master: driver.bus_master,
+        queues: driver.queues,
+        queue_size: driver.queue_size,
+        msix: driver.msix,
+        indirect: driver.indirect,
+        event_idx: driver.event_idx,
+        timeout: u64::from(driver.deadline_ms) * 1_000_000,
+    }
+}
+
+fn plug(
+    machine: &Machine,
+    wire: &Arc<InProc>,
+    device: &Device,
+    store: Arc<Store>,
+    workers: &mut Vec<Box<dyn Worker>>,
+) -> Result<Slot, LabError> {
+    let (at, irq) = wire.next_slot();
+    let dma = DmaDevice::new(machine.kernel_ref(), &at.to_string());
+    let beyond = match device.beyond {
+        Beyond::Refuse => DeviceBeyond::Refuse,
+        Beyond::Wrap => DeviceBeyond::Wrap,
+    };
+    let mut id = [0; 20];
+    id.iter_mut().zip(device.name.bytes()).for_each(|(to, from)| *to = from);
+    let options = DeviceOptions {
+        id,
+        queues: device.queues,
+        queue_size: device.queue_size,
+        seg_max: device.seg_max,
+        blk_size: device.blk_size,
+        read_only: device.read_only,
+        event_idx: device.event_idx,
+        indirect: device.indirect,
+        access_platform: device.access_platform,
+        ..DeviceOptions::default()
+    };
+    let hardware = Hardware { width: device.width, beyond, wide_bar: true };
+    let port = |_queue| (DmaPort::new(&dma), LabTap::new(machine.kernel_ref(), &dma));
+    let made = blk(&options, hardware, store, irq, port)
+        .map_err(|source| LabError::Device { device: device.name.clone(), source })?;
+    wire.plug(made.function);
+    workers.extend(made.workers);
+    Ok(Slot {
+        name: device.name.clone(),
+        at,
+        dma,
+        counters: made.counters,
+        image: device.image.as_ref().map(PathBuf::from),
+        width: device.width,
+    })
+}

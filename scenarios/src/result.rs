@@ -1,0 +1,263 @@
+//! What a run showed: plain numbers and texts, ready to be printed or compared.
+//!
+//! Neighbours: `lab` fills it, `expect` judges it, `render` prints it. No wall clock and no host address is in it: the
+//! same scenario and seed give the same result, byte for byte.
+
+use lowzone_guest_mem::kernel::Kernel;
+use lowzone_guest_mem::site::Owner;
+use lowzone_guest_mem::stats;
+use serde::Serialize;
+
+use crate::lab::Slot;
+use crate::spec::{CanaryState, Scenario};
+
+/// The machine, in numbers.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct MachineRow {
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Of them, below 4 GiB.
+    pub low: u64,
+    /// CPUs.
+    pub cpus: u32,
+    /// Bytes of the bounce pool, as asked for.
+    pub swiotlb: u64,
+}
+
+/// Where a piece of coherent memory of a queue lay.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct RingRow {
+    /// The device.
+    pub device: String,
+    /// The queue.
+    pub queue: u16,
+    /// What it held.
+    pub what: String,
+    /// Guest-physical address.
+    pub phys: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// The zone.
+    pub zone: String,
+}
+
+/// One `io` step.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct IoRow {
+    /// Its label.
+    pub label: String,
+    /// Where its buffers came from.
+    pub memory: String,
+    /// The zones that they really lay in.
+    pub zones: Vec<String>,
+    /// Requests completed.
+    pub requests: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Bytes moved, both ways.
+    pub bytes: u64,
+    /// Streaming mappings made.
+    pub maps: u64,
+    /// Of them, bounced.
+    pub bounces: u64,
+    /// Bytes that the bounce pool copied, both ways.
+    pub bounced_bytes: u64,
+    /// Slots that the bounced mappings took, added up.
+    pub slots: u64,
+    /// The most pages that buffers held at once.
+    pub pages_held: u64,
+    /// Submissions that had to be tried again: no ring or bounce room.
+    pub retries: u64,
+    /// SHA-256 of what was read back; empty if it was compared as bytes only.
+    pub sha256: String,
+    /// Whether every byte read was the byte written.
+    pub verified: bool,
+}
+
+/// One `copy` step.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct CopyRow {
+    /// The device read.
+    pub from: String,
+    /// The device written and read back.
+    pub to: String,
+    /// Bytes copied.
+    pub bytes: u64,
+    /// Requests, all three passes together.
+    pub requests: u64,
+    /// SHA-256 of the source, read past the device if it is a file.
+    pub source: String,
+    /// SHA-256 of the data on its way.
+    pub read: String,
+    /// SHA-256 of what was read back from the copy.
+    pub copy: String,
+}
+
+/// One device's totals.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct DeviceRow {
+    /// Its name in the scenario.
+    pub name: String,
+    /// Its place on the bus.
+    pub at: String,
+    /// Requests that it completed.
+    pub requests: u64,
+    /// Of them, not OK.
+    pub failed: u64,
+    /// Bytes that it moved, both ways.
+    pub bytes: u64,
+    /// Interrupts that it raised.
+    pub interrupts: u64,
+    /// DMA mappings made for it: streaming, then coherent.
+    pub maps: u64,
+    /// Coherent allocations made for it.
+    pub coherent: u64,
+    /// Mappings that were refused.
+    pub map_failures: u64,
+    /// Mappings that bounced.
+    pub bounces: u64,
+    /// Bytes that the bounce pool copied for it.
+    pub bounced_bytes: u64,
+}
+
+/// One queue's totals, as the driver saw them.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct QueueRow {
+    /// The device.
+    pub device: String,
+    /// The queue.
+    pub queue: u16,
+    /// Requests completed.
+    pub requests: u64,
+    /// Of them, out of order.
+    pub out_of_order: u64,
+    /// The most in flight.
+    pub peak: u16,
+    /// Interrupts that found something.
+    pub interrupts: u64,
+    /// Doorbells rung.
+    pub kicks: u64,
+    /// Chains in the ring itself.
+    pub direct: u64,
+    /// Chains in indirect tables.
+    pub indirect: u64,
+}
+
+/// One finding.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct FindingRow {
+    /// Its name, as scenario files expect it.
+    pub name: String,
+    /// All of it: text, call sites, what Linux would do.
+    pub text: String,
+}
+
+/// Everything that a run showed.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct RunResult {
+    /// The scenario's name.
+    pub scenario: String,
+    /// Its story.
+    pub story: String,
+    /// The world's seed.
+    pub seed: u64,
+    /// The machine.
+    pub machine: MachineRow,
+    /// Where rings lay.
+    pub rings: Vec<RingRow>,
+    /// The `io` steps.
+    pub io: Vec<IoRow>,
+    /// The `copy` steps.
+    pub copies: Vec<CopyRow>,
+    /// The devices.
+    pub devices: Vec<DeviceRow>,
+    /// The queues.
+    pub queues: Vec<QueueRow>,
+    /// The most requests in flight at once, on one device.
+    pub peak_in_flight: u32,
+    /// The most bounce slots in use at once.
+    pub swiotlb_peak: u32,
+    /// Raw requests, and io requests, that failed.
+    pub failed_requests: u64,
+    /// What became of the canary.
+    pub canary: Option<CanaryState>,
+    /// What was found.
+    pub findings: Vec<FindingRow>,
+    /// What was left over.
+    pub leaks: Vec<String>,
+    /// The kernel's log.
+    pub log: Vec<String>,
+    /// Lines that the log's rate limit kept back.
+    pub log_suppressed: u64,
+    /// What a step could not do.
+    pub errors: Vec<String>,
+    /// DMA transactions: mappings and coherent allocations.
+    pub transactions: u64,
+    /// Events recorded.
+    pub events: u64,
+    /// Virtual nanoseconds.
+    pub virtual_ns: u64,
+    /// Whether it was stopped early.
+    pub interrupted: bool,
+    /// The digest of all events, 16 hexadecimal digits.
+    pub digest: String,
+}
+
+impl RunResult {
+    pub(crate) fn new(name: &str, scenario: &Scenario, seed: u64) -> Self {
+        let machine = &scenario.machine;
+        Self {
+            scenario: name.to_owned(),
+            story: scenario.story.clone(),
+            seed,
+            machine: MachineRow {
+                ram: machine.ram.bytes(),
+                low: machine.low_bytes(),
+                cpus: machine.cpus,
+                swiotlb: machine.swiotlb.bytes(),
+            },
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn add_device(&mut self, slot: &Slot) {
+        let totals = slot.counters.totals();
+        let dma = slot.dma.counters();
+        self.transactions += dma.maps + dma.coherent;
+        self.devices.push(DeviceRow {
+            name: slot.name.clone(),
+            at: slot.at.to_string(),
+            requests: totals.requests,
+            failed: totals.failed,
+            bytes: totals.bytes_read + totals.bytes_written,
+            interrupts: totals.interrupts,
+            maps: dma.maps,
+            coherent: dma.coherent,
+            map_failures: dma.map_failures,
+            bounces: dma.bounces,
+            bounced_bytes: dma.bounced_bytes,
+        });
+    }
+
+    /// Takes what the kernel knows once the steps are over.
+    pub(crate) fn conclude(&mut self, kernel: &Kernel, virtual_ns: u64, interrupted: bool) {
+        self.leaks = stats::leaks(kernel).iter().map(|leak| leak.finding(virtual_ns, Owner::default()).to_string()).collect();
+        let row = |finding: &lowzone_guest_mem::finding::Finding| FindingRow {
+            name: finding.kind.name().to_owned(),
+            text: finding.to_string(),
+        };
+        self.findings = kernel.findings().iter().map(row).collect();
+        self.log = kernel.log().lines().into_iter().map(|line| line.text).collect();
+        self.log_suppressed = kernel.log().suppressed();
+        self.swiotlb_peak = kernel.swiotlb_usage().1;
+        self.events = kernel.trace().events();
+        self.digest = format!("{:016x}", kernel.trace().digest());
+        self.virtual_ns = virtual_ns;
+        self.interrupted = interrupted;
+    }
+
+    /// Bytes moved by all steps.
+    pub fn bytes(&self) -> u64 {
+        self.io.iter().map(|row| row.bytes).sum::<u64>() + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
+    }
+}
