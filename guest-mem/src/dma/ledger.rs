@@ -253,10 +253,10 @@ impl Ledger {
             let (mut bucket, mut count, mut any, mut perfect) = (0, 0, None, None);
             for key in self.coherent.covering(dma, len).chain(self.streaming.covering(dma, len)) {
                 let its = key.dma >> BUCKET_SHIFT;
-                if its > highest || (count > 0 && its < bucket) {
+                if its > highest || its < bucket {
                     continue;
                 }
-                if its > bucket || count == 0 {
+                if its > bucket {
                     (bucket, count, perfect) = (its, 0, None);
                 }
                 count += 1;

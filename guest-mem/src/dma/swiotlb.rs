@@ -11,6 +11,9 @@
 //! marking are O(slots of the mapping). An area that goes empty is as new but for its index, so [`Pool::reset`] pays
 //! only for segments that still hold something.
 //!
+//! Linux's search is kept with its flaw: with a mask beyond the slot size it may stop before it has looked at the last
+//! slots in front of its start, and call an area full that is not.
+//!
 //! Where Linux corrupts itself the pool keeps the truth: a mapping freed from its middle loses its tail for good, and
 //! freeing its head later frees the head, not slots that somebody else has by then. `lookup` knows every byte of a
 //! mapping with a kept offset; 6.1 refuses those that lie below that offset in a later slot (`Access before mapping

@@ -156,9 +156,9 @@ fn a_wrong_sync_says_what_dma_debug_says() {
 fn a_sync_takes_the_nearest_bucket_that_is_not_ambiguous() {
     let mut ledger = Ledger::new();
     let far = ledger.map(single(1, 0, 0x8000, Dir::Bidirectional));
-    for (id, offset) in [(2, 0x4000), (3, 0x4100)] {
-        ledger.map(single(id, offset, 0x1000, Dir::Bidirectional));
-    }
+    let near = ledger.map(single(2, 0x4000, 0x1000, Dir::Bidirectional));
+    assert_eq!(ledger.sync(at(0x4200), 16, false, Dir::FromDevice).mapping, Some(near));
+    ledger.map(single(3, 0x4100, 0x1000, Dir::Bidirectional));
     assert_eq!(ledger.sync(at(0x4200), 16, true, Dir::FromDevice).mapping, Some(far));
     assert_eq!(ledger.get(far).unwrap().cpu_window.map(|window| (window.from, window.to)), Some((0x4200, 0x4210)));
 }
@@ -187,6 +187,33 @@ fn the_device_is_stopped_at_the_byte_and_told_why() {
 }
 
 #[test]
+fn of_several_mappings_the_one_that_explains_most_is_named() {
+    let mut ledger = Ledger::new();
+    for (id, offset, len) in [(1, 0, 45), (2, 10, 60), (3, 20, 40), (4, 20, 30)] {
+        ledger.map(single(id, offset, len, Dir::ToDevice));
+    }
+    let named = |violation: Option<Violation>| violation.and_then(|it| it.mapping().map(|mapping| mapping.id));
+    assert_eq!(named(refused(&mut ledger, 30, 120, false)), Some(2), "the fewest bytes outside");
+    assert_eq!(named(refused(&mut ledger, 30, 8, true)), Some(4), "the nearest beginning, the newest there");
+    assert_eq!(named(refused(&mut ledger, 15, 8, true)), Some(2));
+}
+
+#[test]
+fn a_grant_is_counted_and_leads_to_the_bytes_of_the_bounce_slot() {
+    let mut ledger = Ledger::new();
+    let id = ledger.map(NewMapping { orig: PhysAddr::new(0x9000), ..single(1, 0, 64, Dir::Bidirectional) });
+    for (len, write, now) in [(8, true, 40), (16, false, 50), (1, true, 60)] {
+        assert!(matches!(ledger.admit(at(4), len, write, now), Verdict::Granted(_)));
+    }
+    let mapping = ledger.get(id).unwrap();
+    let expected =
+        crate::dma::mapping::Touched { reads: 1, read_bytes: 16, writes: 2, write_bytes: 9, first: Some(40) };
+    assert_eq!(mapping.touched, expected);
+    assert_eq!(mapping.translate(at(63)), Some(PhysAddr::new(BASE + 0x1000_003f)));
+    assert_eq!(mapping.translate(at(64)), None);
+}
+
+#[test]
 fn an_open_window_keeps_the_device_out_of_its_bytes_only() {
     let mut ledger = Ledger::new();
     ledger.map(single(1, 0, 64, Dir::FromDevice));
@@ -210,13 +237,13 @@ fn a_late_access_names_both_ends_of_the_mapping_that_was_until_it_is_forgotten()
     };
     assert_eq!((dead.mapping.map_owner, dead.unmap_owner, dead.unmapped_at), (mapper, unmapper, 5));
     assert!(late.to_string().starts_with("device writes DMA memory after its unmap [device address=0x"), "{late}");
-    for id in 0..DEAD as u64 {
+    for id in 0..DEAD as u64 + 10 {
         assert_eq!(ledger.dead().next().unwrap().mapping.id, if id == 0 { 1 } else { 100 + id - 1 });
-        assert!(ledger.died_at(at(0)).is_some(), "{id} later");
+        assert_eq!(ledger.died_at(at(0)).is_some(), id < DEAD as u64, "{id} later");
         ledger.map(single(100 + id, 4096, 64, Dir::ToDevice));
         assert!(unmap(&mut ledger, 4096, 64, Dir::ToDevice, Kind::Single).0);
     }
-    assert_eq!(ledger.died_at(at(0)), None);
+    assert!(ledger.dead().map(|dead| dead.mapping.id).eq((110..110 + DEAD as u64).rev()), "the newest first");
     assert!(matches!(refused(&mut ledger, 60, 4, true), Some(Violation::Unmapped { .. })));
 }
 

@@ -155,6 +155,9 @@ fn no_mapping_crosses_the_devices_boundary() {
     let err = pool.map(0, HIGH, 9 * 2048, narrow).unwrap_err();
     assert!(matches!(err, SwiotlbError::Full { .. }), "more than the 8 slots of a stretch");
     assert!(pool.map(0, HIGH, 64, Constraints { min_align_mask: 0, boundary_mask: u64::MAX }).is_ok());
+    let mut shifted = Pool::new(PhysAddr::new(0x100_1000), 256 * SLOT_SIZE, 1).unwrap();
+    let slots = [(); 2].map(|()| shifted.map(0, HIGH, 4 * 2048, narrow).unwrap().index);
+    assert_eq!(slots, [0, 6], "the boundary is one of addresses, and the pool begins two slots after it");
     let odd = Constraints { min_align_mask: 0, boundary_mask: 0x2fff };
     assert_eq!(pool.map(0, HIGH, 64, odd), Err(SwiotlbError::Boundary { mask: 0x2fff }));
 }
