@@ -120,13 +120,13 @@ pub struct PciDevice {
     dma: DmaDevice,
 }
 
-/// Finds every function 0 of bus 0 and places its BARs; `dma` gives the DMA side of each.
+/// Finds every function 0 of bus 0 and places its BARs; `dma` gives the DMA side of each it wants.
 ///
 /// # Errors
 /// [`PciError::NoRoom`] when the window is too small.
 pub fn enumerate(
     bus: &Arc<dyn PciBus>,
-    dma: impl Fn(Bdf) -> DmaDevice,
+    dma: impl Fn(Bdf) -> Option<DmaDevice>,
 ) -> Result<Vec<Arc<PciDevice>>, PciError> {
     let (start, len) = bus.window();
     let mut next = start.get();
@@ -140,8 +140,9 @@ pub fn enumerate(
         if id.vendor == 0xffff {
             continue;
         }
+        let Some(dma) = dma(at) else { continue };
         let bars = place_bars(&**bus, at, &mut next, end)?;
-        found.push(Arc::new(PciDevice { bus: bus.clone(), at, id, bars, dma: dma(at) }));
+        found.push(Arc::new(PciDevice { bus: bus.clone(), at, id, bars, dma }));
     }
     Ok(found)
 }

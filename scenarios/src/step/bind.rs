@@ -1,0 +1,85 @@
+//! `probe` and `remove`: binding the driver to every device, and letting go.
+
+use std::sync::Arc;
+
+use lowzone_driver::blk::{Disk, RingPlace};
+use lowzone_driver::pci::{PciDevice, enumerate};
+use lowzone_guest_mem::Cpu;
+
+use crate::lab::{Bench, Slot, lock};
+use crate::result::{QueueRow, RingRow};
+use crate::world::Body;
+
+/// Finds the devices (once) and binds the driver to each.
+pub(super) fn probe(bench: &Arc<Bench>) -> Body {
+    let bench = bench.clone();
+    Box::new(move |cpu| {
+        for pci in devices(&bench) {
+            match lowzone_driver::bind(cpu, &bench.driver, &pci) {
+                Ok(true) => note_rings(cpu, &bench, &pci),
+                Ok(false) => bench.failed(format!("{}: no driver for {:?}", pci.at(), pci.id())),
+                Err(error) => bench.failed(format!("{}: probe failed with error {}: {error}", pci.at(), error.errno())),
+            }
+        }
+    })
+}
+
+/// The devices on the bus, found at the first call.
+fn devices(bench: &Bench) -> Vec<Arc<PciDevice>> {
+    let mut found = lock(&bench.found);
+    if found.is_empty() {
+        let dma = |at| bench.slots.iter().find(|slot| slot.at == at).map(|slot| slot.dma.clone());
+        match enumerate(&bench.bus, dma) {
+            Ok(devices) => *found = devices,
+            Err(error) => bench.failed(error.to_string()),
+        }
+    }
+    found.clone()
+}
+
+fn note_rings(cpu: &Cpu<'_>, bench: &Bench, pci: &PciDevice) {
+    let Some(slot) = bench.slots.iter().find(|slot| slot.at == pci.at()) else { return };
+    let Some(disk) = bench.driver.disk(slot.at) else { return };
+    let row = |place: RingPlace| RingRow {
+        device: slot.name.clone(),
+        queue: place.queue,
+        what: place.what.to_owned(),
+        phys: place.phys.get(),
+        bytes: place.len as u64,
+        zone: place.zone.to_string(),
+    };
+    let rows: Vec<_> = disk.ring_places(cpu).into_iter().map(row).collect();
+    lock(&bench.result).rings.extend(rows);
+}
+
+/// Unbinds every bound device, the last found first, and notes what its queues carried.
+pub(super) fn remove(bench: &Arc<Bench>) -> Body {
+    let bench = bench.clone();
+    Box::new(move |cpu| {
+        for pci in devices(&bench).iter().rev() {
+            let Some(slot) = bench.slots.iter().find(|slot| slot.at == pci.at()) else { continue };
+            if let Some(disk) = bench.driver.disk(slot.at) {
+                note_queues(cpu, &bench, slot, &disk);
+                drop(disk);
+                lowzone_driver::unbind(cpu, &bench.driver, pci);
+            }
+        }
+    })
+}
+
+fn note_queues(cpu: &Cpu<'_>, bench: &Bench, slot: &Slot, disk: &Disk) {
+    let stats = disk.stats(cpu);
+    let mut result = lock(&bench.result);
+    result.peak_in_flight = result.peak_in_flight.max(disk.peak_in_flight());
+    result.queues.extend((0_u16..).zip(stats).map(|(queue, stats)| QueueRow {
+        device: slot.name.clone(),
+        queue,
+        requests: stats.completed,
+        out_of_order: stats.out_of_order,
+        peak: stats.peak,
+        interrupts: stats.interrupts,
+        kicks: stats.ring.kicks,
+        direct: stats.ring.direct,
+        indirect: stats.ring.indirect,
+    }));
+}

@@ -1,0 +1,313 @@
+//! `io`: reads and writes of one device, with every byte that is read compared.
+//!
+//! The work is split over as many CPUs as the disk has queues, each on a queue and a stretch of the disk of its own,
+//! so that what a read must see is known whatever the world does. `write-read` writes blocks and reads them back;
+//! `random` keeps a plain disk in memory beside the real one.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use lowzone_driver::blk::{Completed, Data, Disk, Op, Pending, Request, SECTOR};
+use lowzone_guest_mem::Cpu;
+use sha2::{Digest, Sha256};
+
+use super::data;
+use crate::lab::{Bench, Slot, Verify, lock};
+use crate::result::IoRow;
+use crate::spec::{IoStep, Pattern};
+use crate::world::{Body, Random};
+
+/// What the content of `write-read` follows from: the same in every run, so that seeds differ in order only.
+const CONTENT_SEED: u64 = 0x10a0_5eed;
+
+/// One body for each CPU that takes part.
+pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Body> {
+    let Some(slot) = bench.slot(&step.device) else { return Vec::new() };
+    let Some(disk) = bench.disk(&step.device) else {
+        bench.failed(format!("{label}: {} has no driver", step.device));
+        return Vec::new();
+    };
+    let cpus = bench.kernel.config().cpus;
+    let workers = cpus.min(u32::from(disk.queues())).max(1);
+    let base = slot.dma.counters();
+    let index = {
+        let mut result = lock(&bench.result);
+        let memory = format!("{:?}", step.memory).to_lowercase();
+        result.io.push(IoRow { label, memory, verified: true, ..IoRow::default() });
+        result.io.len() - 1
+    };
+    let lengths = step.lengths();
+    bench.control.begin(step.requests * lengths.start().midpoint(*lengths.end()));
+    (0..workers)
+        .map(|worker| {
+            let (bench, step, disk) = (bench.clone(), step.clone(), disk.clone());
+            let body: Body = Box::new(move |cpu| {
+                let Some(slot) = bench.slot(&step.device) else { return };
+                let mut work = Work::new(cpu, &bench, slot, &disk, &step, (worker, workers));
+                match step.pattern {
+                    Pattern::WriteRead => work.write_read(),
+                    Pattern::Random => work.random(),
+                }
+                work.finish(index, base);
+            });
+            body
+        })
+        .collect()
+}
+
+/// A request in flight and what its data must be.
+struct Flight {
+    pending: Pending,
+    op: Op,
+    /// Bytes on the disk, relative to this CPU's stretch.
+    at: Range<u64>,
+    held: u64,
+}
+
+struct Work<'a> {
+    cpu: &'a Cpu<'a>,
+    bench: &'a Bench,
+    slot: &'a Slot,
+    disk: &'a Disk,
+    step: &'a IoStep,
+    worker: u32,
+    queue: u16,
+    /// Requests of this CPU.
+    requests: u64,
+    depth: usize,
+    /// This CPU's stretch of the disk, in bytes.
+    base: u64,
+    room: u64,
+    flights: VecDeque<Flight>,
+    /// What the stretch holds.
+    shadow: Vec<u8>,
+    scratch: Vec<u8>,
+    hash: Sha256,
+    zones: BTreeSet<&'static str>,
+    held: u64,
+    row: IoRow,
+}
+
+fn share(all: u64, worker: u32, workers: u32) -> u64 {
+    let (worker, workers) = (u64::from(worker), u64::from(workers));
+    all / workers + u64::from(worker < all % workers)
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        cpu: &'a Cpu<'a>,
+        bench: &'a Bench,
+        slot: &'a Slot,
+        disk: &'a Disk,
+        step: &'a IoStep,
+        (worker, workers): (u32, u32),
+    ) -> Self {
+        let start = step.start.bytes();
+        let longest = *step.lengths().end();
+        let capacity = disk.capacity() * SECTOR - start;
+        let (room, requests) = match step.pattern {
+            Pattern::Random => (capacity / u64::from(workers) / SECTOR * SECTOR, share(step.requests, worker, workers)),
+            Pattern::WriteRead => {
+                let blocks = share(step.requests / 2, worker, workers);
+                ((step.requests / 2).div_ceil(u64::from(workers)) * longest, blocks * 2)
+            }
+        };
+        let depth = usize::try_from(share(u64::from(step.depth), worker, workers)).unwrap_or(1).max(1);
+        Self {
+            cpu,
+            bench,
+            slot,
+            disk,
+            step,
+            worker,
+            queue: u16::try_from(worker).unwrap_or(0) % disk.queues().max(1),
+            requests,
+            depth,
+            base: start + u64::from(worker) * room,
+            room,
+            flights: VecDeque::with_capacity(depth),
+            shadow: vec![0; usize::try_from(room).unwrap_or(0)],
+            scratch: vec![0; usize::try_from(longest).unwrap_or(0)],
+            hash: Sha256::new(),
+            zones: BTreeSet::new(),
+            held: 0,
+            row: IoRow { verified: true, ..IoRow::default() },
+        }
+    }
+
+    fn write_read(&mut self) {
+        let block = *self.step.lengths().end();
+        let mut content = Random::new(CONTENT_SEED ^ u64::from(self.worker));
+        content.fill(&mut self.shadow);
+        for op in [Op::Write, Op::Read] {
+            for index in 0..self.requests / 2 {
+                if self.bench.control.stopped() {
+                    break;
+                }
+                self.launch(op, index * block..(index + 1) * block);
+            }
+            while self.collect() {}
+        }
+    }
+
+    fn random(&mut self) {
+        let lengths = self.step.lengths();
+        let seed = self.step.seed.unwrap_or(self.bench.seed);
+        let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(self.worker)));
+        for _ in 0..self.requests {
+            if self.bench.control.stopped() {
+                break;
+            }
+            let sectors = lengths.start() / SECTOR + random.below((lengths.end() - lengths.start()) / SECTOR + 1);
+            let len = (sectors * SECTOR).min(self.room);
+            let at = random.below((self.room - len) / SECTOR + 1) * SECTOR;
+            let at = at..at + len;
+            let write = random.below(2) == 0;
+            // Two requests on the same bytes in flight have no order: the earlier one ends first.
+            while self.flights.iter().any(|f| f.at.start < at.end && at.start < f.at.end) && self.collect() {}
+            if write {
+                random.fill(&mut self.shadow[bytes(&at)]);
+            }
+            self.launch(if write { Op::Write } else { Op::Read }, at);
+        }
+        while self.collect() {}
+    }
+
+    fn launch(&mut self, op: Op, at: Range<u64>) {
+        while self.flights.len() >= self.depth && self.collect() {}
+        let len = bytes(&at).len();
+        let mut buffer = loop {
+            match data::allocate(self.cpu, &self.slot.dma, self.step.memory, len) {
+                Ok(buffer) => break buffer,
+                // Memory comes back with completions.
+                Err(_) if self.collect() => self.row.retries += 1,
+                Err(error) => return self.fail(&error.to_string()),
+            }
+        };
+        if let Some(zone) = data::zone(&buffer) {
+            self.zones.insert(zone_name(zone));
+        }
+        if op == Op::Write && !data::fill(self.cpu, &mut buffer, &self.shadow[bytes(&at)]) {
+            return self.fail("a buffer is smaller than its request");
+        }
+        let held = data::pages(&buffer);
+        self.held += held;
+        self.row.pages_held = self.row.pages_held.max(self.held);
+        let request = Request { op, sector: (self.base + at.start) / SECTOR, data: buffer };
+        let (cpu, disk, queue) = (self.cpu, self.disk, self.queue);
+        let mut retries = 0;
+        let pending = data::submit(cpu, disk, queue, request, &mut retries, || self.collect());
+        self.row.retries += retries;
+        match pending {
+            Ok(pending) => self.flights.push_back(Flight { pending, op, at, held }),
+            Err(error) => self.fail(&error.why.to_string()),
+        }
+    }
+
+    /// Waits for the oldest request in flight; `false` if there is none.
+    fn collect(&mut self) -> bool {
+        let Some(flight) = self.flights.pop_front() else { return false };
+        let Flight { pending, op, at, held } = flight;
+        let completed = self.disk.wait(self.cpu, pending);
+        self.held -= held;
+        self.row.requests += 1;
+        self.settle(op, &at, completed);
+        true
+    }
+
+    fn settle(&mut self, op: Op, at: &Range<u64>, completed: Completed) {
+        let data = match data::good(completed) {
+            Ok(data) => data,
+            Err(error) => return self.fail(&error),
+        };
+        let len = at.end - at.start;
+        self.row.bytes += len;
+        self.bench.control.advance(len);
+        if op == Op::Read {
+            self.compare(at, &data);
+        }
+    }
+
+    fn compare(&mut self, at: &Range<u64>, data: &Data) {
+        let expected = &self.shadow[bytes(at)];
+        let seen = &mut self.scratch[..expected.len()];
+        let same = data::read(self.cpu, data, seen) && seen == expected;
+        self.row.verified &= same;
+        if self.bench.verify == Verify::Sha256 {
+            self.hash.update(&*seen);
+        }
+    }
+
+    fn fail(&mut self, why: &str) {
+        self.row.failed += 1;
+        let mut result = lock(&self.bench.result);
+        // Requests that fail are counted; the first tells why.
+        result.failed_requests += 1;
+        let text = format!("{}: request failed: {why}", self.step.device);
+        if !result.log.contains(&text) {
+            result.log.push(text);
+        }
+    }
+
+    fn finish(self, index: usize, base: lowzone_guest_mem::dma::DmaCounters) {
+        let now = self.slot.dma.counters();
+        let mut result = lock(&self.bench.result);
+        let Some(row) = result.io.get_mut(index) else { return };
+        row.requests += self.row.requests;
+        row.failed += self.row.failed;
+        row.bytes += self.row.bytes;
+        row.pages_held += self.row.pages_held;
+        row.retries += self.row.retries;
+        row.verified &= self.row.verified;
+        // The last CPU to end leaves the step's whole difference.
+        row.maps = now.maps - base.maps;
+        row.bounces = now.bounces - base.bounces;
+        row.bounced_bytes = now.bounced_bytes - base.bounced_bytes;
+        row.slots = now.bounced_slots - base.bounced_slots;
+        for zone in self.zones {
+            if !row.zones.iter().any(|known| known == zone) {
+                row.zones.push(zone.to_owned());
+            }
+        }
+        row.zones.sort();
+        if self.bench.verify == Verify::Sha256 {
+            let own = format!("{:x}", self.hash.finalize());
+            // With several CPUs each has a stream of its own: the result is the exclusive-or, whatever order they end in.
+            row.sha256 = if row.sha256.is_empty() { own } else { xor_hex(&row.sha256, &own) };
+        }
+    }
+}
+
+fn bytes(at: &Range<u64>) -> Range<usize> {
+    let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    number(at.start)..number(at.end)
+}
+
+fn zone_name(zone: lowzone_guest_mem::zone::ZoneKind) -> &'static str {
+    use lowzone_guest_mem::zone::ZoneKind;
+    match zone {
+        ZoneKind::Dma => "DMA",
+        ZoneKind::Dma32 => "DMA32",
+        ZoneKind::Normal => "Normal",
+    }
+}
+
+fn xor_hex(a: &str, b: &str) -> String {
+    let digit = |c: char| c.to_digit(16).unwrap_or(0);
+    a.chars().zip(b.chars()).filter_map(|(a, b)| char::from_digit(digit(a) ^ digit(b), 16)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up_and_hashes_mix_in_any_order() {
+        for all in 0..50 {
+            assert_eq!((0..4).map(|w| share(all, w, 4)).sum::<u64>(), all);
+        }
+        assert_eq!(xor_hex("0f", "f1"), "fe");
+        assert_eq!(xor_hex(&xor_hex("12", "34"), "56"), xor_hex(&xor_hex("56", "12"), "34"));
+    }
+}
