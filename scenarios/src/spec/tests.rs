@@ -302,6 +302,44 @@ fn steps_fit_their_devices() {
 }
 
 #[test]
+fn writes_need_room_and_a_writable_device() {
+    let two = |more: &str, step: &str| {
+        let second = DEVICE.replace("vda", "vdb").replace("8M", "4M");
+        format!("story = 's'\nstep = [{{ probe = {{}} }}, {step}]\n{DEVICE}{more}{second}")
+    };
+    let (read_only, back) = ("read_only = true\n", "{ copy = { from = 'vdb', to = 'vda' } }");
+    for (text, wanted) in [
+        (two(read_only, "{ io = { device = 'vda' } }"), "x.toml:2:43: 'io' writes to device 'vda', which is read-only"),
+        (two(read_only, back), "x.toml:2:55: 'copy' writes to device 'vda', which is read-only"),
+        (
+            two("", "{ copy = { from = 'vda', to = 'vdb' } }"),
+            "x.toml:2:55: device 'vda' has 8388608 bytes, 'vdb' only 4194304",
+        ),
+        (
+            two("", "{ io = { device = 'vdb', bytes = '4M', requests = 4 } }"),
+            "x.toml:2:75: the requests reach to byte 8388608 of device 'vdb', which has 4194304",
+        ),
+    ] {
+        assert_eq!(complaint(&text, &[]), wanted);
+    }
+    assert!(load(&source(&two("", back)), &[]).is_ok());
+    // Exactly as many as the device holds.
+    assert!(load(&source(&two("", "{ io = { device = 'vdb', bytes = '2M', requests = 4 } }")), &[]).is_ok());
+}
+
+#[test]
+fn ram_is_split_at_four_gib() {
+    for (sets, low, high) in
+        [(&["ram=6G"][..], 3 << 30, 3 << 30), (&["ram=1G"], 1 << 30, 0), (&["ram=6G", "low=1G"], 1 << 30, 5 << 30)]
+    {
+        let machine = load_embedded("block/low-zone", sets).unwrap().machine;
+        assert_eq!((machine.low_bytes(), machine.high_bytes()), (low, high));
+    }
+    let driver = load_embedded("block/too-wide", &[]).unwrap().driver;
+    assert_eq!((driver.dma_mask, driver.coherent_bits()), (64, 32));
+}
+
+#[test]
 fn sets_change_values_and_later_ones_win() {
     let scenario = load_embedded("block/low-zone", &["machine.ram=2G", "driver.dma_mask=64", "width=64"]).unwrap();
     assert_eq!((scenario.machine.ram, scenario.machine.low_bytes()), (Size(2 << 30), 2 << 30));
@@ -334,6 +372,9 @@ fn a_set_is_blamed_for_what_it_brings() {
         let error = load(&source(&text), &sets(&["cpus=3", set])).unwrap_err();
         assert_eq!((error.line(), error.column()), (None, None));
     }
+    // Of two for one value, the one that counts.
+    let error = load(&source(&text), &sets(&["cpus=98", "cpus=99"])).unwrap_err();
+    assert_eq!(error.to_string(), "--set cpus=99: 'cpus' is 99; it goes from 1 to 64");
     // One that has nothing to do with the fault is not blamed.
     assert_eq!(
         complaint(&text.replace("'3G'", "'7G'"), &["cpus=3"]),
