@@ -54,14 +54,21 @@ pub(super) fn require(holds: bool, path: &KeyPath, problem: impl FnOnce() -> Pro
 
 /// Fails unless a number lies in its limits.
 pub(super) fn within(path: &KeyPath, value: impl Into<u64>, min: u64, max: u64) -> Checked {
-    let value = value.into();
+    let (key, value) = (path.leaf().to_owned(), value.into());
+    require((min..=max).contains(&value), path, || Problem::OutOfRange { key, value, min, max })
+}
+
+/// Fails unless a number of bytes lies in its limits and is a multiple of the smallest.
+pub(super) fn bytes_within(path: &KeyPath, value: Size, min: u64, max: u64) -> Checked {
     let key = path.leaf().to_owned();
-    let problem = || Problem::OutOfRange { key, value: Size(value), min: Size(min), max: Size(max) };
-    require((min..=max).contains(&value), path, problem)
+    let problem = || Problem::SizeOutOfRange { key, value, min: Size(min), max: Size(max) };
+    require((min..=max).contains(&value.0), path, problem)?;
+    multiple(path, value, min)
 }
 
 /// Fails unless a number of bytes is a multiple of another.
-pub(super) fn multiple(path: &KeyPath, value: u64, of: u64) -> Checked {
+pub(super) fn multiple(path: &KeyPath, value: Size, of: u64) -> Checked {
+    let Size(value) = value;
     require(value.is_multiple_of(of), path, || Problem::NotMultiple { key: path.leaf().to_owned(), value, of })
 }
 
@@ -72,11 +79,9 @@ fn power_of_two(path: &KeyPath, value: u64) -> Checked {
 fn machine(machine: &Machine) -> Checked {
     let at = KeyPath::default().key("machine");
     let (ram, low, pool) = (at.key("ram"), at.key("low"), at.key("swiotlb"));
-    within(&ram, machine.ram.0, PAGE, MOST_BYTES)?;
-    multiple(&ram, machine.ram.0, PAGE)?;
+    bytes_within(&ram, machine.ram, PAGE, MOST_BYTES)?;
     if let Some(bytes) = machine.low {
-        within(&low, bytes.0, PAGE, MOST_LOW)?;
-        multiple(&low, bytes.0, PAGE)?;
+        bytes_within(&low, bytes, PAGE, MOST_LOW)?;
         if bytes > machine.ram {
             let problem = Problem::LowBeyondRam { low: bytes, ram: machine.ram };
             return Err(Fault::new(problem, vec![low, ram]));
@@ -130,8 +135,7 @@ fn store(at: &KeyPath, device: &Device, earlier: &[Device]) -> Checked {
         }
     }
     if let Some(size) = device.size {
-        within(&at.key("size"), size.0, SECTOR, MOST_BYTES)?;
-        multiple(&at.key("size"), size.0, SECTOR)?;
+        bytes_within(&at.key("size"), size, SECTOR, MOST_BYTES)?;
     }
     let unset = device.image.as_deref() == Some("");
     require(!unset, &at.key("image"), || Problem::ImageUnset { device: name() })?;

@@ -40,7 +40,10 @@ pub enum Problem {
     WrongValue { key: String, reason: String },
     /// A number outside its limits.
     #[error("'{key}' is {value}; it goes from {min} to {max}")]
-    OutOfRange { key: String, value: Size, min: Size, max: Size },
+    OutOfRange { key: String, value: u64, min: u64, max: u64 },
+    /// A number of bytes outside its limits.
+    #[error("'{key}' is {value}; it goes from {min} to {max}")]
+    SizeOutOfRange { key: String, value: Size, min: Size, max: Size },
     /// A number that is no multiple of another.
     #[error("'{key}' is {value} bytes, which is not a multiple of {of}")]
     NotMultiple { key: String, value: u64, of: u64 },
@@ -95,6 +98,9 @@ pub enum Problem {
     /// A shortest request longer than the longest.
     #[error("'min_bytes' is {min}, more than 'max_bytes', which is {max}")]
     Reversed { min: Size, max: Size },
+    /// Coherent memory in a step that maps what it gets.
+    #[error("'raw_read' maps its buffer, and coherent memory is never mapped")]
+    RawCoherent,
     /// Requests beyond the end of the device.
     #[error("the requests reach to byte {end} of device '{device}', which has {size}")]
     PastEnd { device: String, end: u64, size: u64 },
@@ -160,6 +166,7 @@ impl Problem {
             Self::ImageUnset { .. } => "name one: --set image=FILE".to_owned(),
             Self::NotBound { .. } => "put a probe = {} step before it".to_owned(),
             Self::BoundTwice { .. } => "put a remove = {} step before it".to_owned(),
+            Self::RawCoherent => "take \"high\" or \"low\"".to_owned(),
             Self::NoCanary => "add a step such as canary = { device = \"vda\" }".to_owned(),
             Self::SetForm { .. } => "for instance --set machine.ram=2G".to_owned(),
             Self::SetAmbiguous { paths, .. } => format!("give the full path: {}", paths.join(", ")),

@@ -83,12 +83,11 @@ fn verb(step: &Entry, places: &Places) -> Result<(), Misshapen> {
             let verbs = schema::keys_of(&step.path).map(|known| known.path.leaf().to_owned()).collect();
             Err((Box::new(Problem::NoVerb { verbs }), Some(step.value.clone())))
         }
-        [_] => Ok(()),
         [_, second, ..] if here.iter().all(|entry| schema::at(&entry.path).is_some()) => {
             let verbs = here.iter().map(|entry| entry.path.leaf().to_owned()).collect();
             Err((Box::new(Problem::ManyVerbs { verbs }), Some(second.key.clone())))
         }
-        // One of them is unknown, which its own entry will say.
+        // One verb; or one of them is unknown, which its own entry will say.
         _ => Ok(()),
     }
 }

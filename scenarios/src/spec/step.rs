@@ -68,9 +68,9 @@ pub struct IoStep {
     /// What the result calls this step. Default: its verb and number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Requests in all, at least 1; even for "write-read". Default 32.
+    /// Requests in all, 1 to 1000000000; even for "write-read". Default 32.
     #[serde(default = "default_requests")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub requests: u64,
     /// Bytes of each request of "write-read", a multiple of 512. Default "4K".
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -163,7 +163,7 @@ pub struct RawReadStep {
     /// When the buffer is unmapped. Default "after-completion".
     #[serde(default)]
     pub unmap: Unmap,
-    /// Where the buffer comes from. Default "high".
+    /// Where the buffer comes from: "high" or "low", as it is mapped. Default "high".
     #[serde(default)]
     pub memory: Memory,
 }

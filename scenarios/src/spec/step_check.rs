@@ -2,12 +2,14 @@
 //!
 //! Neighbours: `check`, whose helpers it uses. Left out: devices whose size only their image tells.
 
-use super::check::{Checked, Fault, SECTOR, known_device, multiple, require, within};
+use super::check::{Checked, Fault, SECTOR, bytes_within, known_device, multiple, require, within};
 use super::path::KeyPath;
-use super::{CopyStep, IoStep, Pattern, Problem, Scenario, Size, Step, StoreSpec};
+use super::{CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, StoreSpec};
 
 /// What `kmalloc` gives at most; a request has one buffer.
 const MOST_REQUEST: u64 = 4 << 20;
+/// Days of work; more is a slip of the keyboard.
+const MOST_REQUESTS: u64 = 1_000_000_000;
 const MOST_DEPTH: u64 = 65536;
 
 /// Checks all steps, in order.
@@ -39,7 +41,10 @@ pub(super) fn steps(scenario: &Scenario) -> Checked {
                 device("to", &copy.to)?;
                 copy_step(&at, copy, scenario)?;
             }
-            Step::RawRead(raw) => device("device", &raw.device)?,
+            Step::RawRead(raw) => {
+                device("device", &raw.device)?;
+                require(raw.memory != Memory::Coherent, &at.key("memory"), || Problem::RawCoherent)?;
+            }
             Step::IrqAlloc(irq) => device("device", &irq.device)?,
             Step::Canary(canary) => device("device", &canary.device)?,
         }
@@ -48,9 +53,9 @@ pub(super) fn steps(scenario: &Scenario) -> Checked {
 }
 
 fn io_step(at: &KeyPath, io: &IoStep, scenario: &Scenario) -> Checked {
-    within(&at.key("requests"), io.requests, 1, u64::MAX)?;
+    within(&at.key("requests"), io.requests, 1, MOST_REQUESTS)?;
     within(&at.key("depth"), io.depth, 1, MOST_DEPTH)?;
-    multiple(&at.key("start"), io.start.0, SECTOR)?;
+    multiple(&at.key("start"), io.start, SECTOR)?;
     let (foreign, pattern): (&[_], _) = match io.pattern {
         Pattern::WriteRead => (&[("min_bytes", io.min_bytes), ("max_bytes", io.max_bytes)], "write-read"),
         Pattern::Random => (&[("bytes", io.bytes)], "random"),
@@ -72,8 +77,7 @@ fn lengths(at: &KeyPath, io: &IoStep) -> Checked {
     let random = io.pattern == Pattern::Random;
     let keys = if random { ["min_bytes", "max_bytes"] } else { ["bytes", "bytes"] };
     for (key, bytes) in keys.into_iter().zip([min, max]) {
-        within(&at.key(key), bytes, SECTOR, MOST_REQUEST)?;
-        multiple(&at.key(key), bytes, SECTOR)?;
+        bytes_within(&at.key(key), Size(bytes), SECTOR, MOST_REQUEST)?;
     }
     if min > max {
         let problem = Problem::Reversed { min: Size(min), max: Size(max) };
@@ -106,8 +110,7 @@ fn fits(at: &KeyPath, io: &IoStep, scenario: &Scenario) -> Checked {
 
 fn copy_step(at: &KeyPath, copy: &CopyStep, scenario: &Scenario) -> Checked {
     within(&at.key("depth"), copy.depth, 1, MOST_DEPTH)?;
-    within(&at.key("bytes_per_request"), copy.bytes_per_request.0, SECTOR, MOST_REQUEST)?;
-    multiple(&at.key("bytes_per_request"), copy.bytes_per_request.0, SECTOR)?;
+    bytes_within(&at.key("bytes_per_request"), copy.bytes_per_request, SECTOR, MOST_REQUEST)?;
     let to = at.key("to");
     require(copy.from != copy.to, &to, || Problem::SameDevice { device: copy.to.clone() })?;
     let writable = scenario.device(&copy.to).is_none_or(|device| !device.read_only);

@@ -152,10 +152,13 @@ fn broken_files_say_where_and_what() {
             "story = 's'\n[driver]\nmsix = 'yes'\n",
             "x.toml:3:8: wrong value of 'msix': found string \"yes\", expected true or false",
         ),
-        ("story = 's'\n[machine]\nram = '6 GB'\n", "x.toml:3:7: wrong value of 'ram': '6 GB' is not a size"),
+        (
+            "story = 's'\n[machine]\nram = '6 GB'\n",
+            "x.toml:3:7: wrong value of 'ram': '6 GB' is not a size such as 512, \"64K\" or \"6G\"",
+        ),
         (
             "story = 's'\n[machine]\nram = 1.5\n",
-            "x.toml:3:7: wrong value of 'ram': found floating point 1.5, expected a size: bytes, or a text such as \"64K\", \"8M\", \"2G\"",
+            "x.toml:3:7: wrong value of 'ram': found floating point 1.5, expected a size such as 512, \"64K\" or \"6G\"",
         ),
         (
             "story = 's'\n[expect]\ncanary = 'dead'\n",
@@ -191,7 +194,7 @@ fn limits_say_the_number_and_the_limit() {
         ("device", "width = 0", "'width' is 0; it goes from 1 to 64"),
         ("device", "width = 65", "'width' is 65; it goes from 1 to 64"),
         ("device", "queue_size = 100", "'queue_size' is 100, which is not a power of two / 64 and 128 are"),
-        ("device", "queue_size = 65535", "'queue_size' is 65535; it goes from 1 to 32K"),
+        ("device", "queue_size = 65535", "'queue_size' is 65535; it goes from 1 to 32768"),
         ("device", "queues = 0", "'queues' is 0; it goes from 1 to 64"),
         ("device", "blk_size = 1000", "'blk_size' is 1000, which is not a power of two / 512 and 1024 are"),
         (
@@ -245,7 +248,7 @@ fn devices_are_told_apart_and_have_one_store() {
 fn steps_fit_their_devices() {
     for (step, column, wanted) in [
         ("{ io = { device = \"vdb\" } }", 19, "no device 'vdb' / did you mean 'vda'?"),
-        ("{ io = { device = \"vda\", requests = 0 } }", 37, "'requests' is 0; it goes from 1 to 18446744073709551615"),
+        ("{ io = { device = \"vda\", requests = 0 } }", 37, "'requests' is 0; it goes from 1 to 1000000000"),
         (
             "{ io = { device = \"vda\", requests = 3 } }",
             37,
@@ -279,6 +282,11 @@ fn steps_fit_their_devices() {
             35,
             "unknown value 'hgih' of 'memory' / did you mean 'high'?",
         ),
+        (
+            "{ raw_read = { device = \"vda\", memory = \"coherent\" } }",
+            41,
+            "'raw_read' maps its buffer, and coherent memory is never mapped / take \"high\" or \"low\"",
+        ),
         ("{ copy = { from = \"vda\", to = \"vda\" } }", 31, "a copy from 'vda' to itself"),
         ("{ probe = {} }", 11, "step 1 is 'probe', but the driver is bound already / put a remove = {} step before it"),
         (
@@ -291,6 +299,44 @@ fn steps_fit_their_devices() {
         let text = with_line("step", step);
         assert_eq!(complaint(&text, &[]), format!("x.toml:2:{}: {wanted}", first + column), "{step}");
     }
+}
+
+#[test]
+fn writes_need_room_and_a_writable_device() {
+    let two = |more: &str, step: &str| {
+        let second = DEVICE.replace("vda", "vdb").replace("8M", "4M");
+        format!("story = 's'\nstep = [{{ probe = {{}} }}, {step}]\n{DEVICE}{more}{second}")
+    };
+    let (read_only, back) = ("read_only = true\n", "{ copy = { from = 'vdb', to = 'vda' } }");
+    for (text, wanted) in [
+        (two(read_only, "{ io = { device = 'vda' } }"), "x.toml:2:43: 'io' writes to device 'vda', which is read-only"),
+        (two(read_only, back), "x.toml:2:55: 'copy' writes to device 'vda', which is read-only"),
+        (
+            two("", "{ copy = { from = 'vda', to = 'vdb' } }"),
+            "x.toml:2:55: device 'vda' has 8388608 bytes, 'vdb' only 4194304",
+        ),
+        (
+            two("", "{ io = { device = 'vdb', bytes = '4M', requests = 4 } }"),
+            "x.toml:2:75: the requests reach to byte 8388608 of device 'vdb', which has 4194304",
+        ),
+    ] {
+        assert_eq!(complaint(&text, &[]), wanted);
+    }
+    assert!(load(&source(&two("", back)), &[]).is_ok());
+    // Exactly as many as the device holds.
+    assert!(load(&source(&two("", "{ io = { device = 'vdb', bytes = '2M', requests = 4 } }")), &[]).is_ok());
+}
+
+#[test]
+fn ram_is_split_at_four_gib() {
+    for (sets, low, high) in
+        [(&["ram=6G"][..], 3 << 30, 3 << 30), (&["ram=1G"], 1 << 30, 0), (&["ram=6G", "low=1G"], 1 << 30, 5 << 30)]
+    {
+        let machine = load_embedded("block/low-zone", sets).unwrap().machine;
+        assert_eq!((machine.low_bytes(), machine.high_bytes()), (low, high));
+    }
+    let driver = load_embedded("block/too-wide", &[]).unwrap().driver;
+    assert_eq!((driver.dma_mask, driver.coherent_bits()), (64, 32));
 }
 
 #[test]
@@ -312,7 +358,7 @@ fn a_set_is_blamed_for_what_it_brings() {
     let text = with_line("machine", "low = '3G'").replace("[machine]", &format!("{DEVICE}[machine]"));
     for (set, wanted) in [
         ("machine.ram=2G", "'low' is 3G, but 'ram' is only 2G / leave 'low' out: it is then at most 'ram'"),
-        ("machine.ram=7x", "wrong value of 'ram': '7x' is not a size"),
+        ("machine.ram=7x", "wrong value of 'ram': '7x' is not a size such as 512, \"64K\" or \"6G\""),
         ("rma=1G", "this scenario has no 'rma' / did you mean 'ram'?"),
         ("machine.rma=1G", "unknown key 'rma' / did you mean 'ram'?"),
         ("device.width=99", "'width' is 99; it goes from 1 to 64"),
@@ -326,6 +372,9 @@ fn a_set_is_blamed_for_what_it_brings() {
         let error = load(&source(&text), &sets(&["cpus=3", set])).unwrap_err();
         assert_eq!((error.line(), error.column()), (None, None));
     }
+    // Of two for one value, the one that counts.
+    let error = load(&source(&text), &sets(&["cpus=98", "cpus=99"])).unwrap_err();
+    assert_eq!(error.to_string(), "--set cpus=99: 'cpus' is 99; it goes from 1 to 64");
     // One that has nothing to do with the fault is not blamed.
     assert_eq!(
         complaint(&text.replace("'3G'", "'7G'"), &["cpus=3"]),
