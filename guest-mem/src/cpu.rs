@@ -202,6 +202,12 @@ impl<'w> Cpu<'w> {
         }
     }
 
+    /// Does nothing but take interrupts, until the world tears the CPU down (the idle task).
+    pub fn idle(&self) {
+        let ticket = self.prepare(Key::fresh());
+        while self.park(ticket, None) != Wake::Dying {}
+    }
+
     /// Takes a ticket back that will not be parked on.
     pub(crate) fn cancel(&self, ticket: Ticket) {
         self.env.park(ticket, Some(0));

@@ -5,8 +5,13 @@
 //! halves.
 #![forbid(unsafe_code)]
 
+mod bench;
+pub mod cli;
+mod compare;
 pub mod expect;
 pub mod lab;
+mod progress;
+mod render;
 pub mod result;
 pub mod spec;
 mod step;

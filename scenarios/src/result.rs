@@ -247,7 +247,7 @@ impl RunResult {
             text: finding.to_string(),
         };
         self.findings = kernel.findings().iter().map(row).collect();
-        self.log = kernel.log().lines().into_iter().map(|line| line.text).collect();
+        self.log.splice(0..0, kernel.log().lines().into_iter().map(|line| line.text));
         self.log_suppressed = kernel.log().suppressed();
         self.swiotlb_peak = kernel.swiotlb_usage().1;
         self.events = kernel.trace().events();

@@ -86,6 +86,8 @@ struct Work<'a> {
     hash: Sha256,
     zones: BTreeSet<&'static str>,
     held: u64,
+    /// Reads compared.
+    compared: u64,
     row: IoRow,
 }
 
@@ -132,6 +134,7 @@ impl<'a> Work<'a> {
             hash: Sha256::new(),
             zones: BTreeSet::new(),
             held: 0,
+            compared: 0,
             row: IoRow { verified: true, ..IoRow::default() },
         }
     }
@@ -234,6 +237,7 @@ impl<'a> Work<'a> {
         let seen = &mut self.scratch[..expected.len()];
         let same = data::read(self.cpu, data, seen) && seen == expected;
         self.row.verified &= same;
+        self.compared += 1;
         if self.bench.verify == Verify::Sha256 {
             self.hash.update(&*seen);
         }
@@ -259,7 +263,8 @@ impl<'a> Work<'a> {
         row.bytes += self.row.bytes;
         row.pages_held += self.row.pages_held;
         row.retries += self.row.retries;
-        row.verified &= self.row.verified;
+        // Nothing read is nothing verified.
+        row.verified &= self.row.verified && self.compared > 0;
         // The last CPU to end leaves the step's whole difference.
         row.maps = now.maps - base.maps;
         row.bounces = now.bounces - base.bounces;

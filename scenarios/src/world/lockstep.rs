@@ -316,19 +316,14 @@ impl Lockstep {
     /// [`Lockstep::run`], but `before_teardown` sees the machine while CPUs are still parked, if any are.
     pub fn run_until(&mut self, bodies: Vec<Body>, before_teardown: impl FnOnce(usize)) -> Vec<Exit> {
         let _quiet = Quiet::begin();
-        {
-            let mut state = self.shared.state.borrow_mut();
-            state.dying = false;
-            state.cpus = bodies.iter().map(|_| CpuState::default()).collect();
-        }
-        let mut cpus: Vec<Option<CpuCoroutine>> =
-            bodies.into_iter().enumerate().map(|(id, body)| Some(self.spawn(id, body))).collect();
+        let given = bodies.len();
+        let mut cpus = self.boot(bodies);
         let mut exits = vec![Exit::TornDown; cpus.len()];
         let mut runnable = Vec::new();
-        while cpus.iter().any(Option::is_some) {
+        while !self.over(&cpus, given) {
             self.find_runnable(&cpus, &mut runnable);
             if runnable.is_empty() && !self.advance_time() {
-                let parked = cpus.iter().flatten().count();
+                let parked = cpus[..given].iter().flatten().count();
                 self.shared.report(FindingKind::Deadlock { parked });
                 break;
             }
@@ -340,12 +335,35 @@ impl Lockstep {
                 None => {}
             }
         }
-        let left = cpus.iter().flatten().count();
+        let left = cpus[..given].iter().flatten().count();
         if left > 0 {
             before_teardown(left);
-            self.tear_down(&mut cpus);
         }
+        self.tear_down(&mut cpus);
+        exits.truncate(given);
         exits
+    }
+
+    /// Starts the given bodies, and the idle task on every other CPU: interrupts may be meant for those.
+    fn boot(&self, mut bodies: Vec<Body>) -> Vec<Option<CpuCoroutine>> {
+        let all = self.shared.kernel.get().map_or(1, |kernel| kernel.config().cpus);
+        while bodies.len() < usize::try_from(all).unwrap_or(1) {
+            bodies.push(Box::new(|cpu| cpu.idle()));
+        }
+        {
+            let mut state = self.shared.state.borrow_mut();
+            state.dying = false;
+            state.cpus = bodies.iter().map(|_| CpuState::default()).collect();
+        }
+        bodies.into_iter().enumerate().map(|(id, body)| Some(self.spawn(id, body))).collect()
+    }
+
+    /// Whether the given bodies have ended and no idle CPU is in the middle of an interrupt.
+    fn over(&self, cpus: &[Option<CpuCoroutine>], given: usize) -> bool {
+        cpus[..given].iter().all(Option::is_none) && {
+            let state = self.shared.state.borrow();
+            (given..cpus.len()).all(|id| cpus[id].is_none() || !self.can_run(&state, id))
+        }
     }
 
     fn spawn(&self, id: usize, body: Body) -> CpuCoroutine {

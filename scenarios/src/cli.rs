@@ -1,0 +1,217 @@
+//! The command line: `lowzone run`, `list`, `schema`, `bench`.
+//!
+//! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
+//! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+use thiserror::Error;
+
+use crate::lab::{Control, Lab, LabError, Verify};
+use crate::result::RunResult;
+use crate::spec::{Set, Source, SpecError, catalogue, load, schema};
+use crate::{bench, compare, expect, progress, render};
+
+const DEFAULT_SCENARIO: &str = "block/low-zone";
+
+/// A laboratory for the memory half of device drivers.
+///
+/// It pairs an emulated PCI device that does DMA with a driver written against a model of Linux's allocators and DMA
+/// API, over one shared guest memory. Without a command it runs block/low-zone.
+#[derive(Parser)]
+#[command(name = "lowzone", version, about, after_help = "Exit codes: 0 as expected, 1 not, 2 bad input, 130 Ctrl-C.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a scenario: a file, or one of those that `lowzone list` shows.
+    Run(Run),
+    /// List the scenarios that come with the program.
+    List,
+    /// Print the JSON Schema of scenario files, for editors.
+    Schema,
+    /// Measure the lab itself.
+    Bench(Bench),
+}
+
+#[derive(Args, Default)]
+struct Run {
+    /// The scenario: a path to a .toml file, or a name such as block/low-zone.
+    #[arg(default_value = DEFAULT_SCENARIO)]
+    scenario: String,
+    /// The seed of the world: who runs when. Given several times, the scenario runs once for each, and with -v the
+    /// first event in which two runs part is named.
+    #[arg(long, value_name = "N", default_values_t = [1])]
+    seed: Vec<u64>,
+    /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
+    #[arg(long, value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// Print the result as JSON, one object a seed.
+    #[arg(long)]
+    json: bool,
+    /// Tell more: queues, devices, the kernel's log; with several seeds, where their records part.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+#[derive(Args)]
+struct Bench {
+    /// What to measure.
+    #[command(subcommand)]
+    what: BenchWhat,
+}
+
+#[derive(Subcommand)]
+enum BenchWhat {
+    /// Runs of block/low-zone a second on one core: ledger, port and leak check on, data compared as bytes.
+    Lockstep {
+        /// How long to measure, in seconds.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+}
+
+/// What ends the program with exit code 2.
+#[derive(Debug, Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Set(#[from] crate::spec::Problem),
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    #[error("{name}: {source}")]
+    Read { name: String, source: std::io::Error },
+    #[error("no scenario '{name}'{}", nearest.as_deref().map(|n| format!(": did you mean '{n}'?")).unwrap_or_default())]
+    Unknown { name: String, nearest: Option<String> },
+    #[error("cannot write the result: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+/// Runs the program with this process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        None => run(&Run { scenario: DEFAULT_SCENARIO.to_owned(), seed: vec![1], ..Run::default() }),
+        Some(Command::Run(options)) => run(&options),
+        Some(Command::List) => list(),
+        Some(Command::Schema) => print_schema(),
+        Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
+    };
+    match outcome {
+        Ok(code) => code,
+        // A reader that went away (`| head`) is no error of ours.
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn complain(error: &CliError) {
+    let mut text = String::new();
+    if let CliError::Spec(spec) = error {
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let diagnostic: &dyn Diagnostic = spec;
+        if GraphicalReportHandler::new_themed(theme).render_report(&mut text, diagnostic).is_err() {
+            text.clear();
+        }
+    }
+    let mut stderr = anstream::stderr();
+    let shown = if text.is_empty() { writeln!(stderr, "lowzone: {error}") } else { write!(stderr, "{text}") };
+    // With stderr gone there is nobody to tell.
+    drop(shown);
+}
+
+/// Reads a scenario by path or name.
+pub(crate) fn source(name: &str) -> Result<Source, CliError> {
+    if let Some(source) = Source::embedded(name) {
+        return Ok(source);
+    }
+    match std::fs::read_to_string(name) {
+        Ok(text) => Ok(Source { name: name.to_owned(), text }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !name.ends_with(".toml") => {
+            let nearest = catalogue::nearest(name).map(str::to_owned);
+            Err(CliError::Unknown { name: name.to_owned(), nearest })
+        }
+        Err(error) => Err(CliError::Read { name: name.to_owned(), source: error }),
+    }
+}
+
+fn run(options: &Run) -> Result<ExitCode, CliError> {
+    let source = source(&options.scenario)?;
+    let sets = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let scenario = load(&source, &sets)?;
+    let control = Arc::new(Control::default());
+    let watch = progress::watch(&control);
+    let compared = options.verbose && options.seed.len() > 1;
+    let mut records = Vec::new();
+    let mut code = 0;
+    for &seed in &options.seed {
+        let mut lab = Lab::new(&source.name, scenario.clone(), seed, Verify::Sha256, control.clone())?;
+        if compared {
+            lab.capture();
+        }
+        let result = lab.run();
+        if compared {
+            records.push((seed, lab.take_events()));
+        }
+        watch.pause();
+        code = code.max(report(options, &scenario.expect, &result)?);
+        if result.interrupted {
+            break;
+        }
+    }
+    drop(watch);
+    if compared {
+        compare::print(&mut anstream::stdout(), &records)?;
+    }
+    Ok(ExitCode::from(code))
+}
+
+fn report(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> Result<u8, CliError> {
+    let wrong = expect::check(expected, result);
+    let mut out = anstream::stdout();
+    if options.json {
+        let text = serde_json::to_string_pretty(result).map_err(std::io::Error::from)?;
+        writeln!(out, "{text}")?;
+    } else if options.seed.len() > 1 {
+        render::line(&mut out, result)?;
+    } else {
+        render::result(&mut out, result, options.verbose)?;
+    }
+    if !wrong.is_empty() {
+        render::mismatches(&mut anstream::stderr(), &wrong)?;
+    }
+    Ok(match (result.interrupted, wrong.is_empty()) {
+        (true, true) => 130,
+        (_, false) => 1,
+        (false, true) => 0,
+    })
+}
+
+fn list() -> Result<ExitCode, CliError> {
+    let mut out = anstream::stdout();
+    for entry in catalogue::entries() {
+        let text = Source { name: entry.name.to_owned(), text: entry.text.to_owned() };
+        // A file that wants a value first (an image) still has its story.
+        let story = load(&text, &[]).map(|s| s.story).unwrap_or_else(|_| render::story(entry.text));
+        writeln!(out, "{:<26} {story}", entry.name)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_schema() -> Result<ExitCode, CliError> {
+    let text = serde_json::to_string_pretty(&schema()).map_err(std::io::Error::from)?;
+    writeln!(anstream::stdout(), "{text}")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,88 @@
+//! Progress and Ctrl-C: what a person sees and says while a scenario runs.
+//!
+//! A thread of its own draws a bar (on a terminal only, after a second) and listens for Ctrl-C, which asks the steps to
+//! end with everything in flight completed. The lab's own thread never waits for it.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::lab::Control;
+
+/// How often the bar is drawn.
+const TICK: Duration = Duration::from_millis(100);
+/// What ends within this many ticks gets no bar.
+const PATIENCE: u32 = 10;
+
+/// The thread that draws and listens; it ends when this drops.
+pub(crate) struct Watch {
+    over: Arc<AtomicBool>,
+    bar: ProgressBar,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Clears the bar, so that a result can be printed.
+    pub(crate) fn pause(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A watcher that died drew badly, no more.
+            drop(thread.join());
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Begins to watch.
+pub(crate) fn watch(control: &Arc<Control>) -> Watch {
+    let over = Arc::new(AtomicBool::new(false));
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+    if let Ok(style) = ProgressStyle::with_template("{bar:32} {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left") {
+        bar.set_style(style);
+    }
+    let thread = std::thread::Builder::new().name("lowzone-watch".into()).spawn({
+        let (control, over, bar) = (control.clone(), over.clone(), bar.clone());
+        move || watch_thread(&control, &over, &bar)
+    });
+    Watch { over, bar, thread: thread.ok() }
+}
+
+fn watch_thread(control: &Control, over: &AtomicBool, bar: &ProgressBar) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
+    let stop = Arc::new(AtomicBool::new(false));
+    runtime.block_on(async {
+        let asked = stop.clone();
+        tokio::task::spawn(async move {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                asked.store(true, Ordering::Relaxed);
+            }
+        });
+        let mut ticks = 0_u32;
+        while !over.load(Ordering::Relaxed) {
+            // The listener needs the runtime's thread now and then; the pause itself is an ordinary one.
+            tokio::task::yield_now().await;
+            if stop.load(Ordering::Relaxed) {
+                control.stop();
+            }
+            std::thread::park_timeout(TICK);
+            ticks += 1;
+            let (done, total) = control.progress();
+            if ticks == PATIENCE && std::io::stderr().is_terminal() {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+            }
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    });
+}

@@ -1,0 +1,255 @@
+//! Results as text for people.
+//!
+//! Colour comes from anstyle and is stripped by anstream where it isn't wanted (pipes, NO_COLOR). Neighbours: `cli`.
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+
+use crate::expect::Mismatch;
+use crate::result::{IoRow, RunResult};
+
+const BOLD: Style = Style::new().bold();
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// The `story` line of a scenario file that can't be loaded as it is.
+pub(crate) fn story(text: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix("story = "));
+    line.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+fn bytes(n: u64) -> String {
+    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if n >= 1 << shift && n.is_multiple_of(1 << (shift - 10)) {
+            let (whole, tenth) = (n >> shift, ((n & ((1 << shift) - 1)) * 10) >> shift);
+            return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };
+        }
+    }
+    format!("{n} B")
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header.iter().copied());
+    table
+}
+
+fn print(out: &mut dyn Write, table: &mut Table, right_from: usize) -> io::Result<()> {
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((if index == 0 { 2 } else { 0 }, 2));
+        if index >= right_from {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    writeln!(out)
+}
+
+/// One line, for one of several seeds.
+pub(crate) fn line(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    let bounces: u64 = r.devices.iter().map(|d| d.bounces).sum();
+    let requests: u64 = r.devices.iter().map(|d| d.requests).sum();
+    writeln!(
+        out,
+        "seed {:<6} digest {}  {requests} requests  {}  {bounces} bounces  {} transactions  {} findings  {} leaks",
+        r.seed,
+        r.digest,
+        bytes(r.bytes()),
+        r.transactions,
+        r.findings.len(),
+        r.leaks.len()
+    )
+}
+
+/// The whole result.
+pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::Result<()> {
+    writeln!(out, "{BOLD}{}{BOLD:#}  {}", r.scenario, r.story)?;
+    let m = &r.machine;
+    let high = m.ram - m.low;
+    writeln!(
+        out,
+        "machine  {} of RAM, {} of it above 4 GiB; {} CPUs; bounce pool {}\n",
+        bytes(m.ram),
+        bytes(high),
+        m.cpus,
+        if high > 0 && m.swiotlb > 0 { bytes(m.swiotlb) } else { "none".to_owned() }
+    )?;
+    rings(out, r, verbose)?;
+    io_steps(out, r)?;
+    copies(out, r)?;
+    if verbose {
+        queues(out, r)?;
+    }
+    log(out, r, verbose)?;
+    for finding in &r.findings {
+        writeln!(out, "{BAD}finding{BAD:#}  {}\n", finding.text.replace('\n', "\n       "))?;
+    }
+    for leak in &r.leaks {
+        writeln!(out, "{BAD}leak{BAD:#}  {}\n", leak.replace('\n', "\n    "))?;
+    }
+    summary(out, r)
+}
+
+fn rings(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::Result<()> {
+    let mut t = table(&["rings", "queue", "zone", "address", "bytes"]);
+    let shown = if verbose { usize::MAX } else { 3 };
+    for row in r.rings.iter().take(shown) {
+        t.add_row([
+            format!("{} {}", row.device, row.what),
+            row.queue.to_string(),
+            row.zone.clone(),
+            format!("{:#x}", row.phys),
+            row.bytes.to_string(),
+        ]);
+    }
+    if r.rings.is_empty() {
+        return Ok(());
+    }
+    print(out, &mut t, 3)?;
+    if r.rings.len() > shown {
+        writeln!(out, "  … {} more (-v)\n", r.rings.len() - shown)?;
+    }
+    Ok(())
+}
+
+fn io_steps(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    if r.io.is_empty() {
+        return Ok(());
+    }
+    let mut t = table(&["io", "buffers in", "requests", "bytes", "maps", "bounced", "copied", "slots", "pages held"]);
+    for row in &r.io {
+        t.add_row([
+            row.label.clone(),
+            row.zones.join(", "),
+            row.requests.to_string(),
+            bytes(row.bytes),
+            row.maps.to_string(),
+            row.bounces.to_string(),
+            bytes(row.bounced_bytes),
+            row.slots.to_string(),
+            row.pages_held.to_string(),
+        ]);
+    }
+    print(out, &mut t, 2)?;
+    for row in &r.io {
+        writeln!(out, "  {:<10} {}", row.label, verdict(row))?;
+    }
+    writeln!(out)
+}
+
+fn verdict(row: &IoRow) -> String {
+    let retries = if row.retries > 0 { format!(", {} submissions tried again", row.retries) } else { String::new() };
+    let failed = if row.failed > 0 { format!(", {BAD}{} failed{BAD:#}", row.failed) } else { String::new() };
+    let hash = row.sha256.get(..16).map(|h| format!("SHA-256 {h}… ")).unwrap_or_default();
+    if row.verified {
+        format!("{hash}{GOOD}verified{GOOD:#}{failed}{retries}")
+    } else {
+        format!("{hash}{BAD}not what was written{BAD:#}{failed}{retries}")
+    }
+}
+
+fn copies(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    for row in &r.copies {
+        let same = row.source == row.read && row.read == row.copy;
+        writeln!(out, "copy     {} to {} and back: {} in {} requests", row.from, row.to, bytes(row.bytes), row.requests)?;
+        writeln!(out, "  source  SHA-256 {}", row.source)?;
+        writeln!(out, "  read    SHA-256 {}", row.read)?;
+        let word = if same { format!("{GOOD}equal{GOOD:#}") } else { format!("{BAD}not equal{BAD:#}") };
+        writeln!(out, "  copy    SHA-256 {}  {word}\n", row.copy)?;
+    }
+    Ok(())
+}
+
+fn queues(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    let mut t = table(&[
+        "queue", "requests", "out of order", "peak", "interrupts", "doorbells", "direct", "indirect",
+    ]);
+    for row in &r.queues {
+        t.add_row([
+            format!("{} {}", row.device, row.queue),
+            row.requests.to_string(),
+            row.out_of_order.to_string(),
+            row.peak.to_string(),
+            row.interrupts.to_string(),
+            row.kicks.to_string(),
+            row.direct.to_string(),
+            row.indirect.to_string(),
+        ]);
+    }
+    if r.queues.is_empty() { Ok(()) } else { print(out, &mut t, 1) }
+}
+
+fn log(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::Result<()> {
+    let shown = if verbose { r.log.len() } else { 3 };
+    for line in r.log.iter().take(shown) {
+        writeln!(out, "kernel   {line}")?;
+    }
+    let hidden = r.log.len().saturating_sub(shown);
+    match (hidden, r.log_suppressed) {
+        (0, 0) => {}
+        (0, n) => writeln!(out, "kernel   {n} callbacks suppressed")?,
+        (more, n) => writeln!(out, "kernel   … {more} more lines (-v), {n} callbacks suppressed")?,
+    }
+    if r.log.is_empty() { Ok(()) } else { writeln!(out) }
+}
+
+fn summary(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    let sum = |pick: fn(&crate::result::DeviceRow) -> u64| r.devices.iter().map(pick).sum::<u64>();
+    let ooo: u64 = r.queues.iter().map(|q| q.out_of_order).sum();
+    writeln!(
+        out,
+        "totals   {} requests ({} failed), {}, {} bounces, {} interrupts, {} transactions",
+        sum(|d| d.requests),
+        r.failed_requests,
+        bytes(r.bytes()),
+        sum(|d| d.bounces),
+        sum(|d| d.interrupts),
+        r.transactions
+    )?;
+    writeln!(
+        out,
+        "         peak {} in flight, {ooo} out of order, {} bounce slots at most, {} events",
+        r.peak_in_flight, r.swiotlb_peak, r.events
+    )?;
+    if let Some(canary) = r.canary {
+        writeln!(out, "canary   {canary:?}")?;
+    }
+    let style = |bad: bool| if bad { BAD } else { GOOD };
+    let (f, l) = (style(!r.findings.is_empty()), style(!r.leaks.is_empty()));
+    writeln!(
+        out,
+        "result   {f}{} findings{f:#}, {l}{} leaks{l:#}, digest {}{}",
+        r.findings.len(),
+        r.leaks.len(),
+        r.digest,
+        if r.interrupted { ", stopped early" } else { "" }
+    )
+}
+
+/// What was expected and what was seen, side by side.
+pub(crate) fn mismatches(out: &mut dyn Write, wrong: &[Mismatch]) -> io::Result<()> {
+    writeln!(out, "{BAD}not as expected{BAD:#}")?;
+    for Mismatch { what, expected, seen } in wrong {
+        writeln!(out, "  {what}\n    expected  {expected}\n    seen      {seen}")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_in_the_largest_unit_that_loses_little() {
+        let cases = [(512, "512 B"), (8192, "8 KiB"), (1 << 20, "1 MiB"), (6 << 30, "6 GiB"), (3 << 19, "1.5 MiB")];
+        for (n, text) in cases {
+            assert_eq!(bytes(n), text);
+        }
+        assert_eq!(bytes((1 << 20) + 1), "1048577 B");
+    }
+}
