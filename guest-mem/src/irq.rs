@@ -177,9 +177,7 @@ impl IrqLine {
         cpu.might_sleep("free_irq");
         self.detach();
         // Teardown ends the wait early; then nothing runs handlers any more either.
-        let _ = self.desc.idle.wait_event_timeout(cpu, SYNC_TIMEOUT, || {
-            self.desc.running.load(Ordering::Acquire) == 0
-        });
+        let _ = self.desc.idle.wait_event_timeout(cpu, SYNC_TIMEOUT, || self.desc.running.load(Ordering::Acquire) == 0);
     }
 
     fn detach(&mut self) {

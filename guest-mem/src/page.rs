@@ -43,13 +43,7 @@ impl Pages {
 
 /// The page allocator's front door, for every allocator above it.
 #[track_caller]
-pub(crate) fn take_block(
-    cpu: &Cpu<'_>,
-    order: u8,
-    gfp: Gfp,
-    class: Class,
-    owner: Owner,
-) -> Result<Block, AllocError> {
+pub(crate) fn take_block(cpu: &Cpu<'_>, order: u8, gfp: Gfp, class: Class, owner: Owner) -> Result<Block, AllocError> {
     if gfp.may_sleep() {
         cpu.might_sleep("alloc_pages");
     }

@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use crate::addr::PhysAddr;
 use crate::dma::mapping::Kind as MappingKind;
-use crate::frame;
 use crate::finding::{Finding, FindingKind, Resource};
+use crate::frame;
 use crate::kernel::Kernel;
 use crate::site::Owner;
 
@@ -84,13 +84,8 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
         }
     }
     memory_leaks(kernel, &under_dma, &mut found);
-    let plain = |resource, number: u64, owner| Leak {
-        resource,
-        at: PhysAddr::new(number),
-        bytes: 0,
-        owner,
-        device: None,
-    };
+    let plain =
+        |resource, number: u64, owner| Leak { resource, at: PhysAddr::new(number), bytes: 0, owner, device: None };
     for live in kernel.registered() {
         found.push(Leak { bytes: live.bytes, ..plain(live.resource, live.at.get(), live.owner) });
     }

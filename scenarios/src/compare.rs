@@ -12,7 +12,8 @@ pub(crate) type Events = (u64, Vec<(Producer, Record)>);
 
 /// The index of the first event that differs in kind, length or producer.
 pub(crate) fn parting(a: &[(Producer, Record)], b: &[(Producer, Record)]) -> Option<usize> {
-    let same = |x: &(Producer, Record), y: &(Producer, Record)| x.0 == y.0 && x.1.kind == y.1.kind && x.1.len == y.1.len;
+    let same =
+        |x: &(Producer, Record), y: &(Producer, Record)| x.0 == y.0 && x.1.kind == y.1.kind && x.1.len == y.1.len;
     let common = a.iter().zip(b).position(|(x, y)| !same(x, y));
     common.or_else(|| (a.len() != b.len()).then(|| a.len().min(b.len())))
 }

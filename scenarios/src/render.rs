@@ -156,7 +156,14 @@ fn verdict(row: &IoRow) -> String {
 fn copies(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     for row in &r.copies {
         let same = row.source == row.read && row.read == row.copy;
-        writeln!(out, "copy     {} to {} and back: {} in {} requests", row.from, row.to, bytes(row.bytes), row.requests)?;
+        writeln!(
+            out,
+            "copy     {} to {} and back: {} in {} requests",
+            row.from,
+            row.to,
+            bytes(row.bytes),
+            row.requests
+        )?;
         writeln!(out, "  source  SHA-256 {}", row.source)?;
         writeln!(out, "  read    SHA-256 {}", row.read)?;
         let word = if same { format!("{GOOD}equal{GOOD:#}") } else { format!("{BAD}not equal{BAD:#}") };
@@ -166,9 +173,7 @@ fn copies(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
 }
 
 fn queues(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
-    let mut t = table(&[
-        "queue", "requests", "out of order", "peak", "interrupts", "doorbells", "direct", "indirect",
-    ]);
+    let mut t = table(&["queue", "requests", "out of order", "peak", "interrupts", "doorbells", "direct", "indirect"]);
     for row in &r.queues {
         t.add_row([
             format!("{} {}", row.device, row.queue),

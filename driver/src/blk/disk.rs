@@ -249,14 +249,31 @@ impl Disk {
         self.interrupts.lock().iter().flat_map(|held| held.lines.iter().map(IrqLine::irq)).collect()
     }
 
-    /// Submits a request to a queue. Any context.
+    /// Submits a request to a queue and tells the device. Any context.
     ///
     /// # Errors
     /// [`SubmitError`] with the data and the reason.
     pub fn submit(&self, cpu: &Cpu<'_>, queue: u16, request: Request) -> Result<Pending, SubmitError> {
+        let pending = self.submit_more(cpu, queue, request)?;
+        self.commit(cpu, queue);
+        Ok(pending)
+    }
+
+    /// Submits a request that others follow: the device is told by [`Disk::commit`] (`bd->last` unset). Any context.
+    ///
+    /// # Errors
+    /// [`SubmitError`] with the data and the reason.
+    pub fn submit_more(&self, cpu: &Cpu<'_>, queue: u16, request: Request) -> Result<Pending, SubmitError> {
         match self.core.queues.get(usize::from(queue)) {
-            Some(chosen) => chosen.submit(cpu, &self.core.transport, request),
+            Some(chosen) => chosen.submit(cpu, request),
             None => Err(SubmitError { data: request.data, why: SubmitFailure::NoQueue(queue) }),
+        }
+    }
+
+    /// Tells the device about what was submitted to a queue since it was last told (`commit_rqs`). Any context.
+    pub fn commit(&self, cpu: &Cpu<'_>, queue: u16) {
+        if let Some(chosen) = self.core.queues.get(usize::from(queue)) {
+            chosen.commit(cpu, &self.core.transport);
         }
     }
 

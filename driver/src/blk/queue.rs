@@ -16,9 +16,7 @@ use lowzone_guest_mem::lock::SpinLock;
 use lowzone_guest_mem::wait::WaitQueue;
 use lowzone_guest_mem::{Cpu, DmaAddr};
 
-use crate::blk::request::{
-    BlkError, Completed, Data, Op, Payload, Request, SubmitError, SubmitFailure, verdict,
-};
+use crate::blk::request::{BlkError, Completed, Data, Op, Payload, Request, SubmitError, SubmitFailure, verdict};
 use crate::driver::ProbeError;
 use crate::virtio::ring::{RingError, RingStats, Segment, Virtqueue};
 use crate::virtio::transport::Transport;
@@ -196,16 +194,11 @@ impl BlkQueue {
         drop(vq);
     }
 
-    /// Maps the data and puts the request on the ring; kicks if the device wants to be told. Any context.
+    /// Maps the data and puts the request on the ring; the device is told by the next [`BlkQueue::commit`]. Any context.
     ///
     /// # Errors
     /// [`SubmitError`] with the data.
-    pub(crate) fn submit(
-        self: &Arc<Self>,
-        cpu: &Cpu<'_>,
-        transport: &dyn Transport,
-        request: Request,
-    ) -> Result<Pending, SubmitError> {
+    pub(crate) fn submit(self: &Arc<Self>, cpu: &Cpu<'_>, request: Request) -> Result<Pending, SubmitError> {
         let Request { op, sector, data } = request;
         let len = data.len();
         let fail = |data, why| Err(SubmitError { data, why });
@@ -216,18 +209,20 @@ impl BlkQueue {
         let (payload, addr) = self.map(cpu, op, data)?;
         let mut state = self.state.lock_irqsave(cpu);
         match self.add(cpu, &mut state, op, sector, len32, (payload, addr)) {
-            Ok((slot, generation)) => {
-                let kick = state.vq.as_mut().is_some_and(|vq| vq.kick_prepare(cpu));
-                drop(state);
-                if kick {
-                    transport.notify(cpu, self.index);
-                }
-                Ok(Pending { queue: self.clone(), slot, generation, collected: false })
-            }
+            Ok((slot, generation)) => Ok(Pending { queue: self.clone(), slot, generation, collected: false }),
             Err((payload, why)) => {
                 drop(state);
                 fail(self.unmap(cpu, payload), why)
             }
+        }
+    }
+
+    /// Rings the doorbell for what was submitted since the last call, if the device wants to know. Any context.
+    pub(crate) fn commit(&self, cpu: &Cpu<'_>, transport: &dyn Transport) {
+        let kick = self.state.lock_irqsave(cpu).vq.as_mut().is_some_and(|vq| vq.kick_prepare(cpu));
+        // Outside the lock: a doorbell is a slow write.
+        if kick {
+            transport.notify(cpu, self.index);
         }
     }
 
@@ -353,8 +348,7 @@ impl BlkQueue {
 
     fn finish(&self, cpu: &Cpu<'_>, state: &mut State, slot: u16, wrote: u32) {
         let at = usize::from(slot);
-        let Slot::InFlight { op, sequence, data, payload } = std::mem::replace(&mut state.slots[at], Slot::Free)
-        else {
+        let Slot::InFlight { op, sequence, data, payload } = std::mem::replace(&mut state.slots[at], Slot::Free) else {
             return;
         };
         let status = self.meta.read_u8(cpu, self.status_at + at);

@@ -168,13 +168,7 @@ impl Transport for VirtioPci {
         Err(VirtioError::BadConfig { field: "generation", value: u64::from(GENERATION_TRIES) })
     }
 
-    fn setup_queue(
-        &self,
-        cpu: &Cpu<'_>,
-        index: u16,
-        vector: u16,
-        make: &mut MakeQueue<'_>,
-    ) -> Result<(), VirtioError> {
+    fn setup_queue(&self, cpu: &Cpu<'_>, index: u16, vector: u16, make: &mut MakeQueue<'_>) -> Result<(), VirtioError> {
         self.common.writew(cpu, common::QUEUE_SELECT, index);
         let size = self.common.readw(cpu, common::QUEUE_SIZE);
         let enabled = self.common.readw(cpu, common::QUEUE_ENABLE);

@@ -154,9 +154,8 @@ impl Virtqueue {
     /// [`VirtioError::NoRingMemory`].
     #[track_caller]
     pub fn new(cpu: &Cpu<'_>, dma: &DmaDevice, index: u16, size: u16, features: u64) -> Result<Self, VirtioError> {
-        let alloc = |len: usize| {
-            dma.alloc_coherent(cpu, len, GFP_KERNEL).map_err(|_| VirtioError::NoRingMemory { len })
-        };
+        let alloc =
+            |len: usize| dma.alloc_coherent(cpu, len, GFP_KERNEL).map_err(|_| VirtioError::NoRingMemory { len });
         let ring = alloc(ring_len(size))?;
         let indirect = features & F_INDIRECT_DESC != 0;
         let tables = if indirect { Some(alloc(usize::from(size) * MAX_SEGMENTS * DESC)?) } else { None };
@@ -182,7 +181,12 @@ impl Virtqueue {
     /// What the device must be told.
     pub fn layout(&self) -> QueueLayout {
         let at = |offset: usize| self.ring.dma_addr().wrapping_add(offset as u64);
-        QueueLayout { size: self.size, desc: at(0), avail: at(avail_offset(self.size)), used: at(used_offset(self.size)) }
+        QueueLayout {
+            size: self.size,
+            desc: at(0),
+            avail: at(avail_offset(self.size)),
+            used: at(used_offset(self.size)),
+        }
     }
 
     /// The coherent memory it lies in: the ring and, if agreed, the indirect tables.
@@ -217,7 +221,11 @@ impl Virtqueue {
             return Err(RingError::Full { wanted });
         }
         let head = self.free_head;
-        if indirect { self.lay_table(cpu, head, chain) } else { self.lay_direct(cpu, chain) }
+        if indirect {
+            self.lay_table(cpu, head, chain)
+        } else {
+            self.lay_direct(cpu, chain)
+        }
         let descriptors = u16::try_from(wanted).unwrap_or(u16::MAX);
         let room = chain.iter().filter(|s| s.write).fold(0_u32, |sum, s| sum.saturating_add(s.len));
         self.heads[usize::from(head)] = Head { token, descriptors, room, in_flight: true };

@@ -44,8 +44,7 @@ pub trait Transport: Send + Sync {
     ///
     /// # Errors
     /// [`VirtioError::NoQueue`], [`VirtioError::NoVector`], or `make`'s own.
-    fn setup_queue(&self, cpu: &Cpu<'_>, index: u16, vector: u16, make: &mut MakeQueue<'_>)
-    -> Result<(), VirtioError>;
+    fn setup_queue(&self, cpu: &Cpu<'_>, index: u16, vector: u16, make: &mut MakeQueue<'_>) -> Result<(), VirtioError>;
 
     /// Tells the device which vector its config changes have, then that the driver is ready (DRIVER_OK).
     ///

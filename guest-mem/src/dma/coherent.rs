@@ -124,14 +124,7 @@ impl DmaDevice {
 
     /// A block within `mask`: by the mask's zone first, then lower ones if what came lies beyond.
     #[track_caller]
-    fn block_within(
-        &self,
-        cpu: &Cpu<'_>,
-        order: u8,
-        gfp: Gfp,
-        mask: u64,
-        owner: Owner,
-    ) -> Result<Block, AllocError> {
+    fn block_within(&self, cpu: &Cpu<'_>, order: u8, gfp: Gfp, mask: u64, owner: Owner) -> Result<Block, AllocError> {
         let plain = gfp - GFP_ZONEMASK;
         let mut zone = self.zone_bits(mask);
         loop {

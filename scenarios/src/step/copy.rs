@@ -164,7 +164,10 @@ impl Copy<'_> {
         self.retries += retries;
         match (failed, pending) {
             (Some(error), _) => Err(error),
-            (None, Ok(pending)) => Ok(pending),
+            (None, Ok(pending)) => {
+                disk.commit(cpu, 0);
+                Ok(pending)
+            }
             (None, Err(error)) => Err(error.why.to_string()),
         }
     }

@@ -71,7 +71,7 @@ pub(super) fn read(cpu: &Cpu<'_>, data: &Data, bytes: &mut [u8]) -> bool {
     }
 }
 
-/// Submits a request; where there is no room for it, calls `make_room`, or waits for others if that has none either.
+/// Submits a request that the caller commits; where there is no room for it, calls `make_room`, or waits for others if that has none either.
 pub(super) fn submit(
     cpu: &Cpu<'_>,
     disk: &Disk,
@@ -83,7 +83,7 @@ pub(super) fn submit(
     let (op, sector) = (request.op, request.sector);
     let mut request = request;
     for _ in 0..RETRIES {
-        match disk.submit(cpu, queue, request) {
+        match disk.submit_more(cpu, queue, request) {
             Err(SubmitError { data, why }) if why.is_temporary() => {
                 *retries += 1;
                 if !make_room() && sleep(cpu, RETRY_NS).is_err() {
@@ -94,7 +94,7 @@ pub(super) fn submit(
             other => return other,
         }
     }
-    disk.submit(cpu, queue, request)
+    disk.submit_more(cpu, queue, request)
 }
 
 /// The data of a completed request that went well.

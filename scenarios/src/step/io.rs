@@ -80,6 +80,8 @@ struct Work<'a> {
     base: u64,
     room: u64,
     flights: VecDeque<Flight>,
+    /// Requests were submitted that the device was not told of.
+    uncommitted: bool,
     /// What the stretch holds.
     shadow: Vec<u8>,
     scratch: Vec<u8>,
@@ -129,6 +131,7 @@ impl<'a> Work<'a> {
             base: start + u64::from(worker) * room,
             room,
             flights: VecDeque::with_capacity(depth),
+            uncommitted: false,
             shadow: vec![0; usize::try_from(room).unwrap_or(0)],
             scratch: vec![0; usize::try_from(longest).unwrap_or(0)],
             hash: Sha256::new(),
@@ -178,7 +181,10 @@ impl<'a> Work<'a> {
     }
 
     fn launch(&mut self, op: Op, at: Range<u64>) {
-        while self.flights.len() >= self.depth && self.collect() {}
+        // A full window is emptied by half, so that the device gets requests in batches and one doorbell for each.
+        if self.flights.len() >= self.depth {
+            while self.flights.len() > self.depth / 2 && self.collect() {}
+        }
         let len = bytes(&at).len();
         let mut buffer = loop {
             match data::allocate(self.cpu, &self.slot.dma, self.step.memory, len) {
@@ -203,7 +209,10 @@ impl<'a> Work<'a> {
         let pending = data::submit(cpu, disk, queue, request, &mut retries, || self.collect());
         self.row.retries += retries;
         match pending {
-            Ok(pending) => self.flights.push_back(Flight { pending, op, at, held }),
+            Ok(pending) => {
+                self.flights.push_back(Flight { pending, op, at, held });
+                self.uncommitted = true;
+            }
             Err(error) => self.fail(&error.why.to_string()),
         }
     }
@@ -212,6 +221,9 @@ impl<'a> Work<'a> {
     fn collect(&mut self) -> bool {
         let Some(flight) = self.flights.pop_front() else { return false };
         let Flight { pending, op, at, held } = flight;
+        if std::mem::take(&mut self.uncommitted) {
+            self.disk.commit(self.cpu, self.queue);
+        }
         let completed = self.disk.wait(self.cpu, pending);
         self.held -= held;
         self.row.requests += 1;

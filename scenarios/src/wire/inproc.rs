@@ -209,9 +209,9 @@ impl PciBus for InProc {
 
 impl IoSpace for InProc {
     fn read(&self, at: PhysAddr, width: Width) -> u64 {
-        let answer = self.decode(at, width).and_then(|(function, bar, offset)| {
-            function.bar_read(bar, offset, device_width(width)).ok()
-        });
+        let answer = self
+            .decode(at, width)
+            .and_then(|(function, bar, offset)| function.bar_read(bar, offset, device_width(width)).ok());
         answer.unwrap_or_else(|| width.ones())
     }
 

@@ -75,6 +75,8 @@ struct CpuState {
     /// Parked with this ticket: until when, and whether interrupts may wake it.
     parked: Option<(Option<u64>, bool)>,
     stack_limit: usize,
+    /// How its body ended; it goes on to take interrupts.
+    exit: Option<Exit>,
 }
 
 struct State {
@@ -111,6 +113,22 @@ impl Shared {
         let Some(kernel) = self.kernel.get() else { return };
         let at = self.state.borrow().now;
         kernel.report(Finding { kind, device: None, at, sites: Vec::new() });
+    }
+
+    /// Notes how a body ended; whether its CPU can go on.
+    fn ended(&self, id: usize, result: Result<(), Payload>) -> bool {
+        let exit = match result {
+            Ok(()) => Exit::Finished,
+            Err(payload) if payload.downcast_ref::<Halt>().is_some() => Exit::Halted,
+            Err(payload) => {
+                let given = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let message = Quiet::take_last().or(given).unwrap_or_else(|| "a panic without a message".to_owned());
+                self.report(FindingKind::DriverPanic { message });
+                Exit::Panicked
+            }
+        };
+        self.state.borrow_mut().cpus[id].exit = Some(exit);
+        exit != Exit::Halted
     }
 }
 
@@ -239,7 +257,7 @@ impl Env for CpuEnv<'_> {
 }
 
 type Payload = Box<dyn Any + Send>;
-type CpuCoroutine = Coroutine<Wake, Give, Result<(), Payload>, DefaultStack>;
+type CpuCoroutine = Coroutine<Wake, Give, (), DefaultStack>;
 
 thread_local! {
     /// Stacks that no CPU uses now: mapping one costs 300 times a switch.
@@ -318,37 +336,43 @@ impl Lockstep {
         let _quiet = Quiet::begin();
         let given = bodies.len();
         let mut cpus = self.boot(bodies);
-        let mut exits = vec![Exit::TornDown; cpus.len()];
         let mut runnable = Vec::new();
         while !self.over(&cpus, given) {
             self.find_runnable(&cpus, &mut runnable);
             if runnable.is_empty() && !self.advance_time() {
-                let parked = cpus[..given].iter().flatten().count();
-                self.shared.report(FindingKind::Deadlock { parked });
+                self.shared.report(FindingKind::Deadlock { parked: self.unfinished(given) });
                 break;
             }
             let n = u64::try_from(runnable.len()).unwrap_or(0);
             let pick = usize::try_from(self.shared.state.borrow_mut().random.below(n)).unwrap_or(0);
             match runnable.get(pick) {
-                Some(&Actor::Cpu(id)) => self.resume(&mut cpus, &mut exits, id),
+                Some(&Actor::Cpu(id)) => self.resume(&mut cpus, id),
                 Some(&Actor::Device(index)) => self.service(index),
                 None => {}
             }
         }
-        let left = cpus[..given].iter().flatten().count();
+        let left = self.unfinished(given);
         if left > 0 {
             before_teardown(left);
         }
+        let exits = {
+            let state = self.shared.state.borrow();
+            state.cpus[..given].iter().map(|cpu| cpu.exit.unwrap_or(Exit::TornDown)).collect()
+        };
         self.tear_down(&mut cpus);
-        exits.truncate(given);
         exits
     }
 
-    /// Starts the given bodies, and the idle task on every other CPU: interrupts may be meant for those.
+    /// Given bodies that have not ended.
+    fn unfinished(&self, given: usize) -> usize {
+        self.shared.state.borrow().cpus[..given].iter().filter(|cpu| cpu.exit.is_none()).count()
+    }
+
+    /// Starts the given bodies, and an empty one on every other CPU: interrupts may be meant for those.
     fn boot(&self, mut bodies: Vec<Body>) -> Vec<Option<CpuCoroutine>> {
         let all = self.shared.kernel.get().map_or(1, |kernel| kernel.config().cpus);
         while bodies.len() < usize::try_from(all).unwrap_or(1) {
-            bodies.push(Box::new(|cpu| cpu.idle()));
+            bodies.push(Box::new(|_| ()));
         }
         {
             let mut state = self.shared.state.borrow_mut();
@@ -358,12 +382,11 @@ impl Lockstep {
         bodies.into_iter().enumerate().map(|(id, body)| Some(self.spawn(id, body))).collect()
     }
 
-    /// Whether the given bodies have ended and no idle CPU is in the middle of an interrupt.
+    /// Whether the given bodies have ended and no CPU is in the middle of an interrupt.
     fn over(&self, cpus: &[Option<CpuCoroutine>], given: usize) -> bool {
-        cpus[..given].iter().all(Option::is_none) && {
-            let state = self.shared.state.borrow();
-            (given..cpus.len()).all(|id| cpus[id].is_none() || !self.can_run(&state, id))
-        }
+        let state = self.shared.state.borrow();
+        state.cpus[..given].iter().all(|cpu| cpu.exit.is_some())
+            && cpus.iter().enumerate().all(|(id, cpu)| cpu.is_none() || !self.can_run(&state, id))
     }
 
     fn spawn(&self, id: usize, body: Body) -> CpuCoroutine {
@@ -376,8 +399,12 @@ impl Lockstep {
         Coroutine::with_stack(stack, move |yielder, _first: Wake| {
             let kernel = shared.kernel;
             let env = CpuEnv { id, shared, yielder };
-            let cpu = Cpu::new(u32::try_from(id).unwrap_or(0), kernel, &env);
-            catch_unwind(AssertUnwindSafe(|| body(&cpu)))
+            let number = u32::try_from(id).unwrap_or(0);
+            let result = catch_unwind(AssertUnwindSafe(|| body(&Cpu::new(number, kernel, &env))));
+            // A panic may have left counts behind: the idle task begins with a CPU of its own.
+            if env.shared.ended(id, result) {
+                Cpu::new(number, kernel, &env).idle();
+            }
         })
     }
 
@@ -418,7 +445,7 @@ impl Lockstep {
         true
     }
 
-    fn resume(&self, cpus: &mut [Option<CpuCoroutine>], exits: &mut [Exit], id: usize) {
+    fn resume(&self, cpus: &mut [Option<CpuCoroutine>], id: usize) {
         let wake = {
             let mut state = self.shared.state.borrow_mut();
             let now = state.now;
@@ -438,21 +465,9 @@ impl Lockstep {
         };
         set_current(u32::try_from(id).unwrap_or(0));
         let Some(coroutine) = &mut cpus[id] else { return };
-        if let CoroutineResult::Return(result) = coroutine.resume(wake) {
-            exits[id] = self.ended(result);
+        if let CoroutineResult::Return(()) = coroutine.resume(wake) {
             self.retire(&mut cpus[id]);
         }
-    }
-
-    fn ended(&self, result: Result<(), Payload>) -> Exit {
-        let Err(payload) = result else { return Exit::Finished };
-        if payload.downcast_ref::<Halt>().is_some() {
-            return Exit::Halted;
-        }
-        let given = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let message = Quiet::take_last().or(given).unwrap_or_else(|| "a panic without a message".to_owned());
-        self.shared.report(FindingKind::DriverPanic { message });
-        Exit::Panicked
     }
 
     /// Keeps the stack of a CPU that is done.
@@ -482,10 +497,9 @@ impl Lockstep {
     /// Ends what is left: politely, round by round, then by force.
     fn tear_down(&self, cpus: &mut [Option<CpuCoroutine>]) {
         self.shared.state.borrow_mut().dying = true;
-        let mut exits = vec![Exit::TornDown; cpus.len()];
         for _ in 0..POLITE_ROUNDS {
             for id in 0..cpus.len() {
-                self.resume(cpus, &mut exits, id);
+                self.resume(cpus, id);
             }
             if cpus.iter().all(Option::is_none) {
                 return;
