@@ -56,6 +56,9 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
         .collect()
 }
 
+/// Places drawn before a completion is waited for.
+const DRAWS: u32 = 16;
+
 /// A request in flight and what its data must be.
 struct Flight {
     pending: Pending,
@@ -158,26 +161,38 @@ impl<'a> Work<'a> {
     }
 
     fn random(&mut self) {
-        let lengths = self.step.lengths();
         let seed = self.step.seed.unwrap_or(self.bench.seed);
         let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(self.worker)));
         for _ in 0..self.requests {
             if self.bench.control.stopped() {
                 break;
             }
-            let sectors = lengths.start() / SECTOR + random.below((lengths.end() - lengths.start()) / SECTOR + 1);
-            let len = (sectors * SECTOR).min(self.room);
-            let at = random.below((self.room - len) / SECTOR + 1) * SECTOR;
-            let at = at..at + len;
+            let at = self.draw(&mut random);
             let write = random.below(2) == 0;
-            // Two requests on the same bytes in flight have no order: the earlier one ends first.
-            while self.flights.iter().any(|f| f.at.start < at.end && at.start < f.at.end) && self.collect() {}
             if write {
                 random.fill(&mut self.shadow[bytes(&at)]);
             }
             self.launch(if write { Op::Write } else { Op::Read }, at);
         }
         while self.collect() {}
+    }
+
+    /// A random stretch that no request in flight touches: two on the same bytes would have no order.
+    fn draw(&mut self, random: &mut Random) -> Range<u64> {
+        let lengths = self.step.lengths();
+        loop {
+            let sectors = lengths.start() / SECTOR + random.below((lengths.end() - lengths.start()) / SECTOR + 1);
+            let len = (sectors * SECTOR).min(self.room);
+            for _ in 0..DRAWS {
+                let start = random.below((self.room - len) / SECTOR + 1) * SECTOR;
+                let at = start..start + len;
+                if !self.flights.iter().any(|f| f.at.start < at.end && at.start < f.at.end) {
+                    return at;
+                }
+            }
+            // The disk is too small for so many in flight.
+            self.collect();
+        }
     }
 
     fn launch(&mut self, op: Op, at: Range<u64>) {
