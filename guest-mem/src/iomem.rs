@@ -95,10 +95,8 @@ macro_rules! accessors {
         #[doc = concat!("Reads ", $bits, " bits at `offset`; all-ones outside the window. Any context.")]
         #[track_caller]
         pub fn $read(&self, cpu: &Cpu<'_>, offset: u64) -> $type {
-            // The wire answers with the width asked for; a wider answer would be the wire's fault and is cut.
-            #[expect(clippy::cast_possible_truncation, reason = "cut to the width asked for")]
-            let value = self.read(cpu, offset, $width) as $type;
-            value
+            // A wire that answers with more than it was asked for answers nothing.
+            <$type>::try_from(self.read(cpu, offset, $width)).unwrap_or(<$type>::MAX)
         }
 
         #[doc = concat!("Writes ", $bits, " bits at `offset`; lost outside the window. Any context.")]

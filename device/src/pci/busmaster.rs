@@ -253,6 +253,9 @@ impl<M: GuestMemory, T: Tap> GuestMemory for BusMaster<M, T> {
             return Ok(slices);
         }
         let at = self.admit(addr.0, count, write)?;
+        if at.start != addr.0 || at.at_zero > 0 {
+            self.tap.wrapped(addr.0, at.start, count, write, self.width);
+        }
         let inner = |start: u64, len: usize| {
             self.inner
                 .get_slices(GuestAddress(start), len, access)
@@ -261,9 +264,6 @@ impl<M: GuestMemory, T: Tap> GuestMemory for BusMaster<M, T> {
         slices.first = Some(inner(at.start, at.len)?);
         if at.at_zero > 0 {
             slices.second = Some(inner(0, at.at_zero)?);
-        }
-        if at.start != addr.0 || at.at_zero > 0 {
-            self.tap.wrapped(addr.0, at.start, count, write, self.width);
         }
         self.grant(at, write);
         Ok(slices)

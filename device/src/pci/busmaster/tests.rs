@@ -39,7 +39,8 @@ fn wrap_hits_the_wrong_memory_and_says_which() {
     port.write_slice(&[7; 4], GuestAddress(HIGH + 0x100)).unwrap();
     assert_eq!(memory.read_obj::<u32>(GuestAddress(0x100)).unwrap(), 0x0707_0707);
     assert_eq!(memory.read_obj::<u32>(GuestAddress(HIGH + 0x100)).unwrap(), 0);
-    assert_eq!((port.fault(), log.take()), (None, vec![Seen::Granted(0x100, 4, true)]));
+    let wrapped = Seen::Wrapped(HIGH + 0x100, 0x100, 4, true, 32);
+    assert_eq!((port.fault(), log.take()), (None, vec![wrapped, Seen::Granted(0x100, 4, true)]));
 }
 
 #[test]
