@@ -156,7 +156,7 @@ impl IoMem {
     fn write(&self, cpu: &Cpu<'_>, offset: u64, width: Width, value: u64) {
         let Some(at) = self.place(cpu, offset, width) else { return };
         // A write can't fail in a way its issuer sees.
-        let _ = cpu.point(Class::Mmio, at.get());
+        let _ = cpu.point(Class::MmioWrite, at.get());
         cpu.trace(Kind::MmioWrite, at.get(), usize::from(width.bytes()), 0, value);
         self.io.write(at, width, value);
     }

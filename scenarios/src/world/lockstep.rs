@@ -25,6 +25,7 @@ use lowzone_guest_mem::timer::Timers;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 
 use super::Random;
+use crate::explore::observer::{Answer, Observer};
 use super::panics::Quiet;
 use crate::wire::InProc;
 
@@ -95,6 +96,7 @@ struct Shared {
     bus: Arc<InProc>,
     state: RefCell<State>,
     faults: RefCell<Option<FaultPlan>>,
+    observer: RefCell<Option<Observer>>,
 }
 
 /// Fails the `nth` point that may fail, counted from 0.
@@ -239,6 +241,13 @@ impl Env for CpuEnv<'_> {
         if turn {
             self.yielder.suspend(Give::Turn);
         }
+        if let Some(observer) = self.shared.observer.borrow_mut().as_mut() {
+            match observer.pass(&point) {
+                Answer::Pass => {}
+                Answer::Fail => return Verdict::Fail,
+                Answer::Remove => self.shared.bus.unplug_all(),
+            }
+        }
         match self.shared.faults.borrow_mut().as_mut() {
             Some(plan) if point.class.may_fail() => {
                 let hit = plan.seen == plan.nth;
@@ -296,9 +305,15 @@ impl Lockstep {
             cpus: Vec::new(),
         };
         let faults = RefCell::new(None);
-        let shared = Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults });
+        let observer = RefCell::new(None);
+        let shared = Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults, observer });
         let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
         Self { shared, devices }
+    }
+
+    /// From now on `observer` sees every point; the one before it comes back.
+    pub fn observe(&mut self, observer: Option<Observer>) -> Option<Observer> {
+        std::mem::replace(&mut *self.shared.observer.borrow_mut(), observer)
     }
 
     /// From now on fails the `nth` point that may fail, counted from 0; `None` fails none.
@@ -437,7 +452,8 @@ impl Lockstep {
         let parked = state.cpus.iter().filter_map(|cpu| cpu.parked.and_then(|(until, _)| until)).min();
         let device = self.devices.iter().filter_map(|device| device.at).min();
         let timer = self.shared.kernel.get().and_then(|kernel| kernel.timers().next());
-        let Some(next) = [parked, device, timer].into_iter().flatten().min() else { return false };
+        let late = self.shared.bus.next_late();
+        let Some(next) = [parked, device, timer, late].into_iter().flatten().min() else { return false };
         state.now = state.now.max(next);
         if let Some(kernel) = self.shared.kernel.get() {
             kernel.set_clock(state.now);
