@@ -13,6 +13,7 @@
 
 pub mod blk;
 pub mod counters;
+pub mod misbehave;
 pub mod pci;
 pub mod store;
 pub mod tap;

@@ -44,6 +44,7 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
             let (bench, step, disk) = (bench.clone(), step.clone(), disk.clone());
             let body: Body = Box::new(move |cpu| {
                 let Some(slot) = bench.slot(&step.device) else { return };
+                let _span = cpu.span("io");
                 let mut work = Work::new(cpu, &bench, slot, &disk, &step, (worker, workers));
                 match step.pattern {
                     Pattern::WriteRead => work.write_read(),
@@ -264,6 +265,7 @@ impl<'a> Work<'a> {
         let seen = &mut self.scratch[..expected.len()];
         let same = data::read(self.cpu, data, seen) && seen == expected;
         self.row.verified &= same;
+        self.row.mismatched += u64::from(!same);
         self.compared += 1;
         if self.bench.verify == Verify::Sha256 {
             self.hash.update(&*seen);
@@ -290,6 +292,7 @@ impl<'a> Work<'a> {
         row.bytes += self.row.bytes;
         row.pages_held += self.row.pages_held;
         row.retries += self.row.retries;
+        row.mismatched += self.row.mismatched;
         // Nothing read is nothing verified.
         row.verified &= self.row.verified && self.compared > 0;
         // The last CPU to end leaves the step's whole difference.

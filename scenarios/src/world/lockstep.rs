@@ -9,7 +9,7 @@
 //! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -97,6 +97,7 @@ struct Shared {
     state: RefCell<State>,
     faults: RefCell<Option<FaultPlan>>,
     observer: RefCell<Option<Observer>>,
+    stop_at: Cell<Option<u64>>,
 }
 
 /// Fails the `nth` point that may fail, counted from 0.
@@ -115,6 +116,17 @@ impl Shared {
         let Some(kernel) = self.kernel.get() else { return };
         let at = self.state.borrow().now;
         kernel.report(Finding { kind, device: None, at, sites: Vec::new() });
+    }
+
+    /// Stops in the debugger once the record has come to the event asked for.
+    fn trap(&self) {
+        if let (Some(event), Some(kernel)) = (self.stop_at.get(), self.kernel.get())
+            && kernel.trace().events() >= event
+        {
+            self.stop_at.set(None);
+            // Without a debugger the signal ends the program, which is what was asked for too.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TRAP);
+        }
     }
 
     /// Notes how a body ended; whether its CPU can go on.
@@ -233,6 +245,7 @@ impl Env for CpuEnv<'_> {
         if self.unwinding() {
             return Verdict::Pass;
         }
+        self.shared.trap();
         if hung {
             self.shared.report(FindingKind::Hang { points: self.shared.state.borrow().points });
             std::panic::resume_unwind(Box::new(Halt::Dying));
@@ -306,9 +319,14 @@ impl Lockstep {
         };
         let faults = RefCell::new(None);
         let observer = RefCell::new(None);
-        let shared = Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults, observer });
+        let shared = Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults, observer, stop_at: Cell::new(None) });
         let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
         Self { shared, devices }
+    }
+
+    /// Stops in the debugger at the first point after this event.
+    pub fn stop_at(&mut self, event: Option<u64>) {
+        self.shared.stop_at.set(event);
     }
 
     /// From now on `observer` sees every point; the one before it comes back.
