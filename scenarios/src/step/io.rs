@@ -86,6 +86,8 @@ struct Work<'a> {
     flights: VecDeque<Flight>,
     /// Requests were submitted that the device was not told of.
     uncommitted: bool,
+    /// Where a write failed and none succeeded since.
+    unknown: Vec<Range<u64>>,
     /// What the stretch holds.
     shadow: Vec<u8>,
     scratch: Vec<u8>,
@@ -136,6 +138,7 @@ impl<'a> Work<'a> {
             room,
             flights: VecDeque::with_capacity(depth),
             uncommitted: false,
+            unknown: Vec::new(),
             shadow: vec![0; usize::try_from(room).unwrap_or(0)],
             scratch: vec![0; usize::try_from(longest).unwrap_or(0)],
             hash: Sha256::new(),
@@ -207,7 +210,7 @@ impl<'a> Work<'a> {
                 Ok(buffer) => break buffer,
                 // Memory comes back with completions.
                 Err(_) if self.collect() => self.row.retries += 1,
-                Err(error) => return self.fail(&error.to_string()),
+                Err(error) => return self.fail_at(op, &at, &error.to_string()),
             }
         };
         if let Some(zone) = data::zone(&buffer) {
@@ -229,7 +232,10 @@ impl<'a> Work<'a> {
                 self.flights.push_back(Flight { pending, op, at, held });
                 self.uncommitted = true;
             }
-            Err(error) => self.fail(&error.why.to_string()),
+            Err(error) => {
+                self.held -= held;
+                self.fail_at(op, &at, &error.why.to_string());
+            }
         }
     }
 
@@ -250,12 +256,17 @@ impl<'a> Work<'a> {
     fn settle(&mut self, op: Op, at: &Range<u64>, completed: Completed) {
         let data = match data::good(completed) {
             Ok(data) => data,
-            Err(error) => return self.fail(&error),
+            Err(error) => return self.fail_at(op, at, &error),
         };
         let len = at.end - at.start;
+        if op == Op::Write {
+            self.unknown.retain(|old| old.start >= at.end || at.start >= old.end);
+        }
         self.row.bytes += len;
         self.bench.control.advance(len);
-        if op == Op::Read {
+        // What a failed write left behind nobody knows.
+        let known = !self.unknown.iter().any(|old| old.start < at.end && at.start < old.end);
+        if op == Op::Read && known {
             self.compare(at, &data);
         }
     }
@@ -270,6 +281,13 @@ impl<'a> Work<'a> {
         if self.bench.verify == Verify::Sha256 {
             self.hash.update(&*seen);
         }
+    }
+
+    fn fail_at(&mut self, op: Op, at: &Range<u64>, why: &str) {
+        if op == Op::Write {
+            self.unknown.push(at.clone());
+        }
+        self.fail(why);
     }
 
     fn fail(&mut self, why: &str) {
