@@ -126,3 +126,21 @@ proptest! {
         prop_assert_eq!(port.take_fault().is_some(), !fits);
     }
 }
+
+#[test]
+fn a_gate_that_is_gone_refuses_unseen_until_it_is_back() {
+    let (gate, log) = (Arc::<BusMasterGate>::default(), Arc::<Log>::default());
+    gate.set(true);
+    let port = BusMaster::new(ram(), 32, Beyond::Refuse, Arc::clone(&gate), Arc::clone(&log)).unwrap();
+    gate.remove();
+    gate.set(true);
+    assert!(gate.is_gone() && !gate.is_open());
+    assert!(port.write_obj(1u8, GuestAddress(0)).is_err());
+    assert!(!port.check_range(GuestAddress(0), 1, Permissions::Read));
+    assert_eq!((port.take_fault(), log.take()), (None, vec![]));
+    gate.restore();
+    assert!(port.write_obj(1u8, GuestAddress(0)).is_err());
+    assert_eq!(port.take_fault().map(|fault| fault.why), Some(Refusal::BusMasterOff));
+    gate.set(true);
+    assert!(port.write_obj(1u8, GuestAddress(0)).is_ok());
+}
