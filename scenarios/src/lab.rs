@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lowzone_device::misbehave::Script;
 use lowzone_device::blk::{BlkOptions as DeviceOptions, Hardware, blk};
+use lowzone_device::misbehave::Script;
 use lowzone_device::pci::Beyond as DeviceBeyond;
 use lowzone_device::store::{ImageStore, MemoryStore, Store, StoreError};
 use lowzone_device::{Counters, Worker};
@@ -358,14 +358,14 @@ fn plug(
     let port = |_queue| (DmaPort::new(&dma), LabTap::new(machine.kernel_ref(), &dma));
     let made = blk(&options, hardware, store, irq, port)
         .map_err(|source| LabError::Device { device: device.name.clone(), source })?;
-    wire.plug(made.function);
+    wire.plug(made.function, made.slot);
     workers.extend(made.workers);
     Ok(Slot {
         name: device.name.clone(),
         at,
         dma,
         counters: made.counters,
-        script: Arc::new(Script::new()),
+        script: made.script,
         image: device.image.as_ref().map(PathBuf::from),
         width: device.width,
     })

@@ -259,7 +259,10 @@ pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
     why.extend(result.findings.iter().map(|finding| finding.text.clone()));
     why.extend(result.leaks.iter().cloned());
     for row in result.io.iter().filter(|row| row.mismatched > 0) {
-        why.push(format!("false success: {} reads of {} gave other bytes than were written", row.mismatched, row.label));
+        why.push(format!(
+            "false success: {} reads of {} gave other bytes than were written",
+            row.mismatched, row.label
+        ));
     }
     for errno in &result.probe_errors {
         if !strikes.iter().any(|strike| fits(strike, *errno)) {

@@ -252,7 +252,8 @@ fn read_journal(path: &str) -> Result<Vec<Record>, CampaignError> {
     struct Entry {
         record: Record,
     }
-    let text = std::fs::read_to_string(path).map_err(|source| CampaignError::Journal { path: path.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| CampaignError::Journal { path: path.to_owned(), source })?;
     let lines = (1..).zip(text.lines());
     lines
         .map(|(line, text)| {
@@ -273,7 +274,10 @@ pub(crate) fn replay(options: &Replay) -> Result<ExitCode, CliError> {
     let keep = Keep { points: true, events: true, stop_at: options.stop_at };
     let observed = prepared.observe(&token.strikes, keep)?;
     if !observed.struck {
-        return Err(TokenError::NotReached(token.strikes.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")).into());
+        return Err(TokenError::NotReached(
+            token.strikes.iter().map(ToString::to_string).collect::<Vec<_>>().join("+"),
+        )
+        .into());
     }
     let outcome = judge(&token.strikes, &observed);
     let mut out = anstream::stdout();

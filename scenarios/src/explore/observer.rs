@@ -69,7 +69,9 @@ impl Observer {
 
     /// Whether every planned point was reached.
     pub fn all_hit(&self) -> bool {
-        self.armed.iter().all(|armed| armed.hit || matches!(armed.strike, Strike::Irq { .. } | Strike::Completion { .. }))
+        self.armed
+            .iter()
+            .all(|armed| armed.hit || matches!(armed.strike, Strike::Irq { .. } | Strike::Completion { .. }))
     }
 
     /// Strikes no more.

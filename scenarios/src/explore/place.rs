@@ -123,7 +123,9 @@ impl fmt::Display for Strike {
 
 /// A text that names no fault.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("'{0}' is no fault: want CLASS:SCOPE#N, CLASS#N or removal@CLASS:SCOPE#N, with * at the end for all later ones")]
+#[error(
+    "'{0}' is no fault: want CLASS:SCOPE#N, CLASS#N or removal@CLASS:SCOPE#N, with * at the end for all later ones"
+)]
 pub struct StrikeError(pub String);
 
 impl FromStr for Place {

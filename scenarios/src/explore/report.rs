@@ -215,7 +215,10 @@ impl Report {
         }
         for fault in &self.missing {
             let fault = escape(fault);
-            writeln!(out, "  <testcase classname=\"{name}\" name=\"{fault}\"><failure>not carried out</failure></testcase>")?;
+            writeln!(
+                out,
+                "  <testcase classname=\"{name}\" name=\"{fault}\"><failure>not carried out</failure></testcase>"
+            )?;
         }
         writeln!(out, "</testsuite>")
     }

@@ -6,10 +6,9 @@
 //! Neighbours: `driver::bus`, `guest_mem::iospace`, `device::pci`. Left out: bridges, hot-plug.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lowzone_device::pci::{IrqSink, PciFunction, Width as DeviceWidth};
+use lowzone_device::pci::{IrqSink, PciFunction, Removable, Width as DeviceWidth};
 use lowzone_driver::bus::{Bdf, PciBus, Vector};
 use lowzone_guest_mem::PhysAddr;
 use lowzone_guest_mem::env::IrqHandler;
@@ -122,8 +121,7 @@ impl IrqSink for FunctionIrq {
 pub struct InProc {
     interrupts: Arc<Interrupts>,
     functions: Mutex<Vec<Arc<dyn PciFunction>>>,
-    /// The slots were emptied: nothing answers.
-    unplugged: AtomicBool,
+    slots: Mutex<Vec<Arc<dyn Removable>>>,
 }
 
 impl InProc {
@@ -131,7 +129,11 @@ impl InProc {
     pub fn new(kernel: KernelRef, cpus: u32) -> Self {
         let pending = (0..cpus).map(|_| VecDeque::new()).collect();
         let state = Mutex::new(IrqState { pending, ..IrqState::default() });
-        Self { interrupts: Arc::new(Interrupts { kernel, state }), functions: Mutex::new(Vec::new()), unplugged: AtomicBool::new(false) }
+        Self {
+            interrupts: Arc::new(Interrupts { kernel, state }),
+            functions: Mutex::default(),
+            slots: Mutex::default(),
+        }
     }
 
     /// The place that the next function will have, and its way to interrupts.
@@ -144,23 +146,23 @@ impl InProc {
     }
 
     /// Plugs a function into the next slot.
-    pub fn plug(&self, function: Arc<dyn PciFunction>) {
+    pub fn plug(&self, function: Arc<dyn PciFunction>, slot: Arc<dyn Removable>) {
         lock(&self.functions).push(function);
+        lock(&self.slots).push(slot);
     }
 
     /// Pulls every device out: registers and config space read all-ones, DMA and interrupts stop.
     pub fn unplug_all(&self) {
-        if !self.unplugged.swap(true, Ordering::Relaxed) {
-            lock(&self.functions).iter().for_each(|function| function.reset());
-            let mut state = lock(&self.interrupts.state);
-            state.levels.fill(false);
-            state.late.clear();
-        }
+        lock(&self.slots).iter().for_each(|slot| slot.unplug());
+        lock(&self.interrupts.state).late.clear();
     }
 
     /// Puts the devices back, as after power-on; whether they had been pulled out.
     pub fn replug_all(&self) -> bool {
-        self.unplugged.swap(false, Ordering::Relaxed)
+        let slots = lock(&self.slots);
+        let pulled = slots.iter().any(|slot| !slot.plugged());
+        slots.iter().for_each(|slot| slot.replug());
+        pulled
     }
 
     /// From now on `what` happens to the `nth` message, counted from 0, and to all later ones if `persistent`.
@@ -205,15 +207,11 @@ impl InProc {
     }
 
     fn function(&self, at: Bdf) -> Option<Arc<dyn PciFunction>> {
-        let here = at.bus == 0 && at.function == 0 && !self.unplugged.load(Ordering::Relaxed);
-        let slot = usize::from(at.device).checked_sub(1).filter(|_| here)?;
+        let slot = usize::from(at.device).checked_sub(1).filter(|_| at.bus == 0 && at.function == 0)?;
         lock(&self.functions).get(slot).cloned()
     }
 
     fn decode(&self, at: PhysAddr, width: Width) -> Option<(Arc<dyn PciFunction>, u8, u64)> {
-        if self.unplugged.load(Ordering::Relaxed) {
-            return None;
-        }
         let functions = lock(&self.functions);
         functions.iter().find_map(|function| {
             let (bar, offset) = function.decode(at.get(), device_width(width))?;

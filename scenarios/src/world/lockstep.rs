@@ -25,8 +25,8 @@ use lowzone_guest_mem::timer::Timers;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 
 use super::Random;
-use crate::explore::observer::{Answer, Observer};
 use super::panics::Quiet;
+use crate::explore::observer::{Answer, Observer};
 use crate::wire::InProc;
 
 /// Virtual nanoseconds that a point costs: time moves even in a loop that never parks.
@@ -319,7 +319,8 @@ impl Lockstep {
         };
         let faults = RefCell::new(None);
         let observer = RefCell::new(None);
-        let shared = Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults, observer, stop_at: Cell::new(None) });
+        let shared =
+            Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults, observer, stop_at: Cell::new(None) });
         let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
         Self { shared, devices }
     }
