@@ -41,6 +41,8 @@ const FUEL: u64 = 400_000_000;
 const STACK: usize = 256 << 10;
 /// Rounds of polite teardown before force.
 const POLITE_ROUNDS: usize = 1000;
+/// Points and waits that dying CPUs may pass before they are unwound: a loop that ignores its end would never see it.
+const LAST_STEPS: u64 = 1_000_000;
 
 /// What a CPU runs.
 pub type Body = Box<dyn FnOnce(&Cpu<'_>)>;
@@ -87,6 +89,8 @@ struct State {
     points: u64,
     fuel: u64,
     dying: bool,
+    /// Points and waits passed since `dying`.
+    last_steps: u64,
     cpus: Vec<CpuState>,
 }
 
@@ -155,8 +159,22 @@ struct CpuEnv<'y> {
 
 impl CpuEnv<'_> {
     /// Whether this CPU must not suspend any more: a destructor that suspends while unwinding aborts the process.
+    ///
+    /// A dying CPU that goes on and on is unwound here.
     fn unwinding(&self) -> bool {
-        std::thread::panicking() || self.shared.state.borrow().dying
+        if std::thread::panicking() {
+            return true;
+        }
+        let mut state = self.shared.state.borrow_mut();
+        if !state.dying {
+            return false;
+        }
+        state.last_steps += 1;
+        if state.last_steps > LAST_STEPS {
+            drop(state);
+            std::panic::resume_unwind(Box::new(Halt::Dying));
+        }
+        true
     }
 
     fn check_stack(&self) {
@@ -315,6 +333,7 @@ impl Lockstep {
             points: 0,
             fuel: FUEL,
             dying: false,
+            last_steps: 0,
             cpus: Vec::new(),
         };
         let faults = RefCell::new(None);
@@ -411,6 +430,7 @@ impl Lockstep {
         {
             let mut state = self.shared.state.borrow_mut();
             state.dying = false;
+            state.last_steps = 0;
             state.cpus = bodies.iter().map(|_| CpuState::default()).collect();
         }
         bodies.into_iter().enumerate().map(|(id, body)| Some(self.spawn(id, body))).collect()
@@ -465,15 +485,19 @@ impl Lockstep {
             || (irqs_on && self.shared.irq_pending(u32::try_from(id).unwrap_or(0), state.now))
     }
 
-    /// Jumps to the next deadline, timer or device call; `false` if there is none.
+    /// Jumps to the next deadline, timer or device call; `false` if there is none in the future.
+    ///
+    /// What is due already could not make anybody runnable, such as a timer on CPUs with interrupts off: to jump to
+    /// it again and again would never end.
     fn advance_time(&self) -> bool {
         let mut state = self.shared.state.borrow_mut();
         let parked = state.cpus.iter().filter_map(|cpu| cpu.parked.and_then(|(until, _)| until)).min();
         let device = self.devices.iter().filter_map(|device| device.at).min();
         let timer = self.shared.kernel.get().and_then(|kernel| kernel.timers().next());
         let late = self.shared.bus.next_late();
-        let Some(next) = [parked, device, timer, late].into_iter().flatten().min() else { return false };
-        state.now = state.now.max(next);
+        let due = [parked, device, timer, late].into_iter().flatten().filter(|&at| at > state.now).min();
+        let Some(next) = due else { return false };
+        state.now = next;
         if let Some(kernel) = self.shared.kernel.get() {
             kernel.set_clock(state.now);
         }
