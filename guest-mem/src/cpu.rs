@@ -33,6 +33,19 @@ pub enum Halt {
 }
 
 /// The CPU that runs this code.
+///
+/// ```
+/// # use lowzone_guest_mem::Cpu;
+/// use lowzone_guest_mem::lock::SpinLock;
+///
+/// fn count(cpu: &Cpu<'_>, counter: &SpinLock<u32>) -> u32 {
+///     let _span = cpu.span("count");
+///     let mut value = counter.lock_irqsave(cpu);
+///     assert!(cpu.in_atomic() && cpu.irqs_disabled());
+///     *value += 1;
+///     *value
+/// }
+/// ```
 pub struct Cpu<'w> {
     id: u32,
     preempt_count: Cell<u32>,
@@ -209,8 +222,9 @@ impl<'w> Cpu<'w> {
 
     /// Does nothing but take interrupts, until the world tears the CPU down (the idle task).
     pub fn idle(&self) {
-        let ticket = self.prepare(Key::fresh());
-        while self.park(ticket, None) != Wake::Dying {}
+        let key = Key::fresh();
+        // A new ticket each time: a handler that waited for a lock used the last one up.
+        while self.park(self.prepare(key), None) != Wake::Dying {}
     }
 
     /// Takes a ticket back that will not be parked on.
@@ -223,22 +237,32 @@ impl<'w> Cpu<'w> {
         resume_unwind(Box::new(why))
     }
 
-    /// Delivers every pending interrupt if they are enabled here, then softirqs.
+    /// Delivers every pending interrupt if they are enabled here; after each of them, what softirqs it raised.
     fn irq_window(&self) {
         if self.irqs_disabled() {
             return;
         }
         while let Some(handler) = self.env.take_irq() {
-            self.enter(HARDIRQ, Owner::default());
-            handler.hardirq(self);
-            self.leave(HARDIRQ);
+            {
+                let _level = self.level(HARDIRQ);
+                handler.hardirq(self);
+            }
+            self.run_softirqs();
         }
-        if self.softirq_pending.get() && self.preempt_count.get() == 0 {
-            self.softirq_pending.set(false);
-            self.enter(SOFTIRQ, Owner::default());
+    }
+
+    /// Softirqs run when the outermost handler returns (`irq_exit`): over a plain spinlock too, never over each other.
+    fn run_softirqs(&self) {
+        while self.preempt_count.get() < SOFTIRQ && self.softirq_pending.replace(false) {
+            let _level = self.level(SOFTIRQ);
             self.kernel().timers().run_expired(self);
-            self.leave(SOFTIRQ);
         }
+    }
+
+    fn level(&self, unit: u32) -> Level<'_, 'w> {
+        let outer = self.atomic_since.replace(Owner::default());
+        self.preempt_count.set(self.preempt_count.get() + unit);
+        Level { cpu: self, unit, outer }
     }
 
     /// Asks for the timer softirq to run once the handler has returned.
@@ -251,11 +275,11 @@ impl<'w> Cpu<'w> {
         self.atomic_since.set(owner);
     }
 
-    fn enter(&self, unit: u32, owner: Owner) {
-        if self.preempt_count.get() == 0 {
+    /// The outermost reason is the one that a finding names.
+    fn atomic_begins(&self, owner: Owner) {
+        if !self.in_atomic() {
             self.atomic_since.set(owner);
         }
-        self.preempt_count.set(self.preempt_count.get() + unit);
     }
 
     fn leave(&self, unit: u32) {
@@ -264,7 +288,8 @@ impl<'w> Cpu<'w> {
 
     /// A spinlock was taken: preemption off, and interrupts too if `irqsave`.
     pub(crate) fn lock_taken(&self, owner: Owner, irqsave: bool) {
-        self.enter(1, owner);
+        self.atomic_begins(owner);
+        self.preempt_count.set(self.preempt_count.get() + 1);
         if irqsave {
             self.irq_off.set(self.irq_off.get() + 1);
         }
@@ -279,7 +304,13 @@ impl<'w> Cpu<'w> {
     }
 
     /// Turns interrupts off until the guard drops (`local_irq_save`).
+    #[track_caller]
     pub fn local_irq_save(&self) -> IrqsOff<'_> {
+        self.irqs_off_for(self.owner())
+    }
+
+    pub(crate) fn irqs_off_for(&self, owner: Owner) -> IrqsOff<'_> {
+        self.atomic_begins(owner);
         self.irq_off.set(self.irq_off.get() + 1);
         IrqsOff { irq_off: &self.irq_off }
     }
@@ -294,6 +325,21 @@ impl<'w> Cpu<'w> {
     pub fn dma_wmb(&self) {}
     /// Earlier reads of coherent memory complete before later ones (`dma_rmb`).
     pub fn dma_rmb(&self) {}
+}
+
+/// A handler's share of preempt_count; given back when the handler returns, and when it unwinds.
+struct Level<'a, 'w> {
+    cpu: &'a Cpu<'w>,
+    unit: u32,
+    /// What the interrupted code was atomic since.
+    outer: Owner,
+}
+
+impl Drop for Level<'_, '_> {
+    fn drop(&mut self) {
+        self.cpu.leave(self.unit);
+        self.cpu.atomic_since.set(self.outer);
+    }
 }
 
 /// Interrupts are off while this lives.
@@ -322,3 +368,6 @@ pub fn set_current(id: u32) {
 pub(crate) fn current() -> Producer {
     Producer(CURRENT.with(Cell::get))
 }
+
+#[cfg(test)]
+mod tests;

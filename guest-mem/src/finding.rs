@@ -75,8 +75,10 @@ pub enum FindingKind {
         irqs_disabled: bool,
     },
     /// A lock taken by the CPU that holds it.
-    #[error("BUG: spinlock recursion on CPU#{cpu}")]
+    #[error("BUG: {lock} recursion on CPU#{cpu}")]
     SelfDeadlock {
+        /// `spinlock` or `mutex`.
+        lock: &'static str,
         /// The CPU.
         cpu: u32,
     },
@@ -148,7 +150,10 @@ pub enum FindingKind {
         what: &'static str,
     },
     /// A GFP mask that this allocator strips.
-    #[error("Unexpected gfp: {bad} Fixing up to gfp: {fixed}. Fix your code!")]
+    #[error(
+        "Unexpected gfp: {:#x} ({bad}). Fixing up to gfp: {:#x} ({fixed}). Fix your code!",
+        .bad.bits(), .fixed.bits()
+    )]
     GfpFixup {
         /// The bits stripped.
         bad: crate::gfp::Gfp,
@@ -156,7 +161,7 @@ pub enum FindingKind {
         fixed: crate::gfp::Gfp,
     },
     /// An interrupt that no handler claims.
-    #[error("irq {irq}: nobody cared")]
+    #[error("irq {irq}: nobody cared (try booting with the \"irqpoll\" option)")]
     NobodyCared {
         /// The interrupt.
         irq: u32,
@@ -227,7 +232,8 @@ impl FindingKind {
     pub fn config(&self) -> Option<&'static str> {
         match self {
             Self::SleepInAtomic { .. } => Some("CONFIG_DEBUG_ATOMIC_SLEEP"),
-            Self::SelfDeadlock { .. } => Some("CONFIG_DEBUG_SPINLOCK"),
+            Self::SelfDeadlock { lock: crate::lock::SPINLOCK, .. } => Some("CONFIG_DEBUG_SPINLOCK"),
+            Self::SelfDeadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Dma(misuse) => misuse.linux(),
             Self::Port(violation) => violation.linux(),
             Self::Leak { resource: Resource::Slab, .. } => Some("CONFIG_DEBUG_KMEMLEAK"),

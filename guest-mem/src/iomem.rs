@@ -17,6 +17,9 @@ use crate::kernel::KernelRef;
 use crate::site::Site;
 use crate::trace::Kind;
 
+/// The end of the physical address space of x86-64 (52 bits).
+const PHYS_LIMIT: u64 = 1 << 52;
+
 /// Why a window could not be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum IoremapError {
@@ -28,8 +31,14 @@ pub enum IoremapError {
         /// How many bytes.
         len: u64,
     },
-    /// System RAM.
-    #[error("ioremap on RAM at {at} - {end:#x}")]
+    /// Beyond what the CPU can address.
+    #[error("ioremap: invalid physical address {:x}", .at.get())]
+    Invalid {
+        /// The first byte.
+        at: PhysAddr,
+    },
+    /// System RAM; the text is that of the kernel's warning.
+    #[error("ioremap on RAM at {:#018x} - {end:#018x}", .at.get())]
     Ram {
         /// The first byte.
         at: PhysAddr,
@@ -76,18 +85,27 @@ pub fn ioremap(cpu: &Cpu<'_>, at: PhysAddr, len: u64) -> Result<IoMem, IoremapEr
         return Err(IoremapError::NoMemory { len });
     }
     let kernel = cpu.kernel();
-    if kernel.ram().contains(at, 1) || kernel.ram().contains(PhysAddr::new(end - 1), 1) {
-        warn_ram(cpu, at, end - 1);
-        return Err(IoremapError::Ram { at, end: end - 1 });
+    if end > PHYS_LIMIT {
+        return Err(warned(cpu, IoremapError::Invalid { at }));
+    }
+    if kernel.ram().overlaps(at, len) {
+        return Err(warned_once(cpu, IoremapError::Ram { at, end: end - 1 }));
     }
     let io = kernel.io_space().ok_or(IoremapError::NoBus)?;
     let id = kernel.register(Resource::IoMem, at, len, owner);
     Ok(IoMem { kernel: cpu.kernel_ref(), io, at, len, id })
 }
 
+/// Printed each time, if not too often: not tracked, so that its place is this line.
+fn warned(cpu: &Cpu<'_>, error: IoremapError) -> IoremapError {
+    cpu.kernel().log().ratelimited(cpu.now(), Site::caller(), || error.to_string());
+    error
+}
+
 /// WARN_ONCE, for the whole kernel: not tracked, so that its place is this line.
-fn warn_ram(cpu: &Cpu<'_>, at: PhysAddr, end: u64) {
-    cpu.kernel().log().once(cpu.now(), Site::caller(), format!("ioremap on RAM at {at} - {end:#x}"));
+fn warned_once(cpu: &Cpu<'_>, error: IoremapError) -> IoremapError {
+    cpu.kernel().log().once(cpu.now(), Site::caller(), error.to_string());
+    error
 }
 
 macro_rules! accessors {
@@ -132,6 +150,10 @@ impl IoMem {
 
     #[track_caller]
     fn place(&self, cpu: &Cpu<'_>, offset: u64, width: Width) -> Option<PhysAddr> {
+        if self.kernel.get().is_none() {
+            cpu.stale("register window");
+            return None;
+        }
         let bytes = u64::from(width.bytes());
         if offset.checked_add(bytes).is_some_and(|end| end <= self.len) {
             return self.at.checked_add(offset);
@@ -169,3 +191,6 @@ impl Drop for IoMem {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,12 @@
 use crate::addr::PhysAddr;
 
 /// The width of one register access.
+///
+/// ```
+/// use lowzone_guest_mem::iospace::Width;
+///
+/// assert_eq!((Width::B2.bytes(), Width::B2.ones()), (2, 0xffff));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Width {
     /// One byte.

@@ -54,28 +54,46 @@ pub struct IrqDesc {
 impl IrqHandler for IrqDesc {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
         self.running.fetch_add(1, Ordering::Acquire);
+        let running = Running { desc: self, cpu };
         cpu.trace(Kind::IrqEntry, u64::from(self.irq), 0, 0, 0);
         let mut claimed = IrqReturn::None;
-        let mut index = 0;
-        loop {
-            let action = self.actions.lock().get(index).map(|a| (a.handler.clone(), a.owner));
-            let Some((handler, owner)) = action else { break };
+        let mut last = 0;
+        // By number, not by place: another CPU may detach a handler in between.
+        while let Some((id, handler, owner)) = self.after(last) {
             cpu.set_atomic_since(owner);
             if handler.hardirq(cpu) == IrqReturn::Handled {
                 claimed = IrqReturn::Handled;
             }
-            index += 1;
+            last = id;
         }
         cpu.trace(Kind::IrqExit, u64::from(self.irq), 0, 0, 0);
-        if self.running.fetch_sub(1, Ordering::Release) == 1 {
-            self.idle.wake_up_all(cpu);
-        }
+        drop(running);
         self.count_unclaimed(cpu, claimed);
         claimed
     }
 }
 
+/// A line's handlers run on this CPU; over when they return, and when they unwind.
+struct Running<'a, 'w> {
+    desc: &'a IrqDesc,
+    cpu: &'a Cpu<'w>,
+}
+
+impl Drop for Running<'_, '_> {
+    fn drop(&mut self) {
+        if self.desc.running.fetch_sub(1, Ordering::Release) == 1 {
+            self.desc.idle.wake_up_all(self.cpu);
+        }
+    }
+}
+
 impl IrqDesc {
+    /// The next handler by number; numbers ascend.
+    fn after(&self, last: u64) -> Option<(u64, Arc<dyn IrqHandler>, Owner)> {
+        let actions = self.actions.lock();
+        actions.iter().find(|a| a.id > last).map(|a| (a.id, a.handler.clone(), a.owner))
+    }
+
     fn count_unclaimed(&self, cpu: &Cpu<'_>, claimed: IrqReturn) {
         if claimed == IrqReturn::Handled {
             self.unclaimed.store(0, Ordering::Relaxed);
@@ -194,3 +212,6 @@ impl Drop for IrqLine {
         self.detach();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use crate::cpu::Cpu;
 use crate::env::{Class, Verdict};
 use crate::finding::FindingKind;
 use crate::gfp::Gfp;
-use crate::kernel::KernelRef;
+use crate::kernel::{Kernel, KernelRef};
 use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
 use crate::site::Owner;
 use crate::slab::{Allocation, ZERO_SIZE_PTR, get_order};
@@ -67,14 +67,15 @@ impl KBuf {
             cpu.might_sleep("kmalloc");
         }
         let natural = gfp.can_fail(get_order(len as u64));
-        if cpu.point_as(Class::Slab, len as u64, owner, natural) == Verdict::Fail {
-            return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() });
-        }
-        let placed = {
+        let failed = cpu.point_as(Class::Slab, len as u64, owner, natural) == Verdict::Fail;
+        let placed = if failed && !gfp.contains(Gfp::NOFAIL) {
+            Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() })
+        } else {
             let mut memory = cpu.kernel().memory.lock();
             let memory = &mut *memory;
-            memory.kmalloc.alloc(&mut memory.zones, len, gfp, owner)?
+            memory.kmalloc.alloc(&mut memory.zones, len, gfp, owner)
         };
+        let placed = placed.inspect_err(|_| cpu.trace(Kind::Kmalloc, 0, len, 0, 0))?;
         let Allocation::Object { object, fixed_up } = placed else {
             return Ok(Self { backing: Backing::ZeroSize, len, owner });
         };
@@ -147,23 +148,25 @@ impl KBuf {
         self.owner
     }
 
-    /// Copies bytes out of it.
+    /// Copies bytes out of it; nothing is copied, and that reported, if its machine was recycled. Any context.
     ///
     /// # Errors
     /// [`OutOfBounds`]; nothing is copied then.
+    #[track_caller]
     pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfBounds> {
         let (at, kernel) = self.place(offset, to.len())?;
-        // Within the buffer, hence RAM; a handle whose machine is gone reads nothing.
+        // Within the buffer, hence RAM.
         if let Some(kernel) = kernel {
             let _ = kernel.ram().read(at, to);
         }
         Ok(())
     }
 
-    /// Copies bytes into it.
+    /// Copies bytes into it; nothing is copied, and that reported, if its machine was recycled. Any context.
     ///
     /// # Errors
     /// [`OutOfBounds`]; nothing is copied then.
+    #[track_caller]
     pub fn write_at(&mut self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         let (at, kernel) = self.place(offset, from.len())?;
         if let Some(kernel) = kernel {
@@ -172,20 +175,30 @@ impl KBuf {
         Ok(())
     }
 
-    fn place(
-        &self,
-        offset: usize,
-        len: usize,
-    ) -> Result<(PhysAddr, Option<&'static crate::kernel::Kernel>), OutOfBounds> {
+    fn machine(&self) -> Option<KernelRef> {
+        match &self.backing {
+            Backing::ZeroSize => None,
+            Backing::Slab { kernel, .. } => Some(*kernel),
+            Backing::Pages(pages) => Some(pages.kernel()),
+        }
+    }
+
+    /// Whether its machine was recycled: the bytes belong to somebody else now.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.machine().is_some_and(|machine| machine.get().is_none())
+    }
+
+    #[track_caller]
+    fn place(&self, offset: usize, len: usize) -> Result<(PhysAddr, Option<&'static Kernel>), OutOfBounds> {
         let error = OutOfBounds { offset, len, size: self.len };
         let end = offset.checked_add(len).ok_or(error)?;
         if end > self.len {
             return Err(error);
         }
-        let kernel = match &self.backing {
-            Backing::ZeroSize => None,
-            Backing::Slab { kernel, .. } => kernel.get(),
-            Backing::Pages(pages) => pages.kernel().get(),
+        // A closure would hide the caller.
+        let kernel = match self.machine() {
+            Some(machine) => machine.get_or_report("buffer"),
+            None => None,
         };
         Ok((self.phys().wrapping_add(offset as u64), kernel))
     }
@@ -202,7 +215,7 @@ impl Drop for KBuf {
 }
 
 /// `kfree` of an address, for `Drop` and for misuse: a wrong one changes nothing and is reported.
-pub(crate) fn kfree_raw(kernel: &crate::kernel::Kernel, phys: PhysAddr, by: Owner) {
+pub(crate) fn kfree_raw(kernel: &Kernel, phys: PhysAddr, by: Owner) {
     let freed = {
         let mut memory = kernel.memory.lock();
         let memory = &mut *memory;
@@ -213,3 +226,6 @@ pub(crate) fn kfree_raw(kernel: &crate::kernel::Kernel, phys: PhysAddr, by: Owne
         Err(error) => report_bad_free(kernel, error.into(), by),
     }
 }
+
+#[cfg(test)]
+mod tests;

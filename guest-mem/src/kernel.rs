@@ -1,81 +1,33 @@
 //! The kernel: RAM and one instance of every allocator over it, as a value.
 //!
-//! Machines are made once, pooled for ever and recycled: a fresh 8 GiB machine costs milliseconds, a reset one
-//! microseconds. [`Machine`] is the loan of one; [`KernelRef`] is the handle that buffers and devices keep, which
-//! knows the generation it belongs to and is dead after the reset.
+//! [`Kernel`] holds the tables; [`Machine`] is the loan of one, from a pool of recycled machines.
 //!
 //! Neighbours: everything in this crate hangs on it; worlds borrow one for a run. Left out: several kernels over one
 //! RAM (kexec), hot-plug.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use thiserror::Error;
+use std::sync::{Arc, Weak};
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::dma::device::DeviceState;
-use crate::dma::swiotlb::{Geometry, Pool, PoolError};
+use crate::dma::swiotlb::{Geometry, Pool};
 use crate::finding::{Finding, Resource};
 use crate::iospace::IoSpace;
 use crate::irq::IrqTable;
 use crate::klog::KernelLog;
-use crate::lock::Locked;
+use crate::lock::{Holder, Locked};
 use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
 use crate::slab::Kmalloc;
 use crate::timer::Timers;
 use crate::trace::Recorder;
-use crate::zone::{Layout, LayoutError, Zones};
+use crate::zone::{Layout, Zones};
 
-/// The most CPUs a machine may have.
-pub const MAX_CPUS: u32 = 64;
+mod machine;
+#[cfg(test)]
+mod tests;
 
-/// What a machine is made of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MachineConfig {
-    /// Bytes of RAM.
-    pub ram: u64,
-    /// At most this many of them below 4 GiB.
-    pub low: u64,
-    /// CPUs.
-    pub cpus: u32,
-    /// Bytes of the bounce pool; 0 = none. Like Linux on x86 it exists only if RAM reaches above 4 GiB.
-    pub swiotlb: u64,
-    /// What the bridge adds to a physical address to make the bus address.
-    pub dma_offset: u64,
-}
-
-impl Default for MachineConfig {
-    /// 6 GiB, 3 of them below 4 GiB, two CPUs, a 64 MiB bounce pool, bus addresses equal to physical ones.
-    fn default() -> Self {
-        Self { ram: 6 << 30, low: 3 << 30, cpus: 2, swiotlb: 64 << 20, dma_offset: 0 }
-    }
-}
-
-/// Why a machine could not be made.
-#[derive(Debug, Error)]
-pub enum MachineError {
-    /// RAM could not be made.
-    #[error(transparent)]
-    Ram(#[from] RamError),
-    /// A number of CPUs outside 1..=64.
-    #[error("{0} CPUs: a machine has 1 to {MAX_CPUS}")]
-    Cpus(u32),
-    /// RAM leaves nothing to allocate.
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    /// The bounce pool doesn't fit below 4 GiB.
-    #[error("a bounce pool of {pool} bytes in {low} bytes of RAM below 4 GiB")]
-    PoolTooLarge {
-        /// Bytes of the pool.
-        pool: u64,
-        /// Bytes of RAM below 4 GiB.
-        low: u64,
-    },
-    /// The bounce pool could not be made.
-    #[error(transparent)]
-    Swiotlb(#[from] PoolError),
-}
+pub use machine::{KernelRef, MAX_CPUS, Machine, MachineConfig, MachineError};
 
 /// The page allocator and the slab caches that live on it, under one lock: a slab refill takes pages.
 pub(crate) struct Memory {
@@ -111,6 +63,8 @@ pub struct Kernel {
     irqs: IrqTable,
     timers: Timers,
     registry: Locked<Vec<Live>>,
+    /// Every driver lock that was ever taken here.
+    locks: Locked<Vec<Weak<Holder>>>,
     findings: Locked<Vec<Finding>>,
     log: KernelLog,
     trace: Recorder,
@@ -143,6 +97,7 @@ impl Kernel {
             irqs: IrqTable::default(),
             timers: Timers::default(),
             registry: Locked::default(),
+            locks: Locked::default(),
             findings: Locked::default(),
             log: KernelLog::default(),
             trace: Recorder::default(),
@@ -237,6 +192,25 @@ impl Kernel {
         self.registry.lock().retain(|live| live.id != id);
     }
 
+    /// The number of this life of the machine, from 1.
+    pub(crate) fn life(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed) + 1
+    }
+
+    /// Tells the leak check of a driver's lock.
+    pub(crate) fn book_lock(&self, holder: &Arc<Holder>) {
+        let mut locks = self.locks.lock();
+        if locks.len() == locks.capacity() {
+            locks.retain(|lock| lock.strong_count() > 0);
+        }
+        locks.push(Arc::downgrade(holder));
+    }
+
+    /// The driver's locks that are held: by which CPU, since where.
+    pub(crate) fn held_locks(&self) -> Vec<(u32, Owner)> {
+        self.locks.lock().iter().filter_map(Weak::upgrade).filter_map(|lock| lock.held()).collect()
+    }
+
     pub(crate) fn registered(&self) -> Vec<Live> {
         self.registry.lock().clone()
     }
@@ -271,6 +245,7 @@ impl Kernel {
         self.irqs.reset();
         self.timers.reset();
         self.registry.lock().clear();
+        self.locks.lock().clear();
         self.findings.lock().clear();
         self.log.reset();
         self.trace.reset();
@@ -286,67 +261,5 @@ impl Kernel {
             pool.reset();
         }
         self.ram.reset()
-    }
-}
-
-/// A handle to a kernel, dead once its machine was recycled.
-#[derive(Clone, Copy)]
-pub struct KernelRef {
-    kernel: &'static Kernel,
-    generation: u64,
-}
-
-impl KernelRef {
-    /// The kernel, or `None` if its machine was recycled since.
-    pub fn get(self) -> Option<&'static Kernel> {
-        (self.kernel.generation.load(Ordering::Relaxed) == self.generation).then_some(self.kernel)
-    }
-
-    /// The kernel, whatever its generation: for a CPU, which can't outlive its machine's loan.
-    pub(crate) fn get_unchecked(self) -> &'static Kernel {
-        self.kernel
-    }
-}
-
-static POOL: Mutex<Vec<&'static Kernel>> = Mutex::new(Vec::new());
-
-/// The loan of a machine; given back and reset when dropped.
-pub struct Machine {
-    kernel: &'static Kernel,
-}
-
-impl Machine {
-    /// A machine in its fresh state: a recycled one if there is one of this kind, else a new one.
-    ///
-    /// # Errors
-    /// [`MachineError`] names what can't be.
-    pub fn acquire(config: MachineConfig) -> Result<Self, MachineError> {
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = pool.iter().position(|kernel| kernel.config == config);
-        let kernel = match found {
-            Some(index) => pool.swap_remove(index),
-            // Leaked on purpose: handles are `&'static` plus a generation, and the pool reuses it for ever.
-            None => Box::leak(Box::new(Kernel::new(config)?)),
-        };
-        Ok(Self { kernel })
-    }
-
-    /// The kernel on it.
-    pub fn kernel(&self) -> &'static Kernel {
-        self.kernel
-    }
-
-    /// The handle that a world's CPUs get.
-    pub fn kernel_ref(&self) -> KernelRef {
-        KernelRef { kernel: self.kernel, generation: self.kernel.generation.load(Ordering::Relaxed) }
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // A machine whose RAM can't be cleared is never lent again.
-        if self.kernel.reset().is_ok() {
-            POOL.lock().unwrap_or_else(PoisonError::into_inner).push(self.kernel);
-        }
     }
 }

@@ -52,7 +52,7 @@ impl KernelLog {
         };
         let place = &mut state.places[index];
         let mut missed = 0;
-        if now - place.begun >= INTERVAL {
+        if now.saturating_sub(place.begun) >= INTERVAL {
             missed = std::mem::take(&mut place.suppressed);
             (place.begun, place.printed) = (now, 0);
         }

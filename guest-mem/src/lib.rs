@@ -28,6 +28,8 @@ pub mod ram;
 pub mod site;
 pub mod slab;
 pub mod stats;
+#[cfg(test)]
+mod testing;
 pub mod timer;
 pub mod trace;
 pub mod wait;

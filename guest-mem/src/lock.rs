@@ -9,8 +9,8 @@
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex as StdMutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::cpu::{Cpu, Halt};
 use crate::env::{Class, Key, Wake};
@@ -66,28 +66,58 @@ impl<T> Drop for LockedGuard<'_, T> {
     }
 }
 
-/// What both driver locks share: the value, who holds it and since which line, and who waits.
-struct Core<T> {
-    value: StdMutex<T>,
-    /// Holder's CPU number + 1; 0 = free.
-    holder: AtomicU32,
+/// The name of a spinlock in findings.
+pub(crate) const SPINLOCK: &str = "spinlock";
+/// The name of a mutex in findings.
+pub(crate) const MUTEX: &str = "mutex";
+
+/// Who holds a driver's lock, and since which line; the kernel's leak check looks at it.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    /// The holder's CPU number + 1; 0 = free.
+    cpu: AtomicU32,
     site: AtomicU32,
     scope: AtomicU32,
+    /// The kernel's life in which the leak check learnt of this lock + 1.
+    booked: AtomicU64,
+}
+
+impl Holder {
+    fn set(&self, cpu: &Cpu<'_>, owner: Owner) {
+        self.cpu.store(cpu.id() + 1, Ordering::Relaxed);
+        self.site.store(owner.site.index(), Ordering::Relaxed);
+        self.scope.store(owner.scope.index(), Ordering::Relaxed);
+    }
+
+    fn since(&self) -> Owner {
+        Owner {
+            site: Site::from_index(self.site.load(Ordering::Relaxed)),
+            scope: Scope::from_index(self.scope.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The CPU that holds the lock and since where, if one does.
+    pub(crate) fn held(&self) -> Option<(u32, Owner)> {
+        let cpu = self.cpu.load(Ordering::Relaxed).checked_sub(1)?;
+        Some((cpu, self.since()))
+    }
+}
+
+/// What both driver locks share: the value, who holds it, and who waits.
+struct Core<T> {
+    value: StdMutex<T>,
+    holder: Arc<Holder>,
     waiters: AtomicU32,
     key: Key,
+    /// What a finding calls it.
+    name: &'static str,
 }
 
 impl<T> Core<T> {
-    fn new(value: T) -> Self {
+    fn new(value: T, name: &'static str) -> Self {
         let zero = || AtomicU32::new(0);
-        Self {
-            value: StdMutex::new(value),
-            holder: zero(),
-            site: zero(),
-            scope: zero(),
-            waiters: zero(),
-            key: Key::fresh(),
-        }
+        let holder = Holder { cpu: zero(), site: zero(), scope: zero(), booked: AtomicU64::new(0) };
+        Self { value: StdMutex::new(value), holder: Arc::new(holder), waiters: zero(), key: Key::fresh(), name }
     }
 
     fn try_take(&self) -> Option<MutexGuard<'_, T>> {
@@ -105,19 +135,20 @@ impl<T> Core<T> {
             if let Some(guard) = self.try_take() {
                 break guard;
             }
-            if self.holder.load(Ordering::Relaxed) == cpu.id() + 1 {
-                let sites = vec![("taken again at", owner), ("held since", self.held_since())];
-                cpu.emit(FindingKind::SelfDeadlock { cpu: cpu.id() }, None, sites);
+            if self.holder.cpu.load(Ordering::Relaxed) == cpu.id() + 1 {
+                let sites = vec![("taken again at", owner), ("held since", self.holder.since())];
+                cpu.emit(FindingKind::SelfDeadlock { lock: self.name, cpu: cpu.id() }, None, sites);
                 cpu.halt(Halt::SelfDeadlock);
             }
-            self.waiters.fetch_add(1, Ordering::Relaxed);
+            // Sequentially consistent, as the look at it in `release`: either sees the other, so no wake-up is lost.
+            self.waiters.fetch_add(1, Ordering::SeqCst);
             let ticket = cpu.prepare(self.key);
             let free = self.try_take();
             if free.is_some() {
                 cpu.cancel(ticket);
             }
             let wake = if free.is_some() { Wake::Woken } else { cpu.park(ticket, None) };
-            self.waiters.fetch_sub(1, Ordering::Relaxed);
+            self.waiters.fetch_sub(1, Ordering::SeqCst);
             match (free, wake) {
                 (Some(guard), _) => break guard,
                 (None, Wake::Dying) => match self.try_take() {
@@ -127,22 +158,21 @@ impl<T> Core<T> {
                 (None, _) => {}
             }
         };
-        self.holder.store(cpu.id() + 1, Ordering::Relaxed);
-        self.site.store(owner.site.index(), Ordering::Relaxed);
-        self.scope.store(owner.scope.index(), Ordering::Relaxed);
+        self.holder.set(cpu, owner);
+        // Once for each life of the machine: only the first time costs more than a compare.
+        let life = cpu.kernel().life();
+        if self.holder.booked.load(Ordering::Relaxed) != life {
+            self.holder.booked.store(life, Ordering::Relaxed);
+            cpu.kernel().book_lock(&self.holder);
+        }
         guard
     }
 
-    fn held_since(&self) -> Owner {
-        Owner {
-            site: Site::from_index(self.site.load(Ordering::Relaxed)),
-            scope: Scope::from_index(self.scope.load(Ordering::Relaxed)),
-        }
-    }
-
-    fn give_back(&self, cpu: &Cpu<'_>) {
-        self.holder.store(0, Ordering::Relaxed);
-        if self.waiters.load(Ordering::Relaxed) > 0 {
+    /// Forgets the holder while it still holds: after that the next one may have written its name.
+    fn release(&self, cpu: &Cpu<'_>, guard: Option<MutexGuard<'_, T>>) {
+        self.holder.cpu.store(0, Ordering::Relaxed);
+        drop(guard);
+        if self.waiters.load(Ordering::SeqCst) > 0 {
             cpu.wake(self.key, 1);
         }
     }
@@ -154,7 +184,7 @@ pub struct SpinLock<T>(Core<T>);
 impl<T> SpinLock<T> {
     /// Wraps a value (`spin_lock_init`).
     pub fn new(value: T) -> Self {
-        Self(Core::new(value))
+        Self(Core::new(value, SPINLOCK))
     }
 
     /// Takes the lock; interrupts stay as they are (`spin_lock`).
@@ -171,7 +201,7 @@ impl<T> SpinLock<T> {
 
     fn take<'a, 'w>(&'a self, cpu: &'a Cpu<'w>, owner: Owner, irqsave: bool) -> SpinGuard<'a, 'w, T> {
         // Interrupts go off before the lock is taken: an interrupt in between would find it held.
-        let off = irqsave.then(|| cpu.local_irq_save());
+        let off = irqsave.then(|| cpu.irqs_off_for(owner));
         let guard = self.0.take(cpu, owner);
         cpu.lock_taken(owner, irqsave);
         drop(off);
@@ -194,7 +224,7 @@ pub struct Mutex<T>(Core<T>);
 impl<T> Mutex<T> {
     /// Wraps a value (`mutex_init`).
     pub fn new(value: T) -> Self {
-        Self(Core::new(value))
+        Self(Core::new(value, MUTEX))
     }
 
     /// Takes the lock, sleeping while another holds it (`mutex_lock`).
@@ -242,15 +272,16 @@ guard_access!(MutexLocked);
 
 impl<T> Drop for SpinGuard<'_, '_, T> {
     fn drop(&mut self) {
-        self.guard = None;
-        self.core.give_back(self.cpu);
+        self.core.release(self.cpu, self.guard.take());
         self.cpu.lock_dropped(self.irqsave);
     }
 }
 
 impl<T> Drop for MutexLocked<'_, '_, T> {
     fn drop(&mut self) {
-        self.guard = None;
-        self.core.give_back(self.cpu);
+        self.core.release(self.cpu, self.guard.take());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,19 @@ pub(crate) fn take_block(cpu: &Cpu<'_>, order: u8, gfp: Gfp, class: Class, owner
     if gfp.may_sleep() {
         cpu.might_sleep("alloc_pages");
     }
-    if cpu.point_as(class, u64::from(order), owner, gfp.can_fail(order)) == Verdict::Fail {
+    take_block_quietly(cpu, order, gfp, class, owner)
+}
+
+/// As [`take_block`], for who has complained about the context already.
+pub(crate) fn take_block_quietly(
+    cpu: &Cpu<'_>,
+    order: u8,
+    gfp: Gfp,
+    class: Class,
+    owner: Owner,
+) -> Result<Block, AllocError> {
+    let failed = cpu.point_as(class, u64::from(order), owner, gfp.can_fail(order)) == Verdict::Fail;
+    if failed && !gfp.contains(Gfp::NOFAIL) {
         return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone() });
     }
     let block = cpu.kernel().memory.lock().zones.alloc(order, gfp, owner)?;
@@ -122,3 +134,6 @@ impl Drop for Pages {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,7 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
         found.push(Leak { bytes: live.bytes, ..plain(live.resource, live.at.get(), live.owner) });
     }
     found.extend(kernel.irqs().live().into_iter().map(|(irq, owner)| plain(Resource::Irq, u64::from(irq), owner)));
+    found.extend(kernel.held_locks().into_iter().map(|(cpu, owner)| plain(Resource::Lock, u64::from(cpu), owner)));
     found.extend(kernel.timers().live().into_iter().map(|(id, owner)| plain(Resource::Timer, id, owner)));
     found
 }
@@ -129,3 +130,6 @@ pub(crate) fn validate(kernel: &Kernel) -> Result<(), Broken> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::cpu::Cpu;
 use crate::env::{IrqHandler, IrqReturn};
+use crate::finding::FindingKind;
 use crate::kernel::KernelRef;
 use crate::lock::Locked;
 use crate::site::Owner;
@@ -41,20 +42,26 @@ struct Running {
 pub struct Timers {
     pending: Locked<BTreeMap<(u64, u64), Armed>>,
     next_id: AtomicU64,
+    /// The softirq was raised and has not ended: what is due is on its way, another interrupt would change nothing.
+    raised: AtomicBool,
 }
 
 struct TimerInterrupt;
 
 impl IrqHandler for TimerInterrupt {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
+        cpu.kernel().timers().raised.store(true, Ordering::Relaxed);
         cpu.raise_timer_softirq();
         IrqReturn::Handled
     }
 }
 
 impl Timers {
-    /// When the next timer is due.
+    /// When the next timer interrupt is due; `None` while one is being served.
     pub fn next(&self) -> Option<u64> {
+        if self.raised.load(Ordering::Relaxed) {
+            return None;
+        }
         self.pending.lock().first_key_value().map(|(&(at, _), _)| at)
     }
 
@@ -71,10 +78,12 @@ impl Timers {
     pub(crate) fn reset(&self) {
         self.pending.lock().clear();
         self.next_id.store(0, Ordering::Relaxed);
+        self.raised.store(false, Ordering::Relaxed);
     }
 
     /// Runs what is due; softirq context.
     pub(crate) fn run_expired(&self, cpu: &Cpu<'_>) {
+        let _served = Served(&self.raised);
         loop {
             let due = {
                 let mut pending = self.pending.lock();
@@ -85,11 +94,32 @@ impl Timers {
             };
             let Some(armed) = due else { return };
             armed.running.count.fetch_add(1, Ordering::Acquire);
+            let _runs = Runs { running: &armed.running, cpu };
             cpu.set_atomic_since(armed.owner);
             armed.callback.expired(cpu);
-            if armed.running.count.fetch_sub(1, Ordering::Release) == 1 {
-                armed.running.idle.wake_up_all(cpu);
-            }
+        }
+    }
+}
+
+/// The softirq runs; over when it ends, and when a callback unwinds.
+struct Served<'a>(&'a AtomicBool);
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A callback runs; over when it returns, and when it unwinds.
+struct Runs<'a, 'w> {
+    running: &'a Running,
+    cpu: &'a Cpu<'w>,
+}
+
+impl Drop for Runs<'_, '_> {
+    fn drop(&mut self) {
+        if self.running.count.fetch_sub(1, Ordering::Release) == 1 {
+            self.running.idle.wake_up_all(self.cpu);
         }
     }
 }
@@ -113,20 +143,27 @@ impl Timer {
     /// Arms it for `at`, in the world's nanoseconds, taking back an earlier arming (`mod_timer`). Any context.
     #[track_caller]
     pub fn modify(&self, cpu: &Cpu<'_>, at: u64) {
+        let Some(kernel) = self.kernel.get() else { return cpu.stale("timer") };
         self.disarm();
         let armed = Armed { callback: self.callback.clone(), running: self.running.clone(), owner: cpu.owner() };
         *self.armed_at.lock() = Some(at);
-        cpu.kernel().timers().pending.lock().insert((at, self.id), armed);
+        kernel.timers().pending.lock().insert((at, self.id), armed);
     }
 
-    /// Disarms it and waits until no CPU runs its callback (`del_timer_sync`). Process context.
+    /// Disarms it and waits until no CPU runs its callback (`del_timer_sync`). Process context and softirq.
+    ///
+    /// Linux spins, so a spinlock may be held, unless the callback takes it too; in a hard-interrupt handler it warns.
     #[track_caller]
     pub fn delete_sync(&self, cpu: &Cpu<'_>) {
-        cpu.might_sleep("del_timer_sync");
+        if cpu.in_hardirq() {
+            let (preempt_count, irqs_disabled) = (cpu.preempt_count(), cpu.irqs_disabled());
+            let kind = FindingKind::SleepInAtomic { what: "del_timer_sync", preempt_count, irqs_disabled };
+            cpu.emit(kind, None, vec![("called at", cpu.owner())]);
+        }
         self.disarm();
         let idle = || self.running.count.load(Ordering::Acquire) == 0;
         // Teardown ends the wait early; then nothing runs callbacks any more either.
-        let _ = self.running.idle.wait_event_timeout(cpu, SYNC_TIMEOUT, idle);
+        let _ = self.running.idle.wait_until(cpu, SYNC_TIMEOUT, idle);
     }
 
     fn disarm(&self) {
@@ -142,3 +179,6 @@ impl Drop for Timer {
         self.disarm();
     }
 }
+
+#[cfg(test)]
+mod tests;

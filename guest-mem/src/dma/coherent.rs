@@ -16,7 +16,7 @@ use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::gfp::{GFP_DMA, GFP_DMA32, GFP_ZONEMASK, Gfp};
 use crate::kbuf::KBuf;
-use crate::page::{Pages, give_block, take_block};
+use crate::page::{Pages, give_block, take_block_quietly};
 use crate::site::Owner;
 use crate::trace::Kind;
 use crate::zone::{AllocError, Block, ZoneKind};
@@ -33,6 +33,9 @@ pub enum CoherentError {
         /// How many.
         len: usize,
     },
+    /// The device is of a machine that was recycled.
+    #[error("the device is of an earlier machine")]
+    Stale,
     /// No memory within the mask.
     #[error("no coherent memory of {len} bytes within mask {mask:#x}: {source}")]
     NoMemory {
@@ -57,6 +60,8 @@ pub struct Coherent {
     len: usize,
     id: u64,
     owner: Owner,
+    /// Who frees it, for a device that comes too late.
+    freed_by: Owner,
 }
 
 impl DmaDevice {
@@ -69,19 +74,8 @@ impl DmaDevice {
     #[track_caller]
     pub fn alloc_coherent(&self, cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<Coherent, CoherentError> {
         let owner = cpu.owner();
-        if len == 0 {
-            return Err(CoherentError::ZeroSize);
-        }
-        let order = order_of(len).ok_or(CoherentError::TooLarge { len })?;
-        let mask = self.coherent_mask();
-        let block = self.block_within(cpu, order, gfp, mask, owner).map_err(|source| CoherentError::NoMemory {
-            len,
-            mask,
-            source,
-        })?;
-        let phys = block.pfn.phys();
-        // The block came from a zone, so all of it is RAM.
-        let _ = cpu.kernel().ram().zero(phys, PAGE_SIZE << order);
+        let block = self.zeroed_block(cpu, len, gfp, "dma_alloc_coherent", owner)?;
+        let (phys, order) = (block.pfn.phys(), block.order);
         let dma = self.bus_address(phys);
         let id = cpu.kernel().next_transaction();
         self.state.ledger.lock().map(NewMapping {
@@ -100,7 +94,17 @@ impl DmaDevice {
         });
         self.state.counters.lock().coherent += 1;
         cpu.trace(Kind::DmaAlloc, dma.get(), len, self.index(), id);
-        Ok(Coherent { device: self.clone(), phys, dma, zone: block.zone, order, len, id, owner })
+        Ok(Coherent {
+            device: self.clone(),
+            phys,
+            dma,
+            zone: block.zone,
+            order,
+            len,
+            id,
+            owner,
+            freed_by: Owner::default(),
+        })
     }
 
     /// Allocates zeroed pages that the device reaches, to be mapped like any buffer (`dma_alloc_pages`).
@@ -112,25 +116,47 @@ impl DmaDevice {
     #[track_caller]
     pub fn alloc_pages(&self, cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<KBuf, CoherentError> {
         let owner = cpu.owner();
+        let block = self.zeroed_block(cpu, len, gfp, "dma_alloc_pages", owner)?;
+        Ok(KBuf::of_pages(Pages::own(cpu, block, owner), len))
+    }
+
+    #[track_caller]
+    fn zeroed_block(
+        &self,
+        cpu: &Cpu<'_>,
+        len: usize,
+        gfp: Gfp,
+        what: &'static str,
+        owner: Owner,
+    ) -> Result<Block, CoherentError> {
         if len == 0 {
             return Err(CoherentError::ZeroSize);
         }
         let order = order_of(len).ok_or(CoherentError::TooLarge { len })?;
+        let kernel = self.live_for(cpu, None).ok_or(CoherentError::Stale)?;
+        if gfp.may_sleep() {
+            cpu.might_sleep(what);
+        }
         let mask = self.coherent_mask();
-        let no_memory = |source| CoherentError::NoMemory { len, mask, source };
-        let block = self.block_within(cpu, order, gfp | Gfp::ZERO, mask, owner).map_err(no_memory)?;
-        Ok(KBuf::of_pages(Pages::own(cpu, block, owner), len))
+        // Zeroed once, at the end: a block beyond the mask goes back as it is.
+        let block = self.block_within(cpu, len, order, gfp - Gfp::ZERO, owner);
+        let block = block.map_err(|source| CoherentError::NoMemory { len, mask, source })?;
+        // The block came from a zone, so all of it is RAM.
+        let _ = kernel.ram().zero(block.pfn.phys(), PAGE_SIZE << order);
+        Ok(block)
     }
 
-    /// A block within `mask`: by the mask's zone first, then lower ones if what came lies beyond.
-    #[track_caller]
-    fn block_within(&self, cpu: &Cpu<'_>, order: u8, gfp: Gfp, mask: u64, owner: Owner) -> Result<Block, AllocError> {
+    /// A block within the mask: by the mask's zone first, then lower ones if what came lies beyond.
+    fn block_within(&self, cpu: &Cpu<'_>, len: usize, order: u8, gfp: Gfp, owner: Owner) -> Result<Block, AllocError> {
+        let mask = self.coherent_mask();
+        // The pages asked for must be in reach; the rest of the block need not be.
+        let size = (len as u64).next_multiple_of(PAGE_SIZE);
         let plain = gfp - GFP_ZONEMASK;
         let mut zone = self.zone_bits(mask);
         loop {
-            let block = take_block(cpu, order, plain | zone, Class::Coherent, owner)?;
+            let block = take_block_quietly(cpu, order, plain | zone, Class::Coherent, owner)?;
             let addr = self.bus_address(block.pfn.phys());
-            if Self::capable(addr, PAGE_SIZE << order, mask) {
+            if Self::capable(addr, size, mask) {
                 return Ok(block);
             }
             give_block(cpu.kernel(), block.pfn.phys(), order);
@@ -152,21 +178,30 @@ pub(crate) fn order_of(len: usize) -> Option<u8> {
 
 macro_rules! accessors {
     ($($read:ident $write:ident $type:ty, $bits:literal;)*) => {$(
-        #[doc = concat!("Reads ", $bits, " bits, little-endian, in one access; all-ones outside. Any context.")]
+        #[doc = concat!("Reads ", $bits, " bits, little-endian, all-ones outside. In one access if aligned. Any context.")]
         #[track_caller]
         pub fn $read(&self, cpu: &Cpu<'_>, offset: usize) -> $type {
             match self.place(cpu, offset, size_of::<$type>()) {
-                Some(at) => cpu.kernel().ram().load::<$type>(at).map_or(<$type>::MAX, <$type>::from_le),
+                Some(at) => match cpu.kernel().ram().load::<$type>(at) {
+                    Ok(value) => <$type>::from_le(value),
+                    Err(_) => {
+                        let mut bytes = [0; size_of::<$type>()];
+                        let _ = cpu.kernel().ram().read(at, &mut bytes);
+                        <$type>::from_le_bytes(bytes)
+                    }
+                },
                 None => <$type>::MAX,
             }
         }
 
-        #[doc = concat!("Writes ", $bits, " bits, little-endian, in one access; lost outside. Any context.")]
+        #[doc = concat!("Writes ", $bits, " bits, little-endian, lost outside. In one access if aligned. Any context.")]
         #[track_caller]
         pub fn $write(&self, cpu: &Cpu<'_>, offset: usize, value: $type) {
             if let Some(at) = self.place(cpu, offset, size_of::<$type>()) {
-                // In bounds, hence RAM; an unaligned offset is the caller's and stores nothing.
-                let _ = cpu.kernel().ram().store::<$type>(at, value.to_le());
+                // In bounds, hence RAM; only an unaligned place can fail, and x86 takes that as several accesses.
+                if cpu.kernel().ram().store::<$type>(at, value.to_le()).is_err() {
+                    let _ = cpu.kernel().ram().write(at, &value.to_le_bytes());
+                }
             }
         }
     )*};
@@ -210,6 +245,13 @@ impl Coherent {
         1 << self.order
     }
 
+    /// Frees it, with the caller's line for a device that comes too late (`dma_free_coherent`). Interrupts on.
+    #[track_caller]
+    pub fn free(mut self, cpu: &Cpu<'_>) {
+        self.freed_by = cpu.owner();
+        let _ = cpu.point_for(Class::Release, self.len as u64, self.freed_by);
+    }
+
     /// Copies bytes out; nothing is copied if the range leaves the memory. Any context.
     #[track_caller]
     pub fn read(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) {
@@ -250,8 +292,7 @@ impl Coherent {
 impl Drop for Coherent {
     fn drop(&mut self) {
         let Some(kernel) = self.device.live_kernel() else { return };
-        let by = Owner::default();
-        free_coherent_raw(&self.device, self.dma, self.len as u64, by);
+        free_coherent_raw(&self.device, self.dma, self.len as u64, self.freed_by);
         give_block(kernel, self.phys, self.order);
         self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id);
     }
@@ -263,3 +304,6 @@ pub(crate) fn free_coherent_raw(device: &DmaDevice, dma: DmaAddr, len: u64, by: 
     let unmapped = device.state.ledger.lock().unmap(dma, len, Dir::Bidirectional, MappingKind::Coherent, by, now);
     super::streaming::report_unmap(device, &unmapped, by);
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-use crate::addr::{DmaAddr, PhysAddr};
+use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::ledger::{Ledger, Misuse};
 use crate::dma::swiotlb::Pool;
 use crate::env::{Class, Verdict};
 use crate::finding::{Finding, FindingKind};
 use crate::gfp::{GFP_DMA, GFP_DMA32, Gfp};
+use crate::kbuf::KBuf;
 use crate::kernel::{Kernel, KernelRef};
 use crate::lock::Locked;
 use crate::site::Owner;
@@ -26,6 +27,12 @@ use crate::trace::{Kind, Record};
 const ZONE_DMA_LAST: u64 = (1 << 24) - 1;
 
 /// A mask of the lowest `bits` bits (`DMA_BIT_MASK`).
+///
+/// ```
+/// use lowzone_guest_mem::dma::dma_bit_mask;
+///
+/// assert_eq!((dma_bit_mask(32), dma_bit_mask(64)), (0xffff_ffff, u64::MAX));
+/// ```
 pub const fn dma_bit_mask(bits: u8) -> u64 {
     if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
 }
@@ -84,6 +91,18 @@ impl DeviceState {
 }
 
 /// A device that does DMA; clones are handles to the same one.
+///
+/// ```
+/// use lowzone_guest_mem::dma::DmaDevice;
+/// use lowzone_guest_mem::kernel::{Machine, MachineConfig};
+///
+/// let machine = Machine::acquire(MachineConfig::default())?;
+/// let device = DmaDevice::new(machine.kernel_ref(), "0000:00:04.0");
+/// assert_eq!((device.mask(), device.required_mask()), (0xffff_ffff, 0x1_ffff_ffff));
+/// assert!(device.addressing_limited());
+/// assert_eq!(device.max_mapping_size(), 256 << 10, "what lies too high is bounced");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct DmaDevice {
     pub(crate) state: Arc<DeviceState>,
@@ -91,8 +110,12 @@ pub struct DmaDevice {
 
 impl DmaDevice {
     /// Books a device that the bus found, with 32-bit masks.
+    ///
+    /// A handle of a recycled machine gives a device that is booked nowhere and can do nothing.
+    #[track_caller]
     pub fn new(kernel: KernelRef, name: &str) -> Self {
-        let devices = kernel.get_unchecked().devices.lock().len();
+        let live = kernel.get_or_report("machine");
+        let devices = live.map_or(0, |kernel| kernel.devices.lock().len());
         let state = Arc::new(DeviceState {
             kernel: KernelRefDebug(kernel),
             name: name.to_owned(),
@@ -102,7 +125,9 @@ impl DmaDevice {
             ledger: Locked::default(),
             counters: Locked::default(),
         });
-        kernel.get_unchecked().devices.lock().push(state.clone());
+        if let Some(kernel) = live {
+            kernel.devices.lock().push(state.clone());
+        }
         Self { state }
     }
 
@@ -170,7 +195,7 @@ impl DmaDevice {
         if cpu.point(Class::Mask, mask) == Verdict::Fail {
             return Err(MaskError { mask });
         }
-        let last = self.kernel().ram().end() - 1;
+        let last = self.kernel().ram().end() - PAGE_SIZE;
         let least = self.bus_address(PhysAddr::new(last.min(ZONE_DMA_LAST)));
         if mask >= dma_bit_mask(32) || mask >= least.get() { Ok(()) } else { Err(MaskError { mask }) }
     }
@@ -178,7 +203,7 @@ impl DmaDevice {
     /// All ones up to the highest RAM address (`dma_get_required_mask`).
     pub fn required_mask(&self) -> u64 {
         let last = self.bus_address(PhysAddr::new(self.kernel().ram().end() - 1)).get();
-        u64::MAX >> last.leading_zeros()
+        u64::MAX.checked_shr(last.leading_zeros()).unwrap_or(0)
     }
 
     /// Whether some RAM is out of the device's reach (`dma_addressing_limited`).
@@ -199,6 +224,19 @@ impl DmaDevice {
     /// The kernel, unless its machine was recycled since.
     pub(crate) fn live_kernel(&self) -> Option<&'static Kernel> {
         self.state.kernel.0.get()
+    }
+
+    /// The kernel, if neither the device nor `buf` is of an earlier machine; else a finding.
+    #[track_caller]
+    pub(crate) fn live_for(&self, cpu: &Cpu<'_>, buf: Option<&KBuf>) -> Option<&'static Kernel> {
+        let kernel = self.live_kernel();
+        if kernel.is_none() {
+            cpu.stale("DMA device");
+        } else if buf.is_some_and(KBuf::is_stale) {
+            cpu.stale("buffer");
+            return None;
+        }
+        kernel
     }
 
     /// What the device must put on its bus to reach `phys` (`phys_to_dma`).
@@ -262,3 +300,6 @@ impl DmaDevice {
         ledger.live().find(|m| m.covers(addr, 1)).map(|m| (m.map_owner, m.alloc_owner))
     }
 }
+
+#[cfg(test)]
+mod tests;

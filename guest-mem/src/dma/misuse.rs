@@ -8,7 +8,7 @@ use crate::addr::{DmaAddr, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
-use crate::dma::streaming::{MapFailure, RawMapping};
+use crate::dma::streaming::{MapFailure, RawMapping, report_unmap};
 use crate::env::Class;
 use crate::kbuf::{KBuf, kfree_raw};
 
@@ -18,7 +18,31 @@ use crate::kbuf::{KBuf, kfree_raw};
 /// [`MapFailure`].
 #[track_caller]
 pub fn map_single(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Result<RawMapping, MapFailure> {
-    device.map_raw(cpu, buf.phys(), buf.len() as u64, dir, buf.owner())
+    device.map_raw(cpu, buf, dir, true)
+}
+
+/// Maps a buffer and never asks `dma_mapping_error` about it, unless [`mapping_error`] is called. Any context.
+///
+/// # Errors
+/// [`MapFailure`], of which C code that doesn't ask would not know.
+#[track_caller]
+pub fn map_single_unchecked(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Result<RawMapping, MapFailure> {
+    device.map_raw(cpu, buf, dir, false)
+}
+
+/// Asks whether an address is a failed mapping's, which counts as the check (`dma_mapping_error`). Any context.
+pub fn mapping_error(device: &DmaDevice, dma: DmaAddr) -> bool {
+    device.state.ledger.lock().check(dma);
+    dma.get() == u64::MAX
+}
+
+/// Takes coherent memory off the books by numbers (`dma_free_coherent`); its pages go when it drops. Any context.
+#[track_caller]
+pub fn free_coherent(cpu: &Cpu<'_>, device: &DmaDevice, phys: PhysAddr, dma: DmaAddr, len: u64) {
+    let owner = cpu.owner();
+    let _ = cpu.point_for(Class::Release, len, owner);
+    let unmapped = device.state.ledger.lock().free_coherent(dma, len, phys, owner, cpu.now());
+    report_unmap(device, &unmapped, owner);
 }
 
 /// Unmaps by numbers (`dma_unmap_single`): right or wrong, as often as called. Any context.
@@ -40,3 +64,6 @@ pub fn sync_single(cpu: &Cpu<'_>, device: &DmaDevice, dma: DmaAddr, len: u64, fo
 pub fn kfree(cpu: &Cpu<'_>, phys: PhysAddr) {
     kfree_raw(cpu.kernel(), phys, cpu.owner());
 }
+
+#[cfg(test)]
+mod tests;

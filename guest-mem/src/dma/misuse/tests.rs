@@ -1,0 +1,135 @@
+use super::*;
+use crate::gfp::{GFP_DMA32, GFP_KERNEL};
+use crate::testing::Lab;
+
+const TO: Dir = Dir::ToDevice;
+const FROM: Dir = Dir::FromDevice;
+const BOTH: Dir = Dir::Bidirectional;
+
+/// One crime on a fresh machine: a buffer in DMA32 and a 64-bit mask, as measured (dmadebug.tsv).
+fn crime(body: impl Fn(&Cpu<'_>, &DmaDevice, &KBuf)) -> Vec<&'static str> {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(64));
+    let buf = KBuf::pages(&cpu, 0, GFP_KERNEL | GFP_DMA32).unwrap();
+    body(&cpu, &device, &buf);
+    assert!(
+        lab.kernel().findings().iter().all(|f| f.device.as_deref() == Some("0000:00:04.0") && f.sites[0].0 == "at")
+    );
+    lab.findings()
+}
+
+/// The same between a map and nothing else.
+fn mapped(dir: Dir, body: impl Fn(&Cpu<'_>, &DmaDevice, DmaAddr)) -> Vec<&'static str> {
+    crime(|cpu, device, buf| body(cpu, device, map_single(cpu, device, buf, dir).unwrap().dma))
+}
+
+#[test]
+fn unmaps_are_judged_as_dma_debug_judges_them() {
+    assert_eq!(
+        crime(|cpu, device, buf| unmap_single(cpu, device, DmaAddr::new(buf.phys().get()), 64, TO)),
+        ["unmap-not-mapped"]
+    );
+    assert_eq!(
+        crime(|cpu, device, _| unmap_single(cpu, device, DmaAddr::new(u64::MAX), 64, TO)),
+        ["unmap-error-value"]
+    );
+    assert!(mapped(TO, |cpu, device, dma| unmap_single(cpu, device, dma, 4096, TO)).is_empty());
+    assert_eq!(mapped(TO, |cpu, device, dma| unmap_single(cpu, device, dma, 8192, TO)), ["unmap-size"]);
+    assert_eq!(mapped(TO, |cpu, device, dma| unmap_single(cpu, device, dma, 4096, FROM)), ["unmap-direction"]);
+    assert_eq!(
+        mapped(TO, |cpu, device, dma| unmap_single(cpu, device, dma, 64, FROM)),
+        ["unmap-size", "unmap-direction"]
+    );
+    let inner =
+        |cpu: &Cpu<'_>, device: &DmaDevice, dma: DmaAddr| unmap_single(cpu, device, dma.wrapping_add(64), 64, TO);
+    assert_eq!(mapped(TO, inner), ["unmap-not-mapped"]);
+    let twice = |cpu: &Cpu<'_>, device: &DmaDevice, dma| (0..2).for_each(|_| unmap_single(cpu, device, dma, 4096, TO));
+    assert_eq!(mapped(TO, twice), ["unmap-not-mapped"]);
+}
+
+#[test]
+fn a_map_that_nobody_checked_is_told_at_its_unmap() {
+    let unchecked = |check: bool| {
+        crime(|cpu, device, buf| {
+            let raw = map_single_unchecked(cpu, device, buf, TO).unwrap();
+            assert!(!check || !mapping_error(device, raw.dma));
+            unmap_single(cpu, device, raw.dma, raw.len, TO);
+        })
+    };
+    assert_eq!((unchecked(false), unchecked(true)), (vec!["map-error-unchecked"], vec![]));
+    crime(|_, device, _| assert!(mapping_error(device, DmaAddr::new(u64::MAX))));
+}
+
+#[test]
+fn coherent_memory_is_judged_too() {
+    let free = |body: &dyn Fn(&Cpu<'_>, &DmaDevice, &crate::dma::Coherent)| {
+        crime(|cpu, device, _| {
+            let ring = device.alloc_coherent(cpu, 4096, GFP_KERNEL).unwrap();
+            body(cpu, device, &ring);
+            // The books have forgotten it; only its pages are still to be freed, and `Drop` would tell on itself.
+            std::mem::forget(ring);
+        })
+    };
+    assert!(free(&|cpu, device, ring| free_coherent(cpu, device, ring.phys(), ring.dma_addr(), 4096)).is_empty());
+    assert_eq!(free(&|cpu, device, ring| free_coherent(cpu, device, ring.phys(), ring.dma_addr(), 64)), ["unmap-size"]);
+    let moved = |cpu: &Cpu<'_>, device: &DmaDevice, ring: &crate::dma::Coherent| {
+        free_coherent(cpu, device, ring.phys().wrapping_add(64), ring.dma_addr(), 4096);
+    };
+    assert_eq!(free(&moved), ["free-cpu-address"]);
+    assert_eq!(free(&|cpu, device, ring| unmap_single(cpu, device, ring.dma_addr(), 4096, BOTH)), ["unmap-function"]);
+    assert!(free(&|cpu, device, ring| sync_single(cpu, device, ring.dma_addr(), 64, true, BOTH)).is_empty());
+    let never = |cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf| {
+        free_coherent(cpu, device, buf.phys(), DmaAddr::new(buf.phys().get()), 4096);
+    };
+    assert_eq!(crime(never), ["unmap-not-mapped"]);
+}
+
+#[test]
+fn syncs_are_judged_as_dma_debug_judges_them() {
+    let sync = |map, for_cpu, dir| {
+        mapped(map, |cpu, device, dma| sync_single(cpu, device, dma.wrapping_add(64), 64, for_cpu, dir))
+    };
+    assert_eq!(
+        crime(|cpu, device, _| sync_single(cpu, device, DmaAddr::new(0x1000), 64, true, TO)),
+        ["sync-not-mapped"]
+    );
+    assert!(sync(FROM, true, FROM).is_empty() && sync(TO, true, TO).is_empty() && sync(BOTH, false, TO).is_empty());
+    assert_eq!(sync(FROM, true, TO), ["sync-direction"]);
+    assert_eq!(sync(FROM, false, TO), ["sync-direction", "sync-write-only"]);
+    assert_eq!(sync(FROM, false, BOTH), ["sync-direction", "sync-write-only"]);
+    assert_eq!(sync(TO, true, FROM), ["sync-direction", "sync-read-only"]);
+    assert_eq!(sync(TO, true, BOTH), ["sync-direction", "sync-read-only"]);
+}
+
+#[test]
+fn texts_have_sixteen_digits_and_both_call_sites() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(64));
+    let buf = KBuf::pages(&cpu, 0, GFP_KERNEL | GFP_DMA32).unwrap();
+    let line = line!() + 1;
+    let raw = map_single(&cpu, &device, &buf, TO).unwrap();
+    unmap_single(&cpu, &device, raw.dma, 32, TO);
+    let finding = lab.kernel().findings().remove(0);
+    let text = format!(
+        "DMA-API: device driver frees DMA memory with different size \
+         [device address={:#018x}] [map size=4096 bytes] [unmap size=32 bytes]",
+        raw.dma.get()
+    );
+    assert_eq!((finding.kind.to_string(), finding.kind.config()), (text, Some("CONFIG_DMA_API_DEBUG")));
+    let lines: Vec<_> = finding.sites.iter().map(|site| site.1.site.place().unwrap().line() - line).collect();
+    assert_eq!(lines, [1, 0]);
+}
+
+#[test]
+fn wrong_frees_are_told_and_change_nothing() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let buf = KBuf::kmalloc(&cpu, 64, GFP_KERNEL).unwrap();
+    kfree(&cpu, buf.phys().wrapping_add(8));
+    kfree(&cpu, PhysAddr::new(3 << 30));
+    assert_eq!((lab.findings(), lab.leaks().len()), (vec!["bad-free"; 2], 1));
+    kfree(&cpu, buf.phys());
+    drop(buf);
+    assert_eq!((lab.findings().len(), lab.leaks().len()), (3, 0), "the second free is the buffer's own");
+    lab.kernel().validate().unwrap();
+}

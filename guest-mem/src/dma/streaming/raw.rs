@@ -1,0 +1,211 @@
+//! Mapping by numbers: the calls under [`super::Mapped`], which `misuse` makes too.
+//!
+//! Here are the decision to bounce, the copies, the books and the kernel's warnings, in the order of
+//! kernel/dma/direct.h and swiotlb.c; who owns the buffer is the types' affair. Neighbours: the parent, `misuse`.
+
+use super::MapFailure;
+use crate::addr::{DmaAddr, PhysAddr};
+use crate::cpu::Cpu;
+use crate::dma::device::DmaDevice;
+use crate::dma::direction::Dir;
+use crate::dma::ledger::Unmapped;
+use crate::dma::mapping::{Kind as MappingKind, NewMapping};
+use crate::dma::swiotlb::{Constraints, SwiotlbError};
+use crate::env::{Class, Verdict};
+use crate::kbuf::KBuf;
+use crate::kernel::Kernel;
+use crate::site::{Owner, Site};
+use crate::trace::Kind;
+
+/// A mapping by its numbers alone, as C code holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RawMapping {
+    /// What the device was told.
+    pub dma: DmaAddr,
+    /// How many bytes.
+    pub len: u64,
+    /// The transaction.
+    pub id: u64,
+    /// Whether it lies in the bounce pool.
+    pub bounced: bool,
+}
+
+impl DmaDevice {
+    /// The mapping under [`DmaDevice::map_single`] and under misuse.
+    #[track_caller]
+    pub(crate) fn map_raw(&self, cpu: &Cpu<'_>, buf: &KBuf, dir: Dir, checked: bool) -> Result<RawMapping, MapFailure> {
+        let kernel = self.live_for(cpu, Some(buf)).ok_or(MapFailure::Stale)?;
+        let (orig, len, owner) = (buf.phys(), buf.len() as u64, cpu.owner());
+        // A direct mapping always succeeds; one that bounces may find the pool full.
+        let natural = !Self::capable(self.bus_address(orig), len, self.mask());
+        let placed = if cpu.point_as(Class::Map, len, owner, natural) == Verdict::Fail {
+            Err(MapFailure::Refused { len })
+        } else {
+            self.place(cpu, orig, len, owner)
+        };
+        let (phys, bounced) = match placed {
+            Ok(placed) => placed,
+            Err(why) => {
+                self.state.counters.lock().map_failures += 1;
+                cpu.trace(Kind::DmaMapPage, u64::MAX, usize::try_from(len).unwrap_or(0), self.index(), 0);
+                return Err(why);
+            }
+        };
+        let dma = self.bus_address(phys);
+        let id = kernel.next_transaction();
+        self.state.ledger.lock().map(NewMapping {
+            id,
+            dma,
+            phys,
+            orig,
+            len,
+            dir,
+            kind: MappingKind::Single,
+            bounced,
+            map_owner: owner,
+            alloc_owner: buf.owner(),
+            mapped_at: cpu.now(),
+            checked,
+        });
+        self.state.counters.lock().maps += 1;
+        cpu.trace(Kind::DmaMapPage, dma.get(), usize::try_from(len).unwrap_or(0), self.index(), id);
+        Ok(RawMapping { dma, len, id, bounced })
+    }
+
+    /// Where the device will find the bytes: in place if it reaches them, else in the bounce pool.
+    pub(super) fn place(
+        &self,
+        cpu: &Cpu<'_>,
+        orig: PhysAddr,
+        len: u64,
+        owner: Owner,
+    ) -> Result<(PhysAddr, bool), MapFailure> {
+        let mask = self.mask();
+        let addr = self.bus_address(orig);
+        if Self::capable(addr, len, mask) {
+            return Ok((orig, false));
+        }
+        let size = usize::try_from(len).unwrap_or(usize::MAX);
+        let kernel = cpu.kernel();
+        let no_pool = MapFailure::Overflow { what: "DMA addr", addr, len, mask };
+        if kernel.swiotlb.lock().is_none() {
+            return Err(warn_no_pool(kernel, self, no_pool));
+        }
+        cpu.trace(Kind::SwiotlbBounced, orig.get(), size, self.index(), 0);
+        if cpu.point_for(Class::SwiotlbSlot, len, owner) == Verdict::Fail {
+            return Err(MapFailure::Refused { len });
+        }
+        let slot = match kernel.swiotlb.lock().as_mut() {
+            Some(pool) => pool.map(cpu.id(), orig, size, Constraints::default()),
+            None => return Err(no_pool),
+        };
+        let slot = slot.inspect_err(|error| warn_full(kernel, self, *error))?;
+        let bounce = self.bus_address(slot.phys);
+        if !Self::capable(bounce, len, mask) {
+            release_slots(kernel, slot.phys, len);
+            let overflow = MapFailure::Overflow { what: "swiotlb addr", addr: bounce, len, mask };
+            return Err(warn_pool_beyond(kernel, self, overflow));
+        }
+        // Both lie in RAM: one is the caller's buffer, the other the pool.
+        let _ = kernel.ram().copy(orig, slot.phys, size);
+        let mut counters = self.state.counters.lock();
+        counters.bounces += 1;
+        counters.bounced_bytes += len;
+        counters.bounced_slots += u64::from(slot.count);
+        Ok((slot.phys, true))
+    }
+
+    /// The unmapping under [`Mapped::unmap`], its `Drop` and misuse.
+    pub(crate) fn unmap_raw(&self, dma: DmaAddr, len: u64, dir: Dir, by: Owner) {
+        let Some(kernel) = self.live_kernel() else { return };
+        let unmapped = self.state.ledger.lock().unmap(dma, len, dir, MappingKind::Single, by, kernel.clock());
+        if let Some(mapping) = &unmapped.mapping {
+            if mapping.bounced {
+                if dir.device_writes() {
+                    self.bounce(kernel, mapping.phys, len, true);
+                }
+                release_slots(kernel, mapping.phys, len);
+            }
+            self.trace_release(Kind::DmaUnmapPage, dma, usize::try_from(len).unwrap_or(0), mapping.id);
+        }
+        report_unmap(self, &unmapped, by);
+    }
+
+    fn copy(&self, kernel: &Kernel, from: PhysAddr, to: PhysAddr, len: u64) {
+        // Both lie in RAM: one is the caller's buffer, the other the pool.
+        let _ = kernel.ram().copy(from, to, usize::try_from(len).unwrap_or(0));
+        self.state.counters.lock().bounced_bytes += len;
+    }
+
+    /// Moves ownership of part of a mapping, with the copies that a bounce needs (`dma_sync_single_for_*`).
+    #[track_caller]
+    pub(crate) fn sync_raw(&self, cpu: &Cpu<'_>, dma: DmaAddr, len: u64, for_cpu: bool, dir: Dir) {
+        let Some(kernel) = self.live_kernel() else { return cpu.stale("DMA mapping") };
+        let owner = cpu.owner();
+        let (misuses, mapping) = {
+            let mut ledger = self.state.ledger.lock();
+            let synced = ledger.sync(dma, len, for_cpu, dir);
+            (synced.misuses, synced.mapping.and_then(|id| ledger.get(id).copied()))
+        };
+        let kind = if for_cpu { Kind::DmaSyncForCpu } else { Kind::DmaSyncForDevice };
+        let id = mapping.map_or(0, |m| m.id);
+        cpu.trace(kind, dma.get(), usize::try_from(len).unwrap_or(0), self.index(), id);
+        let copies = if for_cpu { dir.device_writes() } else { dir.device_reads() };
+        // By the address, as in Linux: a sync that the books don't know is copied all the same.
+        if let Some(phys) = self.phys_address(dma).filter(|_| copies) {
+            self.bounce(kernel, phys, len, for_cpu);
+        }
+        for misuse in misuses.iter() {
+            let sites = mapping.map_or_else(Vec::new, |m| vec![("mapped at", m.map_owner)]);
+            self.report(*misuse, sites, owner);
+        }
+    }
+
+    /// Copies between a place in the bounce pool and what it stands for, no more than was mapped there.
+    fn bounce(&self, kernel: &Kernel, bounce: PhysAddr, len: u64, to_cpu: bool) {
+        let origin = kernel.swiotlb.lock().as_ref().and_then(|pool| pool.lookup(bounce));
+        let Some(origin) = origin else { return };
+        let len = origin.fits(len).unwrap_or_else(|error| {
+            warn_too_long(kernel, self, error);
+            origin.remaining
+        });
+        let (from, to) = if to_cpu { (bounce, origin.orig) } else { (origin.orig, bounce) };
+        self.copy(kernel, from, to, len);
+    }
+}
+
+pub(super) fn release_slots(kernel: &Kernel, at: PhysAddr, len: u64) {
+    if let Some(pool) = kernel.swiotlb.lock().as_mut() {
+        // The ledger knew the mapping as bounced, so the pool knows it too; a wrong length is the ledger's to report.
+        let _ = pool.unmap(at, len);
+    }
+}
+
+pub(crate) fn report_unmap(device: &DmaDevice, unmapped: &Unmapped, by: Owner) {
+    for misuse in unmapped.misuses.iter() {
+        let sites = unmapped.mapping.as_ref().map_or_else(Vec::new, |m| vec![("mapped at", m.map_owner)]);
+        device.report(*misuse, sites, by);
+    }
+}
+
+/// `dev_warn_ratelimited`: not tracked, so that its place is this line for every caller.
+fn warn_full(kernel: &Kernel, device: &DmaDevice, error: SwiotlbError) {
+    kernel.log().ratelimited(kernel.clock(), Site::caller(), || format!("{}: {error}", device.name()));
+}
+
+/// WARN_ONCE of dma_direct_map_page, for the whole kernel.
+fn warn_no_pool(kernel: &Kernel, device: &DmaDevice, failure: MapFailure) -> MapFailure {
+    kernel.log().once(kernel.clock(), Site::caller(), format!("{}: {failure}", device.name()));
+    failure
+}
+
+/// WARN_ONCE of swiotlb_map, for the whole kernel.
+fn warn_pool_beyond(kernel: &Kernel, device: &DmaDevice, failure: MapFailure) -> MapFailure {
+    kernel.log().once(kernel.clock(), Site::caller(), format!("{}: {failure}", device.name()));
+    failure
+}
+
+/// WARN_ONCE of swiotlb_bounce, for the whole kernel.
+fn warn_too_long(kernel: &Kernel, device: &DmaDevice, error: SwiotlbError) {
+    kernel.log().once(kernel.clock(), Site::caller(), format!("{}: {error}", device.name()));
+}
