@@ -17,7 +17,7 @@ use crate::kernel::KernelRef;
 use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
 use crate::site::Owner;
 use crate::slab::{Allocation, ZERO_SIZE_PTR};
-use crate::trace::Kind;
+use crate::trace::{Kind, owner_word};
 use crate::zone::{AllocError, ZoneKind};
 
 /// A copy that would leave its buffer.
@@ -78,7 +78,7 @@ impl KBuf {
             return Ok(Self { backing: Backing::ZeroSize, len, owner });
         };
         let (phys, zone) = (object.phys, object.zone);
-        cpu.trace(Kind::Kmalloc, phys.get(), len, 0, 0);
+        cpu.trace(Kind::Kmalloc, phys.get(), len, 0, owner_word(owner));
         if fixed_up {
             let bad = gfp & (Gfp::DMA32 | Gfp::HIGHMEM);
             cpu.emit(FindingKind::GfpFixup { bad, fixed: gfp - bad }, None, vec![("allocated at", owner)]);
@@ -208,7 +208,7 @@ pub(crate) fn kfree_raw(kernel: &crate::kernel::Kernel, phys: PhysAddr, by: Owne
         memory.kmalloc.free(&mut memory.zones, phys)
     };
     match freed {
-        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0)),
+        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0), by),
         Err(error) => report_bad_free(kernel, error.into(), by),
     }
 }

@@ -84,7 +84,7 @@ impl DmaDevice {
         let _ = cpu.kernel().ram().zero(phys, PAGE_SIZE << order);
         let dma = self.bus_address(phys);
         let id = cpu.kernel().next_transaction();
-        self.state.ledger.lock().map(NewMapping {
+        let mapping = NewMapping {
             id,
             dma,
             phys,
@@ -97,9 +97,10 @@ impl DmaDevice {
             alloc_owner: owner,
             mapped_at: cpu.now(),
             checked: true,
-        });
+        };
+        self.state.ledger.lock().map(mapping);
         self.state.counters.lock().coherent += 1;
-        cpu.trace(Kind::DmaAlloc, dma.get(), len, self.index(), id);
+        self.trace_mapping(cpu, Kind::DmaAlloc, &mapping);
         Ok(Coherent { device: self.clone(), phys, dma, zone: block.zone, order, len, id, owner })
     }
 
@@ -253,7 +254,7 @@ impl Drop for Coherent {
         let by = Owner::default();
         free_coherent_raw(&self.device, self.dma, self.len as u64, by);
         give_block(kernel, self.phys, self.order);
-        self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id);
+        self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id, by);
     }
 }
 
