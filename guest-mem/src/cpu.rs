@@ -16,7 +16,7 @@ use crate::finding::{Finding, FindingKind};
 use crate::kernel::{Kernel, KernelRef};
 use crate::lock;
 use crate::site::{Owner, Scope, Site};
-use crate::trace::{Kind, Producer, Record};
+use crate::trace::{Kind, Producer, Record, owner_word};
 
 /// preempt_count's unit for one softirq level (bits 8-15).
 const SOFTIRQ: u32 = 0x100;
@@ -181,6 +181,19 @@ impl<'w> Cpu<'w> {
         self.kernel().trace().emit(self.producer(), Record { ts: self.env.now(), addr, len, kind, dev, tag });
     }
 
+    /// [`Cpu::trace`], with `owner` as the one who made the call.
+    pub(crate) fn trace_by(&self, event: (Kind, u64, usize), dev: u16, tag: u64, owner: Owner) {
+        let (kind, addr, len) = event;
+        self.trace(kind, addr, len, dev, tag);
+        self.detail(Kind::By, 0, 0, dev, owner);
+    }
+
+    /// Writes the rest of the event just written.
+    pub(crate) fn detail(&self, kind: Kind, addr: u64, len: u32, dev: u16, owner: Owner) {
+        let record = Record { ts: self.env.now(), addr, len, kind, dev, tag: owner_word(owner) };
+        self.kernel().trace().detail(self.producer(), record);
+    }
+
     /// The CPU's own ring of records.
     pub fn producer(&self) -> Producer {
         Producer(u16::try_from(self.id).unwrap_or(u16::MAX))
@@ -188,7 +201,6 @@ impl<'w> Cpu<'w> {
 
     /// Reports a finding seen on this CPU.
     pub fn emit(&self, kind: FindingKind, device: Option<String>, sites: Vec<(&'static str, Owner)>) {
-        self.trace(Kind::Finding, 0, 0, 0, 0);
         self.env.emit(Finding { kind, device, at: self.env.now(), sites });
     }
 

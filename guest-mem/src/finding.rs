@@ -228,6 +228,23 @@ impl FindingKind {
         }
     }
 
+    /// The bus address that it is about, or 0.
+    pub fn address(&self) -> u64 {
+        match self {
+            Self::Port(violation) => violation.access().dma.get(),
+            Self::BeyondWidth { addr, .. } | Self::BusMasterOff { addr, .. } => *addr,
+            _ => 0,
+        }
+    }
+
+    /// The DMA transaction that it is about, as far as it knows, or 0.
+    pub fn transaction(&self) -> u64 {
+        match self {
+            Self::Port(violation) => violation.mapping().map_or(0, |mapping| mapping.id),
+            _ => 0,
+        }
+    }
+
     /// The kernel option under which Linux prints this, or `None` where a production kernel stays silent.
     pub fn config(&self) -> Option<&'static str> {
         match self {

@@ -17,7 +17,7 @@ use crate::kernel::{Kernel, KernelRef};
 use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
 use crate::site::Owner;
 use crate::slab::{Allocation, ZERO_SIZE_PTR, get_order};
-use crate::trace::Kind;
+use crate::trace::{Kind, owner_word};
 use crate::zone::{AllocError, ZoneKind};
 
 /// A copy that would leave its buffer.
@@ -75,12 +75,12 @@ impl KBuf {
             let memory = &mut *memory;
             memory.kmalloc.alloc(&mut memory.zones, len, gfp, owner)
         };
-        let placed = placed.inspect_err(|_| cpu.trace(Kind::Kmalloc, 0, len, 0, 0))?;
+        let placed = placed.inspect_err(|_| cpu.trace(Kind::Kmalloc, 0, len, 0, owner_word(owner)))?;
         let Allocation::Object { object, fixed_up } = placed else {
             return Ok(Self { backing: Backing::ZeroSize, len, owner });
         };
         let (phys, zone) = (object.phys, object.zone);
-        cpu.trace(Kind::Kmalloc, phys.get(), len, 0, 0);
+        cpu.trace(Kind::Kmalloc, phys.get(), len, 0, owner_word(owner));
         if fixed_up {
             let bad = gfp & (Gfp::DMA32 | Gfp::HIGHMEM);
             cpu.emit(FindingKind::GfpFixup { bad, fixed: gfp - bad }, None, vec![("allocated at", owner)]);
@@ -222,7 +222,7 @@ pub(crate) fn kfree_raw(kernel: &Kernel, phys: PhysAddr, by: Owner) {
         memory.kmalloc.free(&mut memory.zones, phys)
     };
     match freed {
-        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0)),
+        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0), by),
         Err(error) => report_bad_free(kernel, error.into(), by),
     }
 }

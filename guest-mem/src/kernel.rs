@@ -20,7 +20,7 @@ use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
 use crate::slab::Kmalloc;
 use crate::timer::Timers;
-use crate::trace::Recorder;
+use crate::trace::{Kind, Producer, Record, Recorder};
 use crate::zone::{Layout, Zones};
 
 mod machine;
@@ -169,9 +169,26 @@ impl Kernel {
         self.io.lock().clone()
     }
 
-    /// Reports a finding seen where no CPU runs (port, ledger, device).
+    /// Reports a finding, by the CPU that runs on this thread.
     pub fn report(&self, finding: Finding) {
-        self.findings.lock().push(finding);
+        let transaction = finding.kind.transaction();
+        self.report_for(finding, crate::cpu::current(), transaction);
+    }
+
+    /// Reports a finding about a DMA transaction (0 = none), by whoever saw it.
+    pub fn report_for(&self, finding: Finding, who: Producer, transaction: u64) {
+        let (ts, addr) = (finding.at, finding.kind.address());
+        let number = {
+            let mut findings = self.findings.lock();
+            findings.push(finding);
+            u32::try_from(findings.len()).unwrap_or(u32::MAX)
+        };
+        self.trace.finding(who, Record { ts, addr, len: number, kind: Kind::Finding, dev: 0, tag: transaction });
+    }
+
+    /// The finding of a number, counted from 1.
+    pub fn finding(&self, number: usize) -> Option<Finding> {
+        self.findings.lock().get(number.checked_sub(1)?).cloned()
     }
 
     /// Every finding so far, in order.

@@ -12,7 +12,7 @@ use crate::finding::{BadFree, Finding, FindingKind};
 use crate::gfp::Gfp;
 use crate::kernel::{Kernel, KernelRef};
 use crate::site::Owner;
-use crate::trace::{Kind, Record};
+use crate::trace::{Kind, Record, owner_word};
 use crate::zone::{AllocError, Block, ZoneKind};
 
 /// 2^order contiguous page frames, freed when dropped.
@@ -64,7 +64,7 @@ pub(crate) fn take_block_quietly(
     }
     let block = cpu.kernel().memory.lock().zones.alloc(order, gfp, owner)?;
     let at = block.pfn.phys();
-    cpu.trace(Kind::MmPageAlloc, at.get(), block_bytes(order), 0, 0);
+    cpu.trace(Kind::MmPageAlloc, at.get(), block_bytes(order), 0, owner_word(owner));
     if gfp.contains(Gfp::ZERO) {
         // The block came from a zone, so all of it is RAM.
         let _ = cpu.kernel().ram().zero(at, PAGE_SIZE << order);
@@ -75,15 +75,15 @@ pub(crate) fn take_block_quietly(
 /// Gives a block back; `Drop` calls this, so it has no CPU and no point.
 pub(crate) fn give_block(kernel: &Kernel, at: PhysAddr, order: u8) {
     let freed = kernel.memory.lock().zones.free(at.pfn(), order);
-    trace_release(kernel, Kind::MmPageFree, at, block_bytes(order));
+    trace_release(kernel, Kind::MmPageFree, at, block_bytes(order), Owner::default());
     if let Err(error) = freed {
         report_bad_free(kernel, error.into(), Owner::default());
     }
 }
 
-pub(crate) fn trace_release(kernel: &Kernel, kind: Kind, at: PhysAddr, len: usize) {
+pub(crate) fn trace_release(kernel: &Kernel, kind: Kind, at: PhysAddr, len: usize, by: Owner) {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
-    let record = Record { ts: kernel.clock(), addr: at.get(), len, kind, dev: 0, tag: 0 };
+    let record = Record { ts: kernel.clock(), addr: at.get(), len, kind, dev: 0, tag: owner_word(by) };
     kernel.trace().emit(crate::cpu::current(), record);
 }
 

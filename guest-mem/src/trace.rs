@@ -5,98 +5,29 @@
 //! lab sees (`port:*`, `mmio:*`, `virtq:*`, `irq:*`). The digest folds kind, producer and length of every record in
 //! the order they were made: equal digests mean equal runs. Addresses and times stay out of it.
 //!
-//! Neighbours: `Cpu::trace`, the port. Left out: files and viewers, which read what [`Recorder::capture`] kept.
+//! What 32 bytes don't hold follows in details: records that continue the event before them, and that neither count
+//! nor enter the digest. While somebody watches ([`Recorder::stream`], [`Recorder::capture`]) every record goes there
+//! too; while nobody does, that costs one relaxed load.
+//!
+//! Neighbours: `Cpu::trace`, the port. Left out: files and viewers.
+
+mod kind;
+mod ring;
+mod shape;
+#[cfg(test)]
+mod tests;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::lock::Locked;
+use crate::site::{Owner, Scope, Site};
 
-/// What an event is; the number is stable and goes into records.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u16)]
-#[non_exhaustive]
-pub enum Kind {
-    /// `kmem:kmalloc`: addr = where, len = bytes asked.
-    Kmalloc = 1,
-    /// `kmem:kfree`.
-    Kfree = 2,
-    /// `kmem:mm_page_alloc`: len = bytes.
-    MmPageAlloc = 3,
-    /// `kmem:mm_page_free`.
-    MmPageFree = 4,
-    /// `dma:dma_map_page`: addr = bus address, tag = transaction.
-    DmaMapPage = 10,
-    /// `dma:dma_unmap_page`.
-    DmaUnmapPage = 11,
-    /// `dma:dma_alloc`: coherent memory.
-    DmaAlloc = 12,
-    /// `dma:dma_free`.
-    DmaFree = 13,
-    /// `dma:dma_sync_single_for_cpu`.
-    DmaSyncForCpu = 14,
-    /// `dma:dma_sync_single_for_device`.
-    DmaSyncForDevice = 15,
-    /// `swiotlb:swiotlb_bounced`: addr = the original address.
-    SwiotlbBounced = 16,
-    /// The device reads memory, through its port.
-    PortRead = 20,
-    /// The device writes memory.
-    PortWrite = 21,
-    /// The device touches memory that no mapping gives it.
-    PortViolation = 22,
-    /// A register read: len = width, tag = value.
-    MmioRead = 30,
-    /// A register write.
-    MmioWrite = 31,
-    /// A chain was put on a virtqueue: tag = request.
-    VirtqAdd = 40,
-    /// The device was told.
-    VirtqKick = 41,
-    /// A used chain was taken.
-    VirtqUsed = 42,
-    /// A handler begins: addr = irq.
-    IrqEntry = 50,
-    /// A handler ended.
-    IrqExit = 51,
-    /// A finding was reported.
-    Finding = 60,
-    /// The scenario began a step.
-    Step = 61,
-}
+pub use kind::{DETAIL, Kind};
+use ring::{Order, Ring};
+pub use shape::{Shape, zone_of};
 
-impl Kind {
-    /// The name, `system:event` as in tracefs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kmalloc => "kmem:kmalloc",
-            Self::Kfree => "kmem:kfree",
-            Self::MmPageAlloc => "kmem:mm_page_alloc",
-            Self::MmPageFree => "kmem:mm_page_free",
-            Self::DmaMapPage => "dma:dma_map_page",
-            Self::DmaUnmapPage => "dma:dma_unmap_page",
-            Self::DmaAlloc => "dma:dma_alloc",
-            Self::DmaFree => "dma:dma_free",
-            Self::DmaSyncForCpu => "dma:dma_sync_single_for_cpu",
-            Self::DmaSyncForDevice => "dma:dma_sync_single_for_device",
-            Self::SwiotlbBounced => "swiotlb:swiotlb_bounced",
-            Self::PortRead => "port:read",
-            Self::PortWrite => "port:write",
-            Self::PortViolation => "port:violation",
-            Self::MmioRead => "mmio:read",
-            Self::MmioWrite => "mmio:write",
-            Self::VirtqAdd => "virtq:add",
-            Self::VirtqKick => "virtq:kick",
-            Self::VirtqUsed => "virtq:used",
-            Self::IrqEntry => "irq:irq_handler_entry",
-            Self::IrqExit => "irq:irq_handler_exit",
-            Self::Finding => "lowzone:finding",
-            Self::Step => "lowzone:step",
-        }
-    }
-}
-
-/// One event.
+/// One event, or the rest of one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Record {
     /// The world's nanoseconds.
@@ -109,7 +40,7 @@ pub struct Record {
     pub kind: Kind,
     /// Which device, or 0.
     pub dev: u16,
-    /// The transaction or request it belongs to, or 0.
+    /// The transaction or request it belongs to, who did it, or 0: its kind says which.
     pub tag: u64,
 }
 
@@ -119,22 +50,53 @@ const _: () = assert!(size_of::<Record>() == 32);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Producer(pub u16);
 
-const RING: usize = 1024;
+/// An owner as a record's tag: site in the low half, scope in the high one. Numbers of this process, not of files.
+pub fn owner_word(owner: Owner) -> u64 {
+    u64::from(owner.site.index()) | u64::from(owner.scope.index()) << 32
+}
+
+/// The owner of a tag that [`owner_word`] made.
+pub fn owner_of(word: u64) -> Owner {
+    let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).unwrap_or(0);
+    Owner { site: Site::from_index(half(word)), scope: Scope::from_index(half(word >> 32)) }
+}
+
+/// Who wants every record of a run: a file, for instance.
+pub trait Sink: Send {
+    /// Takes the next records, in the order they were made; the page is used again afterwards.
+    fn page(&mut self, page: &[(Producer, Record)]);
+}
+
+/// Records that a sink is given at a time.
+pub const PAGE: usize = 512;
+/// Events kept before a finding.
+pub const AROUND: usize = 16;
+/// Findings for which they are kept: the first ones.
+const AROUND_FINDINGS: usize = 64;
+
 const PRODUCERS: usize = 256;
 
-/// One producer's last records, as four words each: plain relaxed stores, since only one writes.
-struct Ring {
-    words: Vec<[AtomicU64; 4]>,
-    head: AtomicU64,
+/// Those who see every record, while there are any.
+#[derive(Default)]
+struct Watchers {
+    captured: Option<Vec<(Producer, Record)>>,
+    stream: Option<Stream>,
+}
+
+struct Stream {
+    page: Vec<(Producer, Record)>,
+    sink: Box<dyn Sink>,
 }
 
 /// All rings of one kernel and the digest over them.
 pub struct Recorder {
     rings: Vec<OnceLock<Ring>>,
+    order: Order,
     digest: AtomicU64,
     events: AtomicU64,
-    capturing: AtomicBool,
-    captured: Locked<Vec<(Producer, Record)>>,
+    watched: AtomicBool,
+    watchers: Locked<Watchers>,
+    around: Locked<Vec<Vec<(Producer, Record)>>>,
 }
 
 const SEED: u64 = 0x6c6f_777a_6f6e_6521;
@@ -143,10 +105,12 @@ impl Default for Recorder {
     fn default() -> Self {
         Self {
             rings: std::iter::repeat_with(OnceLock::new).take(PRODUCERS).collect(),
+            order: Order::new(),
             digest: AtomicU64::new(SEED),
             events: AtomicU64::new(0),
-            capturing: AtomicBool::new(false),
-            captured: Locked::default(),
+            watched: AtomicBool::new(false),
+            watchers: Locked::default(),
+            around: Locked::default(),
         }
     }
 }
@@ -162,14 +126,47 @@ impl Recorder {
     /// Load and store apart, not one atomic addition: in lockstep only one producer runs at a time, and in the
     /// threads world the digest means nothing.
     pub fn emit(&self, who: Producer, record: Record) {
-        let word = u64::from(record.len) | u64::from(record.kind as u16) << 32 | u64::from(who.0) << 48;
+        let word = u64::from(record.len) | u64::from(record.kind.number()) << 32 | u64::from(who.0) << 48;
         self.digest.store(fold(self.digest.load(Ordering::Relaxed), word), Ordering::Relaxed);
         self.events.store(self.events.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.keep(who, record);
+    }
+
+    /// Records the rest of the event that `who` has just recorded; no event of its own, so the digest ignores it.
+    pub fn detail(&self, who: Producer, record: Record) {
+        self.keep(who, record);
+    }
+
+    /// Records a finding, and keeps the events before it for [`Recorder::around`].
+    pub(crate) fn finding(&self, who: Producer, record: Record) {
+        let before = (self.around.lock().len() < AROUND_FINDINGS).then(|| self.recent_of_all(AROUND));
+        if let Some(before) = before {
+            self.around.lock().push(before);
+        }
+        self.emit(who, record);
+    }
+
+    fn keep(&self, who: Producer, record: Record) {
         if let Some(slot) = self.rings.get(usize::from(who.0)) {
             slot.get_or_init(Ring::new).push(&record);
+            self.order.push(who);
         }
-        if self.capturing.load(Ordering::Relaxed) {
-            self.captured.lock().push((who, record));
+        if self.watched.load(Ordering::Relaxed) {
+            self.show(who, record);
+        }
+    }
+
+    #[cold]
+    fn show(&self, who: Producer, record: Record) {
+        let mut watchers = self.watchers.lock();
+        if let Some(captured) = watchers.captured.as_mut().filter(|_| !record.kind.is_detail()) {
+            captured.push((who, record));
+        }
+        if let Some(stream) = &mut watchers.stream {
+            stream.page.push((who, record));
+            if stream.page.len() == PAGE {
+                stream.flush();
+            }
         }
     }
 
@@ -183,85 +180,94 @@ impl Recorder {
         self.events.load(Ordering::Relaxed)
     }
 
-    /// Starts keeping every event in memory.
+    /// Starts keeping every event in memory; details are left out.
     pub fn capture(&self) {
-        self.capturing.store(true, Ordering::Relaxed);
+        self.watchers.lock().captured = Some(Vec::new());
+        self.watched.store(true, Ordering::Relaxed);
     }
 
     /// Takes the kept events, in the order they were made.
     pub fn take_captured(&self) -> Vec<(Producer, Record)> {
-        std::mem::take(&mut *self.captured.lock())
+        self.watchers.lock().captured.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// How many records a producer made since the machine began.
+    /// Starts giving every record to `sink`, page by page; one given before gets what it is due and is dropped.
+    pub fn stream(&self, sink: Box<dyn Sink>) {
+        self.end_stream();
+        self.watchers.lock().stream = Some(Stream { page: Vec::with_capacity(PAGE), sink });
+        self.watched.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the sink what it is still due, and drops it.
+    pub fn end_stream(&self) {
+        let mut watchers = self.watchers.lock();
+        if let Some(mut stream) = watchers.stream.take() {
+            stream.flush();
+        }
+        self.watched.store(watchers.captured.is_some(), Ordering::Relaxed);
+    }
+
+    /// How many records a producer made since the machine began, details included.
     pub fn produced(&self, who: Producer) -> u64 {
-        let ring = self.rings.get(usize::from(who.0)).and_then(OnceLock::get);
-        ring.map_or(0, |ring| ring.head.load(Ordering::Relaxed))
+        self.ring(who).map_or(0, Ring::made)
+    }
+
+    fn ring(&self, who: Producer) -> Option<&Ring> {
+        self.rings.get(usize::from(who.0)).and_then(OnceLock::get)
+    }
+
+    /// A producer's last `n` records, the oldest first: fewer if it made fewer or they were overwritten.
+    pub fn recent(&self, who: Producer, n: usize) -> Vec<Record> {
+        let Some(ring) = self.ring(who) else { return Vec::new() };
+        let mut records: Vec<_> = (0..).map_while(|back| ring.before(back)).take(n).collect();
+        records.reverse();
+        records
+    }
+
+    /// The last `n` events of all producers with their details, merged in the order they were made, the oldest first.
+    pub fn recent_of_all(&self, n: usize) -> Vec<(Producer, Record)> {
+        let (mut taken, mut events, mut records) = (vec![0_u64; PRODUCERS], 0, Vec::new());
+        for who in self.order.backwards().take_while(|_| n > 0) {
+            let back = taken.get_mut(usize::from(who.0));
+            let Some((back, ring)) = back.zip(self.ring(who)) else { break };
+            let Some(record) = ring.before(*back) else { break };
+            *back += 1;
+            records.push((who, record));
+            events += usize::from(!record.kind.is_detail());
+            if events == n {
+                break;
+            }
+        }
+        records.reverse();
+        records
+    }
+
+    /// The events just before the finding of this number, counted from 1, and their details; none for a number that
+    /// was not reported or came after too many others.
+    pub fn around(&self, finding: usize) -> Vec<(Producer, Record)> {
+        let index = finding.checked_sub(1);
+        index.and_then(|index| self.around.lock().get(index).cloned()).unwrap_or_default()
     }
 
     /// Forgets everything, keeping the memory of the rings.
     pub fn reset(&self) {
         self.digest.store(SEED, Ordering::Relaxed);
         self.events.store(0, Ordering::Relaxed);
-        self.capturing.store(false, Ordering::Relaxed);
-        self.captured.lock().clear();
+        self.watched.store(false, Ordering::Relaxed);
+        *self.watchers.lock() = Watchers::default();
+        self.around.lock().clear();
+        self.order.reset();
         for ring in self.rings.iter().filter_map(OnceLock::get) {
-            ring.head.store(0, Ordering::Relaxed);
+            ring.reset();
         }
     }
 }
 
-impl Ring {
-    fn new() -> Self {
-        let words = std::iter::repeat_with(|| std::array::from_fn(|_| AtomicU64::new(0))).take(RING).collect();
-        Self { words, head: AtomicU64::new(0) }
-    }
-
-    fn push(&self, record: &Record) {
-        let head = self.head.load(Ordering::Relaxed);
-        let index = usize::try_from(head % RING as u64).unwrap_or(0);
-        let [ts, addr, meta, tag] = &self.words[index];
-        ts.store(record.ts, Ordering::Relaxed);
-        addr.store(record.addr, Ordering::Relaxed);
-        let packed = u64::from(record.len) | u64::from(record.kind as u16) << 32 | u64::from(record.dev) << 48;
-        meta.store(packed, Ordering::Relaxed);
-        tag.store(record.tag, Ordering::Relaxed);
-        self.head.store(head + 1, Ordering::Release);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn event(kind: Kind, len: u32) -> Record {
-        Record { ts: 1, addr: 2, len, kind, dev: 0, tag: 0 }
-    }
-
-    #[test]
-    fn the_digest_sees_kind_order_length_and_producer_but_no_address_or_time() {
-        let digest = |events: &[(u16, Record)]| {
-            let recorder = Recorder::default();
-            events.iter().for_each(|&(who, record)| recorder.emit(Producer(who), record));
-            recorder.digest()
-        };
-        let (a, b) = (event(Kind::Kmalloc, 64), event(Kind::Kfree, 64));
-        let base = digest(&[(0, a), (0, b)]);
-        assert_eq!(base, digest(&[(0, Record { ts: 9, addr: 9, tag: 9, ..a }), (0, b)]));
-        assert_ne!(base, digest(&[(0, b), (0, a)]));
-        assert_ne!(base, digest(&[(0, event(Kind::Kmalloc, 65)), (0, b)]));
-        assert_ne!(base, digest(&[(1, a), (0, b)]));
-    }
-
-    #[test]
-    fn a_reset_recorder_counts_and_digests_like_a_fresh_one() {
-        let recorder = Recorder::default();
-        recorder.capture();
-        recorder.emit(Producer(3), event(Kind::DmaAlloc, 1));
-        assert_eq!(recorder.take_captured().len(), 1);
-        recorder.reset();
-        assert_eq!((recorder.digest(), recorder.events(), recorder.produced(Producer(3))), (SEED, 0, 0));
-        recorder.emit(Producer(3), event(Kind::DmaAlloc, 1));
-        assert!(recorder.take_captured().is_empty(), "a reset stops capturing");
+impl Stream {
+    fn flush(&mut self) {
+        if !self.page.is_empty() {
+            self.sink.page(&self.page);
+            self.page.clear();
+        }
     }
 }

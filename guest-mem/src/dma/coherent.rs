@@ -78,7 +78,7 @@ impl DmaDevice {
         let (phys, order) = (block.pfn.phys(), block.order);
         let dma = self.bus_address(phys);
         let id = cpu.kernel().next_transaction();
-        self.state.ledger.lock().map(NewMapping {
+        let mapping = NewMapping {
             id,
             dma,
             phys,
@@ -91,9 +91,10 @@ impl DmaDevice {
             alloc_owner: owner,
             mapped_at: cpu.now(),
             checked: true,
-        });
+        };
+        self.state.ledger.lock().map(mapping);
         self.state.counters.lock().coherent += 1;
-        cpu.trace(Kind::DmaAlloc, dma.get(), len, self.index(), id);
+        self.trace_mapping(cpu, Kind::DmaAlloc, &mapping);
         Ok(Coherent {
             device: self.clone(),
             phys,
@@ -294,7 +295,7 @@ impl Drop for Coherent {
         let Some(kernel) = self.device.live_kernel() else { return };
         free_coherent_raw(&self.device, self.dma, self.len as u64, self.freed_by);
         give_block(kernel, self.phys, self.order);
-        self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id);
+        self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id, self.freed_by);
     }
 }
 

@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::ledger::{Ledger, Misuse};
+use crate::dma::mapping::{Kind as MappingKind, Mapping, NewMapping};
 use crate::dma::swiotlb::Pool;
 use crate::env::{Class, Verdict};
 use crate::finding::{Finding, FindingKind};
@@ -21,7 +22,7 @@ use crate::kbuf::KBuf;
 use crate::kernel::{Kernel, KernelRef};
 use crate::lock::Locked;
 use crate::site::Owner;
-use crate::trace::{Kind, Record};
+use crate::trace::{Kind, Producer, Record, Shape, owner_word, zone_of};
 
 /// Highest address of ZONE_DMA: the smallest mask that the direct mapping serves.
 const ZONE_DMA_LAST: u64 = (1 << 24) - 1;
@@ -139,6 +140,11 @@ impl DmaDevice {
     /// Its number in event records, from 1.
     pub fn index(&self) -> u16 {
         self.state.index
+    }
+
+    /// Who makes the records of what the device does: its own ring, after those of the CPUs.
+    pub fn producer(&self) -> Producer {
+        Producer(u16::try_from(self.kernel().config().cpus).unwrap_or(0) + self.index())
     }
 
     /// The streaming mask.
@@ -267,18 +273,39 @@ impl DmaDevice {
     }
 
     /// Reports misuse of this device's mappings.
-    pub(crate) fn report(&self, misuse: Misuse, mut sites: Vec<(&'static str, Owner)>, by: Owner) {
+    pub(crate) fn report(&self, misuse: Misuse, of: Option<&Mapping>, by: Owner) {
+        let mut sites = of.map_or_else(Vec::new, |mapping| vec![("mapped at", mapping.map_owner)]);
         sites.insert(0, ("at", by));
         let at = self.kernel().clock();
         let device = Some(self.name().to_owned());
-        self.kernel().report(Finding { kind: FindingKind::Dma(misuse), device, at, sites });
+        let finding = Finding { kind: FindingKind::Dma(misuse), device, at, sites };
+        self.kernel().report_for(finding, crate::cpu::current(), of.map_or(0, |mapping| mapping.id));
     }
 
     /// Writes a record for a release, which may come from `Drop` and so has no CPU.
-    pub(crate) fn trace_release(&self, kind: Kind, dma: DmaAddr, len: usize, id: u64) {
+    pub(crate) fn trace_release(&self, kind: Kind, dma: DmaAddr, len: usize, id: u64, by: Owner) {
+        let (trace, who) = (self.kernel().trace(), crate::cpu::current());
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let record = Record { ts: self.kernel().clock(), addr: dma.get(), len, kind, dev: self.index(), tag: id };
-        self.kernel().trace().emit(crate::cpu::current(), record);
+        trace.emit(who, record);
+        if by != Owner::default() {
+            trace.detail(who, Record { addr: 0, len: 0, kind: Kind::By, tag: owner_word(by), ..record });
+        }
+    }
+
+    /// Writes the records of a map call: the event, then what the device reaches and the buffer behind it.
+    pub(crate) fn trace_mapping(&self, cpu: &Cpu<'_>, kind: Kind, mapping: &NewMapping) {
+        let shape = Shape {
+            dir: mapping.dir,
+            bounced: mapping.bounced,
+            coherent: mapping.kind == MappingKind::Coherent,
+            zone: zone_of(mapping.phys),
+            buffer_zone: zone_of(mapping.orig),
+        };
+        let (dev, len) = (self.index(), usize::try_from(mapping.len).unwrap_or(usize::MAX));
+        cpu.trace(kind, mapping.dma.get(), len, dev, mapping.id);
+        cpu.detail(Kind::Mapping, mapping.phys.get(), shape.pack(), dev, mapping.map_owner);
+        cpu.detail(Kind::Buffer, mapping.orig.get(), 0, dev, mapping.alloc_owner);
     }
 
     /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`).
@@ -292,6 +319,12 @@ impl DmaDevice {
             let sites = vec![("mapped at", mapped), ("allocated at", allocated), ("released at", cpu.owner())];
             cpu.emit(FindingKind::Dma(pending), Some(self.name().to_owned()), sites);
         }
+    }
+
+    /// The live transaction that a bus address belongs to, or 0.
+    pub fn transaction_at(&self, addr: DmaAddr) -> u64 {
+        let ledger = self.state.ledger.lock();
+        ledger.live().find(|m| m.covers(addr, 1)).map_or(0, |m| m.id)
     }
 
     /// Who mapped the memory that a bus address belongs to, for attribution: `(mapped at, allocated at)`.

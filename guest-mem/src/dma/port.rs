@@ -44,9 +44,7 @@ pub struct DmaPort {
 impl DmaPort {
     /// The port of `device`; its records go to a ring of their own.
     pub fn new(device: &DmaDevice) -> Self {
-        let cpus = device.kernel().config().cpus;
-        let producer = Producer(u16::try_from(cpus).unwrap_or(0).saturating_add(device.index()));
-        Self { device: device.clone(), producer }
+        Self { device: device.clone(), producer: device.producer() }
     }
 
     /// The device it belongs to.
@@ -65,6 +63,7 @@ impl DmaPort {
             Verdict::Granted(mapping) => (mapping.translate(dma), mapping.id, None),
             Verdict::Refused(violation) => (None, 0, Some(violation)),
         };
+        let id = violation.as_ref().and_then(Violation::mapping).map_or(id, |mapping| mapping.id);
         let kind = match (&violation, write) {
             (Some(_), _) => Kind::PortViolation,
             (None, true) => Kind::PortWrite,
@@ -90,7 +89,9 @@ impl DmaPort {
             sites.push(("allocated at", mapping.alloc_owner));
         }
         let device = Some(self.device.name().to_owned());
-        kernel.report(Finding { kind: FindingKind::Port(violation), device, at: kernel.clock(), sites });
+        let kind = FindingKind::Port(violation);
+        let transaction = kind.transaction();
+        kernel.report_for(Finding { kind, device, at: kernel.clock(), sites }, self.producer, transaction);
     }
 }
 

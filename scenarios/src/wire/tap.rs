@@ -30,7 +30,9 @@ impl LabTap {
             sites.push(("allocated at", allocated));
         }
         let device = Some(self.device.name().to_owned());
-        kernel.report(Finding { kind, device, at: kernel.clock(), sites });
+        let transaction = self.device.transaction_at(DmaAddr::new(addr));
+        let finding = Finding { kind, device, at: kernel.clock(), sites };
+        kernel.report_for(finding, self.device.producer(), transaction);
     }
 }
 

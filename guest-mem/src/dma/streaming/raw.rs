@@ -15,7 +15,7 @@ use crate::env::{Class, Verdict};
 use crate::kbuf::KBuf;
 use crate::kernel::Kernel;
 use crate::site::{Owner, Site};
-use crate::trace::Kind;
+use crate::trace::{Kind, owner_word};
 
 /// A mapping by its numbers alone, as C code holds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,13 +47,14 @@ impl DmaDevice {
             Ok(placed) => placed,
             Err(why) => {
                 self.state.counters.lock().map_failures += 1;
-                cpu.trace(Kind::DmaMapPage, u64::MAX, usize::try_from(len).unwrap_or(0), self.index(), 0);
+                let event = (Kind::DmaMapPage, u64::MAX, usize::try_from(len).unwrap_or(0));
+                cpu.trace_by(event, self.index(), 0, owner);
                 return Err(why);
             }
         };
         let dma = self.bus_address(phys);
         let id = kernel.next_transaction();
-        self.state.ledger.lock().map(NewMapping {
+        let mapping = NewMapping {
             id,
             dma,
             phys,
@@ -66,9 +67,10 @@ impl DmaDevice {
             alloc_owner: buf.owner(),
             mapped_at: cpu.now(),
             checked,
-        });
+        };
+        self.state.ledger.lock().map(mapping);
         self.state.counters.lock().maps += 1;
-        cpu.trace(Kind::DmaMapPage, dma.get(), usize::try_from(len).unwrap_or(0), self.index(), id);
+        self.trace_mapping(cpu, Kind::DmaMapPage, &mapping);
         Ok(RawMapping { dma, len, id, bounced })
     }
 
@@ -91,7 +93,7 @@ impl DmaDevice {
         if kernel.swiotlb.lock().is_none() {
             return Err(warn_no_pool(kernel, self, no_pool));
         }
-        cpu.trace(Kind::SwiotlbBounced, orig.get(), size, self.index(), 0);
+        cpu.trace(Kind::SwiotlbBounced, orig.get(), size, self.index(), owner_word(owner));
         if cpu.point_for(Class::SwiotlbSlot, len, owner) == Verdict::Fail {
             return Err(MapFailure::Refused { len });
         }
@@ -126,7 +128,7 @@ impl DmaDevice {
                 }
                 release_slots(kernel, mapping.phys, len);
             }
-            self.trace_release(Kind::DmaUnmapPage, dma, usize::try_from(len).unwrap_or(0), mapping.id);
+            self.trace_release(Kind::DmaUnmapPage, dma, usize::try_from(len).unwrap_or(0), mapping.id, by);
         }
         report_unmap(self, &unmapped, by);
     }
@@ -149,15 +151,14 @@ impl DmaDevice {
         };
         let kind = if for_cpu { Kind::DmaSyncForCpu } else { Kind::DmaSyncForDevice };
         let id = mapping.map_or(0, |m| m.id);
-        cpu.trace(kind, dma.get(), usize::try_from(len).unwrap_or(0), self.index(), id);
+        cpu.trace_by((kind, dma.get(), usize::try_from(len).unwrap_or(0)), self.index(), id, owner);
         let copies = if for_cpu { dir.device_writes() } else { dir.device_reads() };
         // By the address, as in Linux: a sync that the books don't know is copied all the same.
         if let Some(phys) = self.phys_address(dma).filter(|_| copies) {
             self.bounce(kernel, phys, len, for_cpu);
         }
         for misuse in misuses.iter() {
-            let sites = mapping.map_or_else(Vec::new, |m| vec![("mapped at", m.map_owner)]);
-            self.report(*misuse, sites, owner);
+            self.report(*misuse, mapping.as_ref(), owner);
         }
     }
 
@@ -183,8 +184,7 @@ pub(super) fn release_slots(kernel: &Kernel, at: PhysAddr, len: u64) {
 
 pub(crate) fn report_unmap(device: &DmaDevice, unmapped: &Unmapped, by: Owner) {
     for misuse in unmapped.misuses.iter() {
-        let sites = unmapped.mapping.as_ref().map_or_else(Vec::new, |m| vec![("mapped at", m.map_owner)]);
-        device.report(*misuse, sites, by);
+        device.report(*misuse, unmapped.mapping.as_ref(), by);
     }
 }
 

@@ -1,0 +1,109 @@
+//! What recorder and rings do together.
+
+use super::*;
+
+fn event(kind: Kind, len: u32) -> Record {
+    Record { ts: 1, addr: 2, len, kind, dev: 0, tag: 0 }
+}
+
+#[test]
+fn the_digest_sees_kind_order_length_and_producer_but_no_address_or_time() {
+    let digest = |events: &[(u16, Record)]| {
+        let recorder = Recorder::default();
+        events.iter().for_each(|&(who, record)| recorder.emit(Producer(who), record));
+        recorder.digest()
+    };
+    let (a, b) = (event(Kind::Kmalloc, 64), event(Kind::Kfree, 64));
+    let base = digest(&[(0, a), (0, b)]);
+    assert_eq!(base, digest(&[(0, Record { ts: 9, addr: 9, tag: 9, ..a }), (0, b)]));
+    assert_ne!(base, digest(&[(0, b), (0, a)]));
+    assert_ne!(base, digest(&[(0, event(Kind::Kmalloc, 65)), (0, b)]));
+    assert_ne!(base, digest(&[(1, a), (0, b)]));
+}
+
+#[test]
+fn details_are_kept_but_neither_count_nor_enter_the_digest() {
+    let (with, without) = (Recorder::default(), Recorder::default());
+    for recorder in [&with, &without] {
+        recorder.emit(Producer(0), event(Kind::DmaMapPage, 1));
+    }
+    with.detail(Producer(0), event(Kind::Mapping, 2));
+    assert_eq!((with.digest(), with.events()), (without.digest(), without.events()));
+    assert_eq!(with.recent(Producer(0), 9).len(), 2);
+}
+
+proptest::proptest! {
+    /// The rings, merged, are the last records in their order, whoever made them.
+    #[test]
+    fn the_last_events_of_all_are_merged_in_the_order_they_were_made(
+        made in proptest::collection::vec((0_u16..4, 0_u8..4), 0..2500), n in 0_usize..40,
+    ) {
+        let recorder = Recorder::default();
+        let mut shadow = Vec::new();
+        for (ts, &(who, what)) in (0_u64..).zip(&made) {
+            let detail = what == 0 && shadow.last().is_some_and(|&(last, _)| last == Producer(who));
+            let kind = if detail { Kind::By } else { Kind::Kmalloc };
+            let record = Record { ts, ..event(kind, u32::from(what)) };
+            if detail { recorder.detail(Producer(who), record) } else { recorder.emit(Producer(who), record) }
+            shadow.push((Producer(who), record));
+        }
+        let starts: Vec<_> =
+            (0..shadow.len()).filter(|&at| !shadow[at].1.kind.is_detail()).collect();
+        let from = if n == 0 { shadow.len() } else { starts.iter().rev().nth(n - 1).copied().unwrap_or(0) };
+        proptest::prop_assert_eq!(recorder.recent_of_all(n), &shadow[from..]);
+        let own: Vec<_> = shadow.iter().filter(|(who, _)| *who == Producer(1)).map(|&(_, r)| r).collect();
+        proptest::prop_assert_eq!(recorder.recent(Producer(1), n), &own[own.len().saturating_sub(n)..]);
+    }
+}
+
+#[test]
+fn a_ring_forgets_what_was_overwritten() {
+    let recorder = Recorder::default();
+    recorder.emit(Producer(1), event(Kind::Step, 0));
+    (0..1500).for_each(|n| recorder.emit(Producer(0), event(Kind::Kmalloc, n)));
+    let recent = recorder.recent(Producer(0), 9999);
+    assert_eq!((recent.len(), recent[0].len), (ring::RING, 1500 - 1024));
+    assert_eq!(recorder.recent_of_all(9999).len(), ring::RING, "the order ends where a ring does");
+    assert!(recorder.recent(Producer(999), 1).is_empty());
+}
+
+#[test]
+fn a_sink_gets_every_record_once_and_a_finding_what_was_before_it() {
+    struct Count(std::sync::Arc<AtomicU64>);
+    impl Sink for Count {
+        fn page(&mut self, page: &[(Producer, Record)]) {
+            assert!((1..=PAGE).contains(&page.len()));
+            self.0.fetch_add(page.len() as u64, Ordering::Relaxed);
+        }
+    }
+    let (recorder, count) = (Recorder::default(), std::sync::Arc::new(AtomicU64::new(0)));
+    recorder.emit(Producer(0), event(Kind::Kmalloc, 1));
+    recorder.stream(Box::new(Count(count.clone())));
+    (0..1030).for_each(|n| recorder.emit(Producer(0), event(Kind::Kmalloc, n)));
+    recorder.finding(Producer(2), event(Kind::Finding, 1));
+    assert_eq!(count.load(Ordering::Relaxed), 1024, "full pages only");
+    recorder.end_stream();
+    recorder.emit(Producer(0), event(Kind::Kmalloc, 1));
+    assert_eq!(count.load(Ordering::Relaxed), 1031);
+    let lens: Vec<_> = recorder.around(1).iter().map(|(_, r)| r.len).collect();
+    assert_eq!(lens, (1014..1030).collect::<Vec<_>>());
+    assert!(recorder.around(0).is_empty() && recorder.around(2).is_empty());
+}
+
+#[test]
+fn an_owner_survives_its_word() {
+    let owner = Owner { site: Site::caller(), scope: Scope::ROOT.enter("probe") };
+    assert_eq!(owner_of(owner_word(owner)), owner);
+}
+
+#[test]
+fn a_reset_recorder_counts_and_digests_like_a_fresh_one() {
+    let recorder = Recorder::default();
+    recorder.capture();
+    recorder.emit(Producer(3), event(Kind::DmaAlloc, 1));
+    assert_eq!(recorder.take_captured().len(), 1);
+    recorder.reset();
+    assert_eq!((recorder.digest(), recorder.events(), recorder.produced(Producer(3))), (SEED, 0, 0));
+    recorder.emit(Producer(3), event(Kind::DmaAlloc, 1));
+    assert!(recorder.take_captured().is_empty(), "a reset stops capturing");
+}
