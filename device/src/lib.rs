@@ -8,11 +8,14 @@
 //! The crate knows neither the driver nor the kernel on the other side, and trusts nothing they write: registers,
 //! rings and descriptors are bounded and checked, errors are values.
 //!
+//! [`misbehave`] makes a device lie on purpose.
+//!
 //! Left out: net, edu, migration, live change of the configuration.
 #![forbid(unsafe_code)]
 
 pub mod blk;
 pub mod counters;
+pub mod misbehave;
 pub mod pci;
 pub mod store;
 pub mod tap;
@@ -22,6 +25,7 @@ pub mod virtio;
 pub mod worker;
 
 pub use counters::{Counters, Totals};
+pub use misbehave::{Mishap, Script};
 pub use tap::Tap;
 pub use worker::{Next, Worker};
 

@@ -15,6 +15,10 @@ use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile}
 
 use crate::lock;
 
+mod memory;
+
+pub use memory::MemoryStore;
+
 /// The unit a store's size is counted in.
 pub const SECTOR: u64 = 512;
 
@@ -208,57 +212,6 @@ impl ImageStore {
         let file = lock(&self.file);
         self.check_unchanged(&file)?;
         Ok(file.sync_data()?)
-    }
-}
-
-/// A store in the memory of the process, gone with it.
-#[derive(Debug)]
-pub struct MemoryStore {
-    bytes: Mutex<Vec<u8>>,
-    size: u64,
-}
-
-impl MemoryStore {
-    /// A store that begins with `bytes`.
-    ///
-    /// # Errors
-    /// [`StoreError::Size`] unless they are one or more whole sectors.
-    pub fn new(bytes: Vec<u8>) -> Result<Self, StoreError> {
-        let size = check_size(bytes.len() as u64)?;
-        Ok(Self { bytes: Mutex::new(bytes), size })
-    }
-
-    /// A store of `size` zero bytes.
-    ///
-    /// # Errors
-    /// [`StoreError::Size`] unless that is one or more whole sectors, and addressable.
-    pub fn zeroed(size: u64) -> Result<Self, StoreError> {
-        let len = usize::try_from(size).map_err(|_| StoreError::Size { size })?;
-        Self::new(vec![0; len])
-    }
-
-    /// Runs `look` on the data, which no device changes meanwhile.
-    pub fn with_bytes<R>(&self, look: impl FnOnce(&mut [u8]) -> R) -> R {
-        look(&mut lock(&self.bytes))
-    }
-
-    fn range(&self, offset: u64, len: usize) -> Result<std::ops::Range<usize>, StoreError> {
-        let beyond = StoreError::Beyond { offset, len, size: self.size };
-        check_range(offset, len, self.size)?;
-        let Ok(start) = usize::try_from(offset) else { return Err(beyond) };
-        Ok(start..start + len)
-    }
-
-    fn read_at<B: BitmapSlice>(&self, offset: u64, to: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
-        let range = self.range(offset, to.len())?;
-        to.copy_from(&lock(&self.bytes)[range]);
-        Ok(())
-    }
-
-    fn write_at<B: BitmapSlice>(&self, offset: u64, from: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
-        let range = self.range(offset, from.len())?;
-        from.copy_to(&mut lock(&self.bytes)[range]);
-        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 
 use crate::blk::{Blk, BlkOptions, Hardware, blk};
 use crate::lock;
@@ -60,6 +60,7 @@ impl IrqSink for Sink {
 pub enum Seen {
     Granted(u64, usize, bool),
     Moved(u64, usize, bool),
+    Wrapped(u64, u64, usize, bool, u8),
     Refused(u64, usize, bool, Refusal),
 }
 
@@ -79,6 +80,10 @@ impl Tap for Log {
 
     fn moved(&self, addr: u64, len: usize, write: bool) {
         lock(&self.0).push(Seen::Moved(addr, len, write));
+    }
+
+    fn wrapped(&self, addr: u64, hit: u64, len: usize, write: bool, width: u8) {
+        lock(&self.0).push(Seen::Wrapped(addr, hit, len, write, width));
     }
 
     fn refused(&self, addr: u64, len: usize, write: bool, why: Refusal) {
@@ -338,8 +343,11 @@ impl Rig {
     }
 
     pub fn disk<R>(&self, look: impl FnOnce(&mut [u8]) -> R) -> R {
-        let Store::Memory(memory) = self.store.as_ref() else { panic!("not in memory") };
-        memory.with_bytes(look)
+        let mut bytes = vec![0; usize::try_from(self.store.capacity()).unwrap()];
+        self.store.read_at(0, &VolatileSlice::from(&mut bytes[..])).unwrap();
+        let result = look(&mut bytes);
+        self.store.write_at(0, &VolatileSlice::from(&mut bytes[..])).unwrap();
+        result
     }
 }
 

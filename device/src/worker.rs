@@ -8,7 +8,7 @@
 pub enum Next {
     /// Nothing to do until [`Worker::ready`] turns true.
     Idle,
-    /// Call again at this time, in nanoseconds of the world's clock.
+    /// Call again at this time, in nanoseconds of the world's clock, or when [`Worker::ready`] turns true before.
     At(u64),
     /// Work remains: call again as soon as the world likes.
     Again,
@@ -19,7 +19,8 @@ pub enum Next {
 /// A call to [`service`](Worker::service) does one phase and never waits, so that a world may put anything between
 /// two phases: an unmapping, a reset, the removal of the device.
 pub trait Worker: Send {
-    /// Whether a doorbell, a reset or unfinished work waits. Costs a few loads.
+    /// Whether a doorbell, a reset or unfinished work waits; work that waits for a time asked for with [`Next::At`]
+    /// does not count. Costs a few loads.
     fn ready(&self) -> bool;
 
     /// Does one phase of work; `now` is the world's clock in nanoseconds.

@@ -148,11 +148,16 @@ impl<'w> Cpu<'w> {
 
     /// [`Cpu::point`] on behalf of `owner`.
     pub fn point_for(&self, class: Class, detail: u64, owner: Owner) -> Verdict {
+        self.point_as(class, detail, owner, true)
+    }
+
+    /// [`Cpu::point_for`] where only injection can fail (`natural` unset).
+    pub(crate) fn point_as(&self, class: Class, detail: u64, owner: Owner, natural: bool) -> Verdict {
         let held = lock::held();
         if held > 0 {
             self.emit(FindingKind::LabLockHeld { held }, None, vec![("at", owner)]);
         }
-        let verdict = self.env.point(Point { class, owner, detail });
+        let verdict = self.env.point(Point { class, owner, detail, natural });
         self.irq_window();
         verdict
     }

@@ -68,8 +68,10 @@ pub enum Class {
     IrqVector,
     /// A DMA mask that the platform may refuse.
     Mask,
-    /// A register access.
+    /// A register read; failed, it reads all-ones.
     Mmio,
+    /// A register write.
+    MmioWrite,
     /// A lock about to be taken.
     Lock,
     /// A wait about to begin.
@@ -79,9 +81,58 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Page,
+        Self::Slab,
+        Self::Coherent,
+        Self::Map,
+        Self::SwiotlbSlot,
+        Self::Ioremap,
+        Self::IrqVector,
+        Self::Mask,
+        Self::Mmio,
+        Self::MmioWrite,
+        Self::Lock,
+        Self::Wait,
+        Self::Release,
+    ];
+
+    /// Its name in specs, tokens and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Page => "page",
+            Self::Slab => "slab",
+            Self::Coherent => "coherent",
+            Self::Map => "map",
+            Self::SwiotlbSlot => "swiotlb-slot",
+            Self::Ioremap => "ioremap",
+            Self::IrqVector => "irq-vector",
+            Self::Mask => "mask",
+            Self::Mmio => "mmio",
+            Self::MmioWrite => "mmio-write",
+            Self::Lock => "lock",
+            Self::Wait => "wait",
+            Self::Release => "release",
+        }
+    }
+
     /// Whether a failure here is one that a driver must cope with.
     pub const fn may_fail(self) -> bool {
-        !matches!(self, Self::Mmio | Self::Lock | Self::Wait | Self::Release)
+        !matches!(self, Self::Mmio | Self::MmioWrite | Self::Lock | Self::Wait | Self::Release)
+    }
+}
+
+/// A name that is no class.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("unknown class '{0}'")]
+pub struct UnknownClass(pub String);
+
+impl std::str::FromStr for Class {
+    type Err = UnknownClass;
+
+    fn from_str(name: &str) -> Result<Self, UnknownClass> {
+        Self::ALL.into_iter().find(|class| class.name() == name).ok_or_else(|| UnknownClass(name.to_owned()))
     }
 }
 
@@ -94,6 +145,8 @@ pub struct Point {
     pub owner: Owner,
     /// The size, address or order asked for: shown, never compared.
     pub detail: u64,
+    /// Whether a real machine can fail here; else only injection does.
+    pub natural: bool,
 }
 
 /// What the world decided at a point.

@@ -222,6 +222,13 @@ impl Gfp {
         }
     }
 
+    /// Whether a real kernel may fail such a request: atomic, large, or bound to a low zone. Any other is "too small to
+    /// fail" and fails by injection only (semantics of the page allocator's slow path).
+    pub const fn can_fail(self, order: u8) -> bool {
+        const COSTLY_ORDER: u8 = 3;
+        !self.may_sleep() || order > COSTLY_ORDER || !matches!(self.highest_zone(), ZoneKind::Normal)
+    }
+
     /// Whether the caller may sleep (`gfpflags_allow_blocking`).
     pub const fn may_sleep(self) -> bool {
         self.contains(Self::DIRECT_RECLAIM)

@@ -95,10 +95,8 @@ macro_rules! accessors {
         #[doc = concat!("Reads ", $bits, " bits at `offset`; all-ones outside the window. Any context.")]
         #[track_caller]
         pub fn $read(&self, cpu: &Cpu<'_>, offset: u64) -> $type {
-            // The wire answers with the width asked for; a wider answer would be the wire's fault and is cut.
-            #[expect(clippy::cast_possible_truncation, reason = "cut to the width asked for")]
-            let value = self.read(cpu, offset, $width) as $type;
-            value
+            // A wire that answers with more than it was asked for answers nothing.
+            <$type>::try_from(self.read(cpu, offset, $width)).unwrap_or(<$type>::MAX)
         }
 
         #[doc = concat!("Writes ", $bits, " bits at `offset`; lost outside the window. Any context.")]
@@ -158,7 +156,7 @@ impl IoMem {
     fn write(&self, cpu: &Cpu<'_>, offset: u64, width: Width, value: u64) {
         let Some(at) = self.place(cpu, offset, width) else { return };
         // A write can't fail in a way its issuer sees.
-        let _ = cpu.point(Class::Mmio, at.get());
+        let _ = cpu.point(Class::MmioWrite, at.get());
         cpu.trace(Kind::MmioWrite, at.get(), usize::from(width.bytes()), 0, value);
         self.io.write(at, width, value);
     }

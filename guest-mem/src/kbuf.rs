@@ -16,7 +16,7 @@ use crate::gfp::Gfp;
 use crate::kernel::KernelRef;
 use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
 use crate::site::Owner;
-use crate::slab::{Allocation, ZERO_SIZE_PTR};
+use crate::slab::{Allocation, ZERO_SIZE_PTR, get_order};
 use crate::trace::Kind;
 use crate::zone::{AllocError, ZoneKind};
 
@@ -66,7 +66,8 @@ impl KBuf {
         if gfp.may_sleep() {
             cpu.might_sleep("kmalloc");
         }
-        if cpu.point_for(Class::Slab, len as u64, owner) == Verdict::Fail {
+        let natural = gfp.can_fail(get_order(len as u64));
+        if cpu.point_as(Class::Slab, len as u64, owner, natural) == Verdict::Fail {
             return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() });
         }
         let placed = {

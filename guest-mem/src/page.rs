@@ -47,7 +47,7 @@ pub(crate) fn take_block(cpu: &Cpu<'_>, order: u8, gfp: Gfp, class: Class, owner
     if gfp.may_sleep() {
         cpu.might_sleep("alloc_pages");
     }
-    if cpu.point_for(class, u64::from(order), owner) == Verdict::Fail {
+    if cpu.point_as(class, u64::from(order), owner, gfp.can_fail(order)) == Verdict::Fail {
         return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone() });
     }
     let block = cpu.kernel().memory.lock().zones.alloc(order, gfp, owner)?;

@@ -28,26 +28,29 @@ pub(crate) fn lockstep(seconds: u64) -> Result<ExitCode, CliError> {
     }
     let limit = Duration::from_secs(seconds);
     let begun = Instant::now();
-    let mut runs = 0_u64;
-    let mut slowest = Duration::ZERO;
-    let mut fastest = Duration::MAX;
-    while begun.elapsed() < limit {
+    let mut took = Vec::new();
+    for seed in 0.. {
         let one = Instant::now();
-        good &= run(runs)?;
-        let took = one.elapsed();
-        slowest = slowest.max(took);
-        fastest = fastest.min(took);
-        runs += 1;
+        good &= run(seed)?;
+        took.push(one.elapsed().as_nanos() / 1000);
+        if begun.elapsed() >= limit {
+            break;
+        }
     }
-    let took = begun.elapsed();
-    let a_second = u128::from(runs) * 1_000_000_000 / took.as_nanos().max(1);
-    let us = |d: Duration| d.as_nanos() / 1000;
-    let mean = took.as_nanos() / u128::from(runs.max(1)) / 1000;
+    let all = begun.elapsed();
+    let runs = took.len();
+    took.sort_unstable();
+    let pick = |part: usize| took.get((runs - 1) * part / 100).copied().unwrap_or(0).max(1);
     writeln!(
         anstream::stdout(),
-        "{SCENARIO} in lockstep, one core: {a_second} runs/s ({runs} runs; µs a run: fastest {}, mean {mean}, slowest {}), {}",
-        us(fastest),
-        us(slowest),
+        "{SCENARIO} in lockstep, one core: {} runs/s by the median run, {} over all {runs} runs\n\
+         µs a run: fastest {}, median {}, 99th percentile {}, slowest {}; {}",
+        1_000_000 / pick(50),
+        u128::from(u64::try_from(runs).unwrap_or(u64::MAX)) * 1_000_000 / all.as_micros().max(1),
+        pick(0),
+        pick(50),
+        pick(99),
+        pick(100),
         if good { "every run as expected" } else { "NOT every run as expected" }
     )?;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
 use crate::spec::{Set, Source, SpecError, catalogue, load, schema};
-use crate::{bench, compare, expect, progress, render};
+use crate::{bench, compare, expect, explore, progress, render};
 
 const DEFAULT_SCENARIO: &str = "block/low-zone";
 
@@ -33,6 +33,10 @@ struct Cli {
 enum Command {
     /// Run a scenario: a file, or one of those that `lowzone list` shows.
     Run(Run),
+    /// Fail every allocation, mapping and register access of a scenario, one case each, and judge what the driver does.
+    Explore(explore::cli::Explore),
+    /// Repeat one case of a campaign by its token, with its record.
+    Replay(explore::cli::Replay),
     /// List the scenarios that come with the program.
     List,
     /// Print the JSON Schema of scenario files, for editors.
@@ -87,6 +91,12 @@ pub(crate) enum CliError {
     Set(#[from] crate::spec::Problem),
     #[error(transparent)]
     Lab(#[from] LabError),
+    #[error(transparent)]
+    Inventory(#[from] explore::inventory::InventoryError),
+    #[error(transparent)]
+    Campaign(#[from] explore::campaign::CampaignError),
+    #[error(transparent)]
+    Token(#[from] explore::token::TokenError),
     #[error("{name}: {source}")]
     Read { name: String, source: std::io::Error },
     #[error("no scenario '{name}'{}", nearest.as_deref().map(|n| format!(": did you mean '{n}'?")).unwrap_or_default())]
@@ -101,6 +111,8 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         None => run(&Run { scenario: DEFAULT_SCENARIO.to_owned(), seed: vec![1], ..Run::default() }),
         Some(Command::Run(options)) => run(&options),
+        Some(Command::Explore(options)) => explore::cli::explore(&options),
+        Some(Command::Replay(options)) => explore::cli::replay(&options),
         Some(Command::List) => list(),
         Some(Command::Schema) => print_schema(),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),

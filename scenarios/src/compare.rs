@@ -40,6 +40,23 @@ pub(crate) fn print(out: &mut dyn Write, runs: &[Events]) -> io::Result<()> {
     Ok(())
 }
 
+/// Where a case parts from the clean run, with what came just before.
+pub(crate) fn case(out: &mut dyn Write, clean: &[(Producer, Record)], faulty: &[(Producer, Record)]) -> io::Result<()> {
+    const BEFORE: usize = 8;
+    const AFTER: usize = 8;
+    let Some(at) = parting(clean, faulty) else {
+        return writeln!(out, "record   {} events, the same as without the fault", faulty.len());
+    };
+    writeln!(out, "record   parts from the clean run at event {at} of {} (clean: {})", faulty.len(), clean.len())?;
+    for index in at.saturating_sub(BEFORE)..at {
+        writeln!(out, "   {index:>7}  {}", show(faulty.get(index)))?;
+    }
+    for index in at..(at + AFTER).min(faulty.len()) {
+        writeln!(out, " > {index:>7}  {}", show(faulty.get(index)))?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowzone_device::blk::{BlkOptions as DeviceOptions, Hardware, blk};
+use lowzone_device::misbehave::Script;
 use lowzone_device::pci::Beyond as DeviceBeyond;
 use lowzone_device::store::{ImageStore, MemoryStore, Store, StoreError};
 use lowzone_device::{Counters, Worker};
@@ -22,10 +23,10 @@ use lowzone_guest_mem::trace::{Producer, Record};
 use thiserror::Error;
 
 use crate::result::RunResult;
-use crate::spec::{Beyond, Device, Scenario, StoreSpec};
+use crate::spec::{Beyond, Device, Scenario, Step, StoreSpec};
 use crate::step;
 use crate::wire::{InProc, LabTap};
-use crate::world::{Exit, Lockstep};
+use crate::world::{Body, Exit, Lockstep};
 
 /// Why a scenario could not be set up.
 #[derive(Debug, Error)]
@@ -101,6 +102,7 @@ pub(crate) struct Slot {
     pub(crate) at: Bdf,
     pub(crate) dma: DmaDevice,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) script: Arc<Script>,
     pub(crate) image: Option<PathBuf>,
     /// Bytes of its store when it was opened.
     pub(crate) capacity: u64,
@@ -129,6 +131,8 @@ pub(crate) struct Bench {
     pub(crate) seed: u64,
     /// The buffer whose low alias carries the canary, and that alias's address.
     pub(crate) canary: Mutex<Option<Canary>>,
+    /// A span that every step opens first: a campaign's phases.
+    pub(crate) phase: Mutex<Option<&'static str>>,
     pub(crate) result: Mutex<RunResult>,
 }
 
@@ -161,6 +165,7 @@ impl Bench {
 /// A scenario, set up and ready to run.
 pub struct Lab {
     scenario: Scenario,
+    wire: Arc<InProc>,
     bench: Arc<Bench>,
     world: Lockstep,
     // Last: the machine is reset when it drops, after everything that lives on it.
@@ -201,7 +206,7 @@ impl Lab {
         let world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
         let bench = Arc::new(Bench {
             kernel: machine.kernel(),
-            bus: wire,
+            bus: wire.clone(),
             driver,
             slots,
             found: Mutex::default(),
@@ -209,9 +214,10 @@ impl Lab {
             verify,
             seed,
             canary: Mutex::default(),
+            phase: Mutex::default(),
             result: Mutex::new(RunResult::new(name, &scenario, seed)),
         });
-        Ok(Self { scenario, bench, world, machine })
+        Ok(Self { scenario, wire, bench, world, machine })
     }
 
     /// Keeps every event of the run in memory, for [`Lab::take_events`].
@@ -238,17 +244,62 @@ impl Lab {
     pub fn run(&mut self) -> RunResult {
         let steps = self.scenario.step.clone();
         for (index, verb) in (1_u64..).zip(&steps) {
-            self.world.mark(index);
-            let bodies = step::bodies(&self.bench, verb, index);
-            let exits = self.world.run(bodies);
-            if exits.iter().any(|&exit| exit != Exit::Finished) {
+            if self.step(verb, index).iter().any(|&exit| exit != Exit::Finished) {
                 break;
             }
         }
         self.finish()
     }
 
-    fn finish(&mut self) -> RunResult {
+    /// Does one step; how each CPU's body ended.
+    pub(crate) fn step(&mut self, verb: &Step, number: u64) -> Vec<Exit> {
+        self.world.mark(number);
+        self.run_bodies(step::bodies(&self.bench, verb, number))
+    }
+
+    /// Stops every device's DMA as before a shutdown; memory stays.
+    pub(crate) fn shutdown(&mut self) -> Vec<Exit> {
+        self.run_bodies(vec![step::shutdown(&self.bench)])
+    }
+
+    fn run_bodies(&mut self, bodies: Vec<Body>) -> Vec<Exit> {
+        let phase = *lock(&self.bench.phase);
+        let spanned = bodies.into_iter().map(|body| -> Body {
+            match phase {
+                Some(name) => Box::new(move |cpu| {
+                    let _span = cpu.span(name);
+                    body(cpu);
+                }),
+                None => body,
+            }
+        });
+        self.world.run(spanned.collect())
+    }
+
+    /// The span that every later step opens first.
+    pub(crate) fn set_phase(&self, phase: Option<&'static str>) {
+        *lock(&self.bench.phase) = phase;
+    }
+
+    /// The wire that joins the halves.
+    pub(crate) fn wire(&self) -> &InProc {
+        &self.wire
+    }
+
+    /// The scripts of the devices, by slot.
+    pub(crate) fn scripts(&self) -> impl Iterator<Item = &Script> {
+        self.bench.slots.iter().map(|slot| &*slot.script)
+    }
+
+    /// Puts pulled-out devices back; they will be found anew.
+    pub(crate) fn replug(&self) {
+        if self.wire.replug_all() {
+            lock(&self.bench.found).clear();
+        }
+    }
+
+    /// Ends the run: what was seen so far, and what is left over.
+    pub(crate) fn finish(&mut self) -> RunResult {
         step::canary::check(&self.bench);
         let kernel = self.machine.kernel();
         let mut result = std::mem::take(&mut *lock(&self.bench.result));
@@ -321,13 +372,14 @@ fn plug(
     let port = |_queue| (DmaPort::new(&dma), LabTap::new(machine.kernel_ref(), &dma));
     let made = blk(&options, hardware, store, irq, port)
         .map_err(|source| LabError::Device { device: device.name.clone(), source })?;
-    wire.plug(made.function);
+    wire.plug(made.function, made.slot);
     workers.extend(made.workers);
     Ok(Slot {
         name: device.name.clone(),
         at,
         dma,
         counters: made.counters,
+        script: made.script,
         image: device.image.as_ref().map(PathBuf::from),
         capacity,
         width: device.width,

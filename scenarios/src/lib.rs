@@ -9,6 +9,7 @@ mod bench;
 pub mod cli;
 mod compare;
 pub mod expect;
+pub mod explore;
 pub mod lab;
 mod progress;
 mod render;

@@ -23,7 +23,7 @@ pub(crate) fn story(text: &str) -> String {
 
 fn bytes(n: u64) -> String {
     for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
-        if n >= 1 << shift && n.is_multiple_of(1 << (shift - 10)) {
+        if n >= 1 << shift {
             let (whole, tenth) = (n >> shift, ((n & ((1 << shift) - 1)) * 10) >> shift);
             return if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") };
         }
@@ -250,11 +250,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_shown_in_the_largest_unit_that_loses_little() {
+    fn bytes_are_shown_in_the_largest_unit() {
         let cases = [(512, "512 B"), (8192, "8 KiB"), (1 << 20, "1 MiB"), (6 << 30, "6 GiB"), (3 << 19, "1.5 MiB")];
         for (n, text) in cases {
             assert_eq!(bytes(n), text);
         }
-        assert_eq!(bytes((1 << 20) + 1), "1048577 B");
+        assert_eq!(bytes(330_000_000), "314.7 MiB");
     }
 }

@@ -70,6 +70,8 @@ pub struct IoRow {
     pub retries: u64,
     /// SHA-256 of what was read back; empty if it was compared as bytes only.
     pub sha256: String,
+    /// Reads that went well and gave other bytes than were written.
+    pub mismatched: u64,
     /// Requests whose data was compared.
     pub compared: u64,
     /// Whether every byte read was the byte written; nothing read is nothing verified.
@@ -193,6 +195,8 @@ pub struct RunResult {
     pub log_suppressed: u64,
     /// What a step could not do.
     pub errors: Vec<String>,
+    /// The errnos of failed probes.
+    pub probe_errors: Vec<i32>,
     /// DMA transactions: mappings and coherent allocations.
     pub transactions: u64,
     /// Events recorded.

@@ -16,6 +16,7 @@ use lowzone_driver::pci::{PciDevice, enumerate};
 use lowzone_guest_mem::dma::{DmaDevice, DmaPort};
 use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig};
 use lowzone_guest_mem::stats::{Leak, leaks};
+use vm_memory::VolatileSlice;
 
 /// Who serves the disk's queues.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +47,7 @@ pub struct Rig {
 pub type Wrap = dyn Fn(Arc<dyn PciFunction>) -> Arc<dyn PciFunction>;
 
 impl Rig {
-    /// A machine with a disk of `bytes` in memory.
+    /// A machine with a disk in memory that begins with `bytes`.
     pub fn new(config: MachineConfig, options: DeviceOptions, bytes: Vec<u8>, serve: Serve, seed: u64) -> Self {
         Self::wrapped(config, options, bytes, serve, seed, &|function| function)
     }
@@ -55,7 +56,7 @@ impl Rig {
     pub fn wrapped(
         config: MachineConfig,
         options: DeviceOptions,
-        bytes: Vec<u8>,
+        mut bytes: Vec<u8>,
         serve: Serve,
         seed: u64,
         wrap: &Wrap,
@@ -65,10 +66,11 @@ impl Rig {
         machine.kernel().set_io_space(bus.clone());
         let (at, sink) = bus.next_slot();
         let dma = DmaDevice::new(machine.kernel_ref(), &at.to_string());
-        let store = Arc::new(Store::Memory(MemoryStore::new(bytes).unwrap()));
+        let store = Arc::new(Store::Memory(MemoryStore::zeroed(bytes.len() as u64).unwrap()));
+        store.write_at(0, &VolatileSlice::from(&mut bytes[..])).unwrap();
         let port = |_queue| (DmaPort::new(&dma), LabTap::new(machine.kernel_ref(), &dma));
         let made = blk(&options, Hardware::default(), store.clone(), sink.clone(), port).unwrap();
-        bus.plug(wrap(made.function));
+        bus.plug(wrap(made.function), made.slot);
         let workers: Vec<Box<dyn Worker>> = if serve == Serve::Device { made.workers } else { Vec::new() };
         let world = Lockstep::new(machine.kernel_ref(), bus.clone(), workers, seed);
         Self { world, bus, sink, dma, store, machine }

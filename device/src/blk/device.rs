@@ -12,7 +12,8 @@ use super::config::{BlkOptions, LEN};
 use super::request::Disk;
 use super::worker::{BlkWorker, Common};
 use crate::counters::Counters;
-use crate::pci::{Beyond, BusMaster, BusMasterError, IrqSink, PciFunction};
+use crate::misbehave::Script;
+use crate::pci::{Beyond, BusMaster, BusMasterError, IrqSink, PciFunction, Removable};
 use crate::store::Store;
 use crate::tap::Tap;
 use crate::virtio::pci::VirtioPciError;
@@ -68,6 +69,10 @@ pub struct Blk {
     pub workers: Vec<Box<dyn Worker>>,
     /// Live counters of both.
     pub counters: Arc<Counters>,
+    /// What the device is to get wrong; nothing unless something is planned.
+    pub script: Arc<Script>,
+    /// The slot it sits in, to be pulled out of.
+    pub slot: Arc<dyn Removable>,
 }
 
 impl std::fmt::Debug for Blk {
@@ -117,7 +122,7 @@ impl VirtioDevice for BlkDevice {
 }
 
 /// Builds a block device over `store`. For each queue `port` is asked once for the memory its worker reaches, and
-/// for the observer of those accesses; interrupts go to `irq`.
+/// for the observer of those accesses; interrupts go to `irq`. It behaves until its [`Blk::script`] says otherwise.
 ///
 /// # Errors
 /// [`DeviceError`] if an option is out of range.
@@ -160,6 +165,7 @@ where
     if options.depth == 0 {
         return Err(DeviceError::Depth { depth: options.depth });
     }
+    let script = Arc::new(Script::new());
     let device = BlkDevice { options: *options, features: options.features(&store), space: options.space(&store) };
     let counters = Arc::new(Counters::default());
     let function = Arc::new(VirtioPci::new(Box::new(device), hardware.wide_bar, irq, Arc::clone(&counters))?);
@@ -169,9 +175,11 @@ where
         disk: Disk { capacity: store.capacity(), read_only },
         store,
         counters: Arc::clone(&counters),
+        script: Arc::clone(&script),
         id: options.id,
         // A queue never holds more chains than entries, whatever the driver pretends.
         depth: options.depth.min(usize::from(options.queue_size)),
+        entries: usize::from(options.queue_size),
     };
     let mut workers: Vec<Box<dyn Worker>> = Vec::with_capacity(usize::from(options.queues));
     for index in 0..options.queues {
@@ -180,5 +188,6 @@ where
         let mem = BusMaster::new(memory, hardware.width, hardware.beyond, function.gate(), tap)?;
         workers.push(Box::new(BlkWorker::new(common.clone(), index, shared, mem)));
     }
-    Ok(Blk { function, workers, counters })
+    let slot = Arc::<VirtioPci>::clone(&function);
+    Ok(Blk { function, workers, counters, script, slot })
 }

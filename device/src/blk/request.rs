@@ -10,6 +10,7 @@ use virtio_bindings::virtio_blk::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
+use crate::misbehave::Mishap;
 use crate::pci::BusMaster;
 use crate::store::SECTOR;
 use crate::tap::Tap;
@@ -75,6 +76,10 @@ pub(super) struct Request {
     pub written: u32,
     /// Its place in the order in which this queue's requests were popped.
     pub number: u64,
+    /// What goes wrong with its completion, once that is drawn.
+    pub mishap: Option<Mishap>,
+    /// Its completion was counted.
+    pub drawn: bool,
     status_addr: u64,
     at: u64,
     left: u64,
@@ -100,7 +105,9 @@ impl Request {
         let (readable, writable): (u64, u64) = (sum(false), sum(true));
         let (work, status) = (Work::Done, IOERR);
         let (at, left, segment, within, written) = (0, 0, 0, 0, 0);
-        let mut request = Self { chain, work, status, written, number, status_addr, at, left, segment, within };
+        let (mishap, drawn) = (None, false);
+        let mut request =
+            Self { chain, work, status, written, number, mishap, drawn, status_addr, at, left, segment, within };
         let mut header = [0; 16];
         if readable >= HEADER && request.gather(mem, &mut header) {
             request.plan(&header, readable - HEADER, writable - 1, disk);
@@ -165,6 +172,11 @@ impl Request {
         Some(Piece { addr: segment.addr.wrapping_add(self.within.into()), len, at: self.at })
     }
 
+    /// Whether `piece`, the next one, is the last.
+    pub fn ends_with(&self, piece: Piece) -> bool {
+        self.left == u64::from(piece.len)
+    }
+
     /// Goes on behind a piece of `len` bytes; done when it was the last.
     pub fn advance(&mut self, len: u32) {
         self.within += len;
@@ -177,6 +189,16 @@ impl Request {
         if self.left == 0 {
             self.work = Work::Done;
         }
+    }
+
+    /// Whether its data goes into the driver's memory.
+    pub fn fills_memory(&self) -> bool {
+        matches!(self.work, Work::Read | Work::Id)
+    }
+
+    /// Bytes of the driver's memory that it may write.
+    pub fn room(&self) -> u32 {
+        self.chain.descs.iter().filter(|seg| seg.write).fold(0, |sum: u32, seg| sum.saturating_add(seg.len))
     }
 
     /// Gives up on the request.

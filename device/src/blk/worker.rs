@@ -3,7 +3,7 @@
 //! The phases: pop one chain and read its header; move one piece of one request; write status and used element of
 //! one; interrupt. Requests in flight take turns, so a short one overtakes a long one. Between phases it holds
 //! descriptors and never slices: memory may be unmapped, the device reset, and nothing is touched that was not
-//! asked for again. Neighbours: [`super::request`], [`crate::virtio::ring`], [`crate::store`].
+//! asked for again. What goes wrong on purpose is in `amiss` below this. Neighbours: [`super::request`], [`crate::virtio::ring`], [`crate::store`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,11 +12,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::request::{Disk, Piece, Request, Work};
 use crate::counters::Counters;
+use crate::misbehave::Script;
 use crate::pci::BusMaster;
 use crate::store::Store;
 use crate::tap::Tap;
 use crate::virtio::{QueueHost, QueueShared, Ring, RingError};
 use crate::worker::{Next, Worker};
+
+mod amiss;
 
 /// What all workers of one device have in common.
 #[derive(Clone)]
@@ -24,9 +27,13 @@ pub(super) struct Common {
     pub host: Arc<dyn QueueHost>,
     pub store: Arc<Store>,
     pub counters: Arc<Counters>,
+    pub script: Arc<Script>,
     pub disk: Disk,
     pub id: [u8; 20],
+    /// Requests a queue works on at once.
     pub depth: usize,
+    /// The most a queue can have been given.
+    pub entries: usize,
 }
 
 /// The worker of one queue of a block device.
@@ -40,6 +47,8 @@ pub struct BlkWorker<M: GuestMemory, T: Tap = ()> {
     flying: VecDeque<Request>,
     /// Waiting for status and used element.
     landed: VecDeque<Request>,
+    /// To be finished late on purpose, each with its time; the earliest first.
+    held: VecDeque<(u64, Request)>,
     popped: u64,
     /// The ring was not found empty since the doorbell last rang.
     draining: bool,
@@ -55,6 +64,7 @@ impl<M: GuestMemory, T: Tap> std::fmt::Debug for BlkWorker<M, T> {
             .field("queue", &self.queue)
             .field("flying", &self.flying.len())
             .field("landed", &self.landed.len())
+            .field("held", &self.held.len())
             .field("stopped", &self.stopped)
             .finish_non_exhaustive()
     }
@@ -63,18 +73,21 @@ impl<M: GuestMemory, T: Tap> std::fmt::Debug for BlkWorker<M, T> {
 impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
     pub(super) fn new(common: Common, queue: u16, shared: Arc<QueueShared>, mem: BusMaster<M, T>) -> Self {
         let (flying, landed) = (VecDeque::with_capacity(common.depth), VecDeque::with_capacity(common.depth));
+        let (ring, held) = (None, VecDeque::new());
         let (popped, draining, owing, stopped) = (0, false, false, false);
-        Self { common, queue, shared, mem, ring: None, flying, landed, popped, draining, owing, stopped }
+        Self { common, queue, shared, mem, ring, flying, landed, held, popped, draining, owing, stopped }
     }
 
     fn unfinished(&self) -> bool {
-        !self.stopped && (self.draining || self.owing || !self.flying.is_empty() || !self.landed.is_empty())
+        let draining = self.draining && self.held.len() < self.common.entries;
+        !self.stopped && (draining || self.owing || !self.flying.is_empty() || !self.landed.is_empty())
     }
 
     fn drop_all(&mut self) {
         self.ring = None;
         self.flying.clear();
         self.landed.clear();
+        self.held.clear();
         (self.draining, self.owing, self.stopped) = (false, false, false);
         self.mem.take_fault();
     }
@@ -86,15 +99,15 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
     }
 
     /// One phase of work on an active ring. Finished requests go first, so that the driver gets its memory back.
-    fn phase(&mut self, mut ring: Ring) -> Result<Ring, RingError> {
+    fn phase(&mut self, mut ring: Ring, now: u64) -> Result<Ring, RingError> {
         if let Some(request) = self.landed.pop_front() {
-            self.publish(&mut ring, request)?;
+            self.finish(&mut ring, request, now)?;
         } else if self.owing {
             self.owing = false;
             if ring.needs_interrupt(&self.mem)? {
                 self.common.host.used_buffers(self.queue);
             }
-        } else if self.draining && self.flying.len() < self.common.depth {
+        } else if self.draining && self.flying.len() < self.common.depth && self.held.len() < self.common.entries {
             self.pop(&mut ring)?;
         } else {
             self.move_some();
@@ -115,8 +128,9 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         Ok(())
     }
 
-    fn sort_in(&mut self, request: Request) {
+    fn sort_in(&mut self, mut request: Request) {
         if request.work == Work::Done {
+            self.draw(&mut request, None);
             self.landed.push_back(request);
         } else {
             self.flying.push_back(request);
@@ -151,6 +165,9 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
             }
             return;
         };
+        if request.ends_with(piece) && self.draw(request, Some(piece)) {
+            return;
+        }
         let moved = match request.work {
             Work::Id => self.name(piece),
             work => self.transfer(piece, work == Work::Read),
@@ -210,6 +227,19 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
     }
 
     fn publish(&mut self, ring: &mut Ring, request: Request) -> Result<(), RingError> {
+        let len = self.conclude(&request);
+        ring.publish(&self.mem, request.chain.head, len)?;
+        self.release(ring, request);
+        Ok(())
+    }
+
+    fn release(&mut self, ring: &mut Ring, request: Request) {
+        ring.recycle(request.chain);
+        self.owing = true;
+    }
+
+    /// Writes the status of `request` and counts it; returns what to tell the driver was written.
+    fn conclude(&self, request: &Request) -> u32 {
         let len = request.write_status(&self.mem);
         // Without a status the driver still gets its request back, and sees that nobody wrote one.
         let lost = self.note_fault();
@@ -218,10 +248,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         if lost || request.status != super::request::OK {
             Counters::add(&counters.failed, 1);
         }
-        ring.publish(&self.mem, request.chain.head, len)?;
-        ring.recycle(request.chain);
-        self.owing = true;
-        Ok(())
+        len
     }
 
     /// Takes a fault out of the latch and counts it.
@@ -233,11 +260,26 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         fault.is_some()
     }
 
-    fn stop(&mut self, error: RingError) {
+    fn fail(&mut self, error: RingError) {
+        if self.mem.is_gone() {
+            // Pulled out in the middle of a phase: nobody to tell, and no fault of the ring's.
+            self.drop_all();
+            return;
+        }
+        self.common.counters.keep_ring_error(error);
+        self.stop();
+    }
+
+    /// Drops everything and asks for a reset.
+    fn stop(&mut self) {
         self.drop_all();
         self.stopped = true;
-        self.common.counters.keep_ring_error(error);
         self.common.host.needs_reset();
+    }
+
+    /// What to wait for when nothing can be done now.
+    fn rest(&self) -> Next {
+        self.held.front().map_or(Next::Idle, |&(due, _)| Next::At(due))
     }
 }
 
@@ -246,7 +288,7 @@ impl<M: GuestMemory + Send, T: Tap> Worker for BlkWorker<M, T> {
         self.shared.resetting() || (!self.stopped && self.shared.attention()) || self.unfinished()
     }
 
-    fn service(&mut self, _now: u64) -> Next {
+    fn service(&mut self, now: u64) -> Next {
         if self.shared.resetting() {
             self.acknowledge_reset();
             return Next::Idle;
@@ -256,8 +298,9 @@ impl<M: GuestMemory + Send, T: Tap> Worker for BlkWorker<M, T> {
         }
         // Taken before the ring is looked at: a doorbell that rings later is seen later.
         self.draining |= self.shared.take_kick();
+        self.let_go(now);
         if !self.unfinished() {
-            return Next::Idle;
+            return self.rest();
         }
         let ring = match (self.ring.take(), self.shared.config()) {
             (Some(ring), _) => Ok(ring),
@@ -267,10 +310,11 @@ impl<M: GuestMemory + Send, T: Tap> Worker for BlkWorker<M, T> {
                 return Next::Idle;
             }
         };
-        match ring.and_then(|ring| self.phase(ring)) {
-            Ok(ring) => self.ring = Some(ring),
-            Err(error) => self.stop(error),
+        match ring.and_then(|ring| self.phase(ring, now)) {
+            Ok(ring) if !self.stopped => self.ring = Some(ring),
+            Ok(_) => {}
+            Err(error) => self.fail(error),
         }
-        if self.unfinished() { Next::Again } else { Next::Idle }
+        if self.unfinished() { Next::Again } else { self.rest() }
     }
 }

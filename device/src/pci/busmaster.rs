@@ -8,7 +8,7 @@
 //! belong to the memory underneath.
 
 use std::iter::FusedIterator;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
@@ -66,19 +66,41 @@ pub enum BusMasterError {
     },
 }
 
-/// Bit 2 of the command register, shared by config space and all bus masters of a function.
+/// Bit 2 of the command register, shared by config space and all bus masters of a function. The gate of a function
+/// that was pulled out of its slot is gone: closed, and nobody is left to tell of an access.
 #[derive(Debug, Default)]
-pub struct BusMasterGate(AtomicBool);
+pub struct BusMasterGate(AtomicU8);
+
+const CLOSED: u8 = 0;
+const OPEN: u8 = 1;
+const GONE: u8 = 2;
 
 impl BusMasterGate {
-    /// Opens or closes the gate.
+    /// Opens or closes the gate, unless it is gone.
     pub fn set(&self, open: bool) {
-        self.0.store(open, Ordering::Release);
+        let state = if open { OPEN } else { CLOSED };
+        // Failing means that it is gone, and stays so.
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |was| (was != GONE).then_some(state));
     }
 
     /// Whether the function may master the bus.
     pub fn is_open(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) == OPEN
+    }
+
+    /// Whether the function is out of its slot.
+    pub fn is_gone(&self) -> bool {
+        self.0.load(Ordering::Acquire) == GONE
+    }
+
+    /// The function leaves its slot.
+    pub(crate) fn remove(&self) {
+        self.0.store(GONE, Ordering::Release);
+    }
+
+    /// The function is put into a slot: the gate is closed, as after power-on.
+    pub(crate) fn restore(&self) {
+        self.0.store(CLOSED, Ordering::Release);
     }
 }
 
@@ -166,6 +188,16 @@ impl<M: GuestMemory, T: Tap> BusMaster<M, T> {
         self.latch.take()
     }
 
+    /// Whether the function was pulled out of its slot: every access fails, unseen and not latched.
+    pub fn is_gone(&self) -> bool {
+        self.gate.is_gone()
+    }
+
+    /// Latches and shows an access as if the platform had refused it; no memory is asked for.
+    pub(crate) fn feign_fault(&self, addr: u64, len: usize, write: bool) {
+        self.refuse(addr, len, write, Refusal::Memory);
+    }
+
     /// Tells the observer that the `len` bytes at `addr`, granted before, have moved.
     pub fn moved(&self, addr: u64, len: usize, write: bool) {
         if let Ok(at) = self.place(addr, len) {
@@ -207,6 +239,9 @@ impl<M: GuestMemory, T: Tap> BusMaster<M, T> {
     }
 
     fn refuse(&self, addr: u64, len: usize, write: bool, why: Refusal) -> GuestMemoryError {
+        if self.is_gone() {
+            return GuestMemoryError::InvalidGuestAddress(GuestAddress(addr));
+        }
         self.latch.record(Fault { addr, len, write, why });
         self.tap.refused(addr, len, write, why);
         GuestMemoryError::InvalidGuestAddress(GuestAddress(addr))
@@ -253,6 +288,9 @@ impl<M: GuestMemory, T: Tap> GuestMemory for BusMaster<M, T> {
             return Ok(slices);
         }
         let at = self.admit(addr.0, count, write)?;
+        if at.start != addr.0 || at.at_zero > 0 {
+            self.tap.wrapped(addr.0, at.start, count, write, self.width);
+        }
         let inner = |start: u64, len: usize| {
             self.inner
                 .get_slices(GuestAddress(start), len, access)
@@ -261,9 +299,6 @@ impl<M: GuestMemory, T: Tap> GuestMemory for BusMaster<M, T> {
         slices.first = Some(inner(at.start, at.len)?);
         if at.at_zero > 0 {
             slices.second = Some(inner(0, at.at_zero)?);
-        }
-        if at.start != addr.0 || at.at_zero > 0 {
-            self.tap.wrapped(addr.0, at.start, count, write, self.width);
         }
         self.grant(at, write);
         Ok(slices)

@@ -152,11 +152,7 @@ impl ConfigSpace {
     /// Reads a register; all-ones of that width if the access is not answered.
     pub fn read(&self, offset: u16, width: Width) -> u32 {
         let Some(range) = Self::range(offset, width) else {
-            return match width {
-                Width::B1 => 0xff,
-                Width::B2 => 0xffff,
-                Width::B4 | Width::B8 => u32::MAX,
-            };
+            return absent(width);
         };
         self.bytes[range].iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
     }
@@ -216,6 +212,15 @@ impl ConfigSpace {
     /// Puts every register back to its value at power-on.
     pub fn reset(&mut self) {
         self.bytes = self.initial;
+    }
+}
+
+/// What config space reads where nothing answers.
+pub const fn absent(width: Width) -> u32 {
+    match width {
+        Width::B1 => 0xff,
+        Width::B2 => 0xffff,
+        Width::B4 | Width::B8 => u32::MAX,
     }
 }
 

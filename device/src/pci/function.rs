@@ -137,6 +137,21 @@ pub trait PciFunction: Send + Sync {
     fn reset(&self);
 }
 
+/// A slot that its function can be pulled out of, and put back into, at any moment.
+pub trait Removable: Send + Sync {
+    /// Pulls the function out. At once every read is all-ones, writes are lost, no address is decoded, DMA and
+    /// interrupts are over; an interrupt pin that was high falls. Its workers drop what they hold at their next call
+    /// and are not ready then. A second time it does nothing.
+    fn unplug(&self);
+
+    /// Puts the function back, as after power-on: no BAR placed, no bit of the command register set, the device
+    /// reset as soon as every worker has let go of its former life. Does nothing if it is in.
+    fn replug(&self);
+
+    /// Whether the function is in its slot.
+    fn plugged(&self) -> bool;
+}
+
 /// Where a function's interrupts go. The sink queues, it never calls back.
 pub trait IrqSink: Send + Sync {
     /// The function has sent the message of MSI-X `vector`: `data` to `addr`.

@@ -11,4 +11,4 @@ mod function;
 pub mod msix;
 
 pub use busmaster::{Beyond, BusMaster, BusMasterError, BusMasterGate, Fault, Refusal};
-pub use function::{AccessError, Bar, IrqSink, PciFunction, Width};
+pub use function::{AccessError, Bar, IrqSink, PciFunction, Removable, Width};

@@ -3,7 +3,7 @@
 //! [`VirtioPci`] joins [`crate::pci::config`], [`crate::pci::msix`] and [`super::common`] under one lock and is
 //! both the [`PciFunction`] a bus sees and the [`QueueHost`] its workers report to. Mirrors virtio 1.2 section 4.1.
 //! Left out: the PCI configuration access capability (type 5), shared memory, legacy registers.
-//! `layout` beside this says what lies where in the BAR.
+//! `layout` beside this says what lies where in the BAR, `removal` below it how a function leaves its slot.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +19,8 @@ use crate::pci::caps::CapsError;
 use crate::pci::config::{self, BarSpec, ConfigError, ConfigSpace, Identity};
 use crate::pci::msix::{Message, Msix};
 use crate::pci::{AccessError, BusMasterGate, IrqSink, PciFunction, Width};
+
+mod removal;
 
 /// Vendor id of virtio devices.
 pub const VENDOR_ID: u16 = 0x1af4;
@@ -141,9 +143,9 @@ impl VirtioPci {
         }
     }
 
-    /// Interrupts by whichever way is on; a device that is being reset keeps silent.
+    /// Interrupts by whichever way is on; a device that is being reset, or is gone, keeps silent.
     fn interrupt(&self, state: &mut State, vector: u16, isr: u8) {
-        if state.resetting() {
+        if state.resetting() || self.gate.is_gone() {
             return;
         }
         if state.msix.enabled() {
@@ -158,6 +160,9 @@ impl VirtioPci {
 
     /// Sends what may be sent now, and brings pin and status bit in line with the rest.
     fn settle(&self, state: &mut State) {
+        if self.gate.is_gone() {
+            return;
+        }
         while self.gate.is_open() {
             let Some(message) = state.msix.take_pending() else { break };
             self.send(message);
@@ -226,6 +231,9 @@ impl VirtioPci {
 
     fn write_common(&self, offset: u32, width: Width, value: u64) -> Option<()> {
         let mut state = lock(&self.state);
+        if self.gate.is_gone() {
+            return Some(());
+        }
         if state.resetting() {
             // The old registers go when the last worker has let go; until then nothing new is taken in.
             return state.common.read(offset.into(), width).map(|_| ());
@@ -247,11 +255,15 @@ impl State {
 
 impl PciFunction for VirtioPci {
     fn config_read(&self, offset: u16, width: Width) -> u32 {
-        lock(&self.state).config.read(offset, width)
+        let state = lock(&self.state);
+        if self.gate.is_gone() { config::absent(width) } else { state.config.read(offset, width) }
     }
 
     fn config_write(&self, offset: u16, width: Width, value: u32) {
         let mut state = lock(&self.state);
+        if self.gate.is_gone() {
+            return;
+        }
         state.config.write(offset, width, value);
         self.gate.set(state.config.command() & config::COMMAND_MASTER != 0);
         let control = state.config.word(self.msix_at + 2);
@@ -260,10 +272,14 @@ impl PciFunction for VirtioPci {
     }
 
     fn decode(&self, addr: u64, width: Width) -> Option<(u8, u64)> {
-        lock(&self.state).config.decode(addr, width)
+        let state = lock(&self.state);
+        if self.gate.is_gone() { None } else { state.config.decode(addr, width) }
     }
 
     fn bar_read(&self, bar: u8, offset: u64, width: Width) -> Result<u64, AccessError> {
+        if self.gate.is_gone() {
+            return Ok(width.all_ones());
+        }
         if bar != BAR {
             return Err(AccessError::NoBar { bar });
         }
@@ -287,6 +303,9 @@ impl PciFunction for VirtioPci {
     }
 
     fn bar_write(&self, bar: u8, offset: u64, width: Width, value: u64) -> Result<(), AccessError> {
+        if self.gate.is_gone() {
+            return Ok(());
+        }
         if bar != BAR {
             return Err(AccessError::NoBar { bar });
         }
@@ -309,6 +328,9 @@ impl PciFunction for VirtioPci {
 
     fn reset(&self) {
         let mut state = lock(&self.state);
+        if self.gate.is_gone() {
+            return;
+        }
         self.gate.set(false);
         state.config.reset();
         state.msix.reset();

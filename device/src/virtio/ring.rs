@@ -37,6 +37,8 @@ pub struct Segment {
 pub struct Chain {
     /// The descriptor that stands for the request.
     pub head: u16,
+    /// The descriptor of the ring behind the head, if the chain has one: it can head no other chain.
+    pub second: Option<u16>,
     /// Its segments; never empty, no longer than the queue, less than 4 GiB together.
     pub descs: Vec<Segment>,
 }
@@ -130,6 +132,8 @@ pub struct Ring {
     queue: Queue,
     config: QueueConfig,
     spare: Vec<Vec<Segment>>,
+    /// An element was published that virtio-queue does not know of.
+    forged: bool,
 }
 
 impl Ring {
@@ -147,7 +151,7 @@ impl Ring {
             queue.set_ready(true);
             Ok(queue)
         };
-        Ok(Self { queue: build().map_err(RingError::Queue)?, config, spare: Vec::new() })
+        Ok(Self { queue: build().map_err(RingError::Queue)?, config, spare: Vec::new(), forged: false })
     }
 
     /// Takes the next request off the ring; `None` if the driver has made none available.
@@ -167,7 +171,7 @@ impl Ring {
         let head = mem.load::<u16>(GuestAddress(slot), Ordering::Acquire).map_err(|error| refused(mem, error))?;
         mem.moved(slot, 2, false);
         self.queue.set_next_avail(next.wrapping_add(1));
-        let mut chain = Chain { head: u16::from_le(head), descs: self.spare.pop().unwrap_or_default() };
+        let mut chain = Chain { head: u16::from_le(head), second: None, descs: self.spare.pop().unwrap_or_default() };
         chain.descs.clear();
         self.walk(mem, &mut chain)?;
         Ok(Some(chain))
@@ -195,6 +199,36 @@ impl Ring {
         Ok(())
     }
 
+    /// An id that heads nothing in flight, whatever else the driver has made available: a later descriptor of `chain`,
+    /// or one beyond the ring if it has no other.
+    pub(crate) fn stranger(&self, chain: &Chain) -> u32 {
+        chain.second.map_or(u32::from(self.config.size) + u32::from(chain.head), u32::from)
+    }
+
+    /// Publishes an element with any id at all, as [`publish`](Self::publish) does one of a chain's head. The driver
+    /// is told of it whether it asked or not.
+    ///
+    /// # Errors
+    /// [`RingError`] if the used ring can't be written.
+    pub(crate) fn forge<M: GuestMemory, T: Tap>(
+        &mut self,
+        mem: &BusMaster<M, T>,
+        id: u32,
+        len: u32,
+    ) -> Result<(), RingError> {
+        let next = self.queue.next_used();
+        let slot = self.config.used.wrapping_add(4 + 8 * u64::from(next % self.config.size));
+        let element = u64::from(len) << 32 | u64::from(id);
+        mem.write_obj(element.to_le(), GuestAddress(slot)).map_err(|error| refused(mem, error))?;
+        mem.moved(slot, 8, true);
+        let (next, at) = (next.wrapping_add(1), self.config.used.wrapping_add(2));
+        self.queue.set_next_used(next);
+        mem.store(next.to_le(), GuestAddress(at), Ordering::Release).map_err(|error| refused(mem, error))?;
+        mem.moved(at, 2, true);
+        self.forged = true;
+        Ok(())
+    }
+
     /// Whether the driver wants an interrupt for what was published since this was last asked.
     ///
     /// # Errors
@@ -203,7 +237,7 @@ impl Ring {
         if self.queue.event_idx_enabled() {
             let needed = self.queue.needs_notification(mem).map_err(|error| broken(mem, error))?;
             mem.moved(self.config.avail.wrapping_add(4 + 2 * u64::from(self.config.size)), 2, false);
-            return Ok(needed);
+            return Ok(std::mem::take(&mut self.forged) || needed);
         }
         // The used index must be out before the flag is read, or a driver that clears the flag and then looks at
         // the index could miss both.
@@ -246,7 +280,7 @@ impl Ring {
     fn walk<M: GuestMemory, T: Tap>(&self, mem: &BusMaster<M, T>, chain: &mut Chain) -> Result<(), RingError> {
         let (head, size) = (chain.head, self.config.size);
         let (mut table, mut entries, mut index) = (self.config.desc, size, head);
-        let mut may_be_indirect = self.config.features & INDIRECT_DESC != 0;
+        let (mut may_be_indirect, mut inside) = (self.config.features & INDIRECT_DESC != 0, false);
         let mut total = 0u32;
         loop {
             if index >= entries {
@@ -257,7 +291,7 @@ impl Ring {
                 if !may_be_indirect || desc.has_next() {
                     return Err(RingError::Indirect { head, index, flags: desc.flags() });
                 }
-                may_be_indirect = false;
+                (may_be_indirect, inside) = (false, true);
                 (table, entries) = (desc.addr().0, table_entries(head, desc.len())?);
                 index = 0;
                 continue;
@@ -269,6 +303,9 @@ impl Ring {
                 return Ok(());
             }
             index = desc.next();
+            if !inside {
+                chain.second.get_or_insert(index);
+            }
         }
     }
 }

@@ -94,6 +94,8 @@ pub struct BlkQueue {
     /// By slot: the generation whose pending was dropped.
     abandoned: Vec<AtomicU32>,
     any_abandoned: AtomicBool,
+    /// Requests in flight.
+    outstanding: AtomicU32,
     dead: AtomicBool,
     waiters: WaitQueue,
 }
@@ -135,6 +137,7 @@ impl BlkQueue {
             done: cells(size),
             abandoned: cells(size),
             any_abandoned: AtomicBool::new(false),
+            outstanding: AtomicU32::new(0),
             dead: AtomicBool::new(false),
             waiters: WaitQueue::new(),
         })
@@ -157,28 +160,19 @@ impl BlkQueue {
         QueueStats { ring, ..state.stats }
     }
 
-    /// Requests in flight.
-    pub(crate) fn in_flight(&self, cpu: &Cpu<'_>) -> u16 {
-        self.state.lock_irqsave(cpu).vq.as_ref().map_or(0, Virtqueue::in_flight)
-    }
-
     /// Takes nothing more and wakes whoever waits.
     pub(crate) fn kill(&self, cpu: &Cpu<'_>) {
         self.dead.store(true, Ordering::Release);
         self.waiters.wake_up_all(cpu);
     }
 
-    /// Waits until nothing is in flight, at most `timeout` nanoseconds.
-    pub(crate) fn drain(&self, cpu: &Cpu<'_>, timeout: u64) -> bool {
-        let begun = cpu.now();
-        while self.in_flight(cpu) > 0 {
-            let left = timeout.saturating_sub(cpu.now() - begun);
-            let slice = left.min(1_000_000);
-            if slice == 0 || lowzone_guest_mem::wait::sleep(cpu, slice).is_err() {
-                return false;
-            }
+    /// Waits until nothing is in flight, at most `timeout` nanoseconds; a broken queue completes nothing any more.
+    pub(crate) fn drain(&self, cpu: &Cpu<'_>, timeout: u64) {
+        let over = || self.outstanding.load(Ordering::Acquire) == 0 || self.dead.load(Ordering::Acquire);
+        // What is still out after that is taken back after the reset.
+        if self.waiters.wait_event_timeout(cpu, timeout, over).is_err() {
+            self.reap(cpu);
         }
-        true
     }
 
     /// After the reset: unmaps and gives up what was still in flight, then frees the ring.
@@ -261,6 +255,7 @@ impl BlkQueue {
         }
     }
 
+    #[expect(clippy::result_large_err, reason = "the data comes back; a box would allocate on the request path")]
     fn add(
         &self,
         cpu: &Cpu<'_>,
@@ -297,6 +292,7 @@ impl BlkQueue {
         let sequence = state.stats.submitted;
         state.stats.submitted += 1;
         self.gauge.up();
+        self.outstanding.fetch_add(1, Ordering::Relaxed);
         state.stats.peak = state.stats.peak.max(in_flight);
         let generation = state.generations[usize::from(slot)].wrapping_add(1).max(1);
         state.generations[usize::from(slot)] = generation;
@@ -356,6 +352,7 @@ impl BlkQueue {
         let completed = Completed { data: Some(self.unmap(cpu, payload)), result };
         state.stats.completed += 1;
         self.gauge.down();
+        self.outstanding.fetch_sub(1, Ordering::Release);
         if sequence < state.newest_done {
             state.stats.out_of_order += 1;
         }
@@ -392,7 +389,11 @@ impl Pending {
         if !over()
             && let Err(error) = self.queue.waiters.wait_event_timeout(cpu, timeout, over)
         {
-            return Completed { data: None, result: Err(error.into()) };
+            // The device may be done and only its interrupt lost: look before giving up.
+            self.queue.reap(cpu);
+            if !over() {
+                return Completed { data: None, result: Err(error.into()) };
+            }
         }
         if !self.is_done() {
             return Completed { data: None, result: Err(BlkError::Dead) };

@@ -110,7 +110,9 @@ impl DmaDevice {
         alloc_owner: Owner,
     ) -> Result<RawMapping, MapFailure> {
         let owner = cpu.owner();
-        let placed = if cpu.point_for(Class::Map, len, owner) == Verdict::Fail {
+        // A direct mapping always succeeds; one that bounces may find the pool full.
+        let natural = !Self::capable(self.bus_address(orig), len, self.mask());
+        let placed = if cpu.point_as(Class::Map, len, owner, natural) == Verdict::Fail {
             Err(MapFailure::Refused { len })
         } else {
             self.place(cpu, orig, len, owner)

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Driver, Expect, Machine, Step};
+use super::{Device, Driver, Expect, Explore, Machine, Step};
 
 /// A lowzone scenario: a machine, its devices and a driver, what is done with them, and what must be seen.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +28,9 @@ pub struct Scenario {
     /// What must be seen.
     #[serde(default)]
     pub expect: Expect,
+    /// How a campaign shortens it.
+    #[serde(default)]
+    pub explore: Explore,
 }
 
 impl Scenario {

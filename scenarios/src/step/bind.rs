@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lowzone_driver::Driver;
 use lowzone_driver::blk::{Disk, RingPlace};
 use lowzone_driver::pci::{PciDevice, enumerate};
 use lowzone_guest_mem::Cpu;
@@ -18,7 +19,10 @@ pub(super) fn probe(bench: &Arc<Bench>) -> Body {
             match lowzone_driver::bind(cpu, &bench.driver, &pci) {
                 Ok(true) => note_rings(cpu, &bench, &pci),
                 Ok(false) => bench.failed(format!("{}: no driver for {:?}", pci.at(), pci.id())),
-                Err(error) => bench.failed(format!("{}: probe failed with error {}: {error}", pci.at(), error.errno())),
+                Err(error) => {
+                    lock(&bench.result).probe_errors.push(error.errno());
+                    bench.failed(format!("{}: probe failed with error {}: {error}", pci.at(), error.errno()));
+                }
             }
         }
     })
@@ -63,6 +67,17 @@ pub(super) fn remove(bench: &Arc<Bench>) -> Body {
                 drop(disk);
                 lowzone_driver::unbind(cpu, &bench.driver, pci);
             }
+        }
+    })
+}
+
+/// Stops every bound device's DMA.
+pub(crate) fn shutdown(bench: &Arc<Bench>) -> Body {
+    let bench = bench.clone();
+    Box::new(move |cpu| {
+        let _span = cpu.span("shutdown");
+        for pci in devices(&bench).iter().rev() {
+            bench.driver.shutdown(cpu, pci);
         }
     })
 }

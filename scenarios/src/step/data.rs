@@ -11,9 +11,9 @@ use thiserror::Error;
 use crate::spec::Memory;
 
 /// How long a submission that finds no room waits for another CPU's completion.
-const RETRY_NS: u64 = 100_000;
-/// How often it tries before it gives up: 10 s of virtual time.
-const RETRIES: u32 = 100_000;
+const RETRY_NS: u64 = 10_000_000;
+/// How often it tries before it gives up: 2 s of virtual time.
+const RETRIES: u32 = 200;
 
 /// Why a step's buffer could not be had.
 #[derive(Debug, Error)]

@@ -44,6 +44,7 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
             let (bench, step, disk) = (bench.clone(), step.clone(), disk.clone());
             let body: Body = Box::new(move |cpu| {
                 let Some(slot) = bench.slot(&step.device) else { return };
+                let _span = cpu.span("io");
                 let mut work = Work::new(cpu, &bench, slot, &disk, &step, (worker, workers));
                 match step.pattern {
                     Pattern::WriteRead => work.write_read(),
@@ -85,6 +86,8 @@ struct Work<'a> {
     flights: VecDeque<Flight>,
     /// Requests were submitted that the device was not told of.
     uncommitted: bool,
+    /// Where a write failed and none succeeded since.
+    unknown: Vec<Range<u64>>,
     /// What the stretch holds.
     shadow: Vec<u8>,
     scratch: Vec<u8>,
@@ -135,6 +138,7 @@ impl<'a> Work<'a> {
             room,
             flights: VecDeque::with_capacity(depth),
             uncommitted: false,
+            unknown: Vec::new(),
             shadow: vec![0; usize::try_from(room).unwrap_or(0)],
             scratch: vec![0; usize::try_from(longest).unwrap_or(0)],
             hash: Sha256::new(),
@@ -206,7 +210,7 @@ impl<'a> Work<'a> {
                 Ok(buffer) => break buffer,
                 // Memory comes back with completions.
                 Err(_) if self.collect() => self.row.retries += 1,
-                Err(error) => return self.fail(&error.to_string()),
+                Err(error) => return self.fail_at(op, &at, &error.to_string()),
             }
         };
         if let Some(zone) = data::zone(&buffer) {
@@ -228,7 +232,10 @@ impl<'a> Work<'a> {
                 self.flights.push_back(Flight { pending, op, at, held });
                 self.uncommitted = true;
             }
-            Err(error) => self.fail(&error.why.to_string()),
+            Err(error) => {
+                self.held -= held;
+                self.fail_at(op, &at, &error.why.to_string());
+            }
         }
     }
 
@@ -249,12 +256,17 @@ impl<'a> Work<'a> {
     fn settle(&mut self, op: Op, at: &Range<u64>, completed: Completed) {
         let data = match data::good(completed) {
             Ok(data) => data,
-            Err(error) => return self.fail(&error),
+            Err(error) => return self.fail_at(op, at, &error),
         };
         let len = at.end - at.start;
+        if op == Op::Write {
+            self.unknown.retain(|old| old.start >= at.end || at.start >= old.end);
+        }
         self.row.bytes += len;
         self.bench.control.advance(len);
-        if op == Op::Read {
+        // What a failed write left behind nobody knows.
+        let known = !self.unknown.iter().any(|old| old.start < at.end && at.start < old.end);
+        if op == Op::Read && known {
             self.compare(at, &data);
         }
     }
@@ -264,10 +276,18 @@ impl<'a> Work<'a> {
         let seen = &mut self.scratch[..expected.len()];
         let same = data::read(self.cpu, data, seen) && seen == expected;
         self.row.verified &= same;
+        self.row.mismatched += u64::from(!same);
         self.compared += 1;
         if self.bench.verify == Verify::Sha256 {
             self.hash.update(&*seen);
         }
+    }
+
+    fn fail_at(&mut self, op: Op, at: &Range<u64>, why: &str) {
+        if op == Op::Write {
+            self.unknown.push(at.clone());
+        }
+        self.fail(why);
     }
 
     fn fail(&mut self, why: &str) {
@@ -290,6 +310,7 @@ impl<'a> Work<'a> {
         row.bytes += self.row.bytes;
         row.pages_held += self.row.pages_held;
         row.retries += self.row.retries;
+        row.mismatched += self.row.mismatched;
         row.compared += self.compared;
         // A CPU that was stopped may have read nothing yet; any other must have.
         row.verified &= self.row.verified && (self.compared > 0 || self.bench.control.stopped());

@@ -16,6 +16,8 @@ use crate::lab::Bench;
 use crate::spec::Step;
 use crate::world::Body;
 
+pub(crate) use bind::shutdown;
+
 /// The bodies of one step, one for each CPU that takes part.
 pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> {
     let label = || format!("{} {number}", step.verb());

@@ -8,13 +8,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lowzone_device::pci::{IrqSink, PciFunction, Width as DeviceWidth};
+use lowzone_device::pci::{IrqSink, PciFunction, Removable, Width as DeviceWidth};
 use lowzone_driver::bus::{Bdf, PciBus, Vector};
 use lowzone_guest_mem::PhysAddr;
 use lowzone_guest_mem::env::IrqHandler;
 use lowzone_guest_mem::iospace::{IoSpace, Width};
-use lowzone_guest_mem::kernel::KernelRef;
+use lowzone_guest_mem::kernel::{Kernel, KernelRef};
 use lowzone_guest_mem::ram::LOW_LIMIT;
+
+use crate::explore::place::IrqMishap;
 
 /// Where MSI messages go (Intel SDM 11.11.1).
 const MSI_BASE: u64 = 0xfee0_0000;
@@ -26,6 +28,8 @@ const INTX_FIRST: u32 = 16;
 const MSI_FIRST: u32 = 64;
 /// Vectors that all CPUs have together.
 const MSI_COUNT: u32 = 4096;
+/// How late a late message is.
+const LATE_NS: u64 = 1_000_000;
 
 /// Interrupts between devices and CPUs.
 struct Interrupts {
@@ -41,6 +45,27 @@ struct IrqState {
     vectors: BTreeMap<u32, u32>,
     /// INTx levels by slot.
     levels: Vec<bool>,
+    /// Messages held back: when they are due, for which CPU, which vector.
+    late: Vec<(u64, usize, u32)>,
+    /// Messages sent so far, and what is to happen to which.
+    sent: u64,
+    mishap: Option<(IrqMishap, u64, bool)>,
+}
+
+impl IrqState {
+    fn queue(&mut self, target: usize, irq: u32) {
+        if let Some(queue) = self.pending.get_mut(target).filter(|queue| !queue.contains(&irq)) {
+            queue.push_back(irq);
+        }
+    }
+
+    /// Queues the messages that were held back and are due.
+    fn release_late(&mut self, now: u64) {
+        while let Some(at) = self.late.iter().position(|&(due, _, _)| due <= now) {
+            let (_, target, irq) = self.late.remove(at);
+            self.queue(target, irq);
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,8 +95,18 @@ impl IrqSink for FunctionIrq {
         if addr & !0xff_ffff != MSI_BASE & !0xff_ffff || !state.vectors.contains_key(&data) {
             return;
         }
-        if let Some(queue) = state.pending.get_mut(target).filter(|queue| !queue.contains(&data)) {
-            queue.push_back(data);
+        let number = state.sent;
+        state.sent += 1;
+        let mishap = state.mishap.filter(|&(_, nth, persistent)| number == nth || (persistent && number > nth));
+        let due = self.interrupts.kernel.get().map_or(0, Kernel::clock) + LATE_NS;
+        match mishap.map(|(what, _, _)| what) {
+            Some(IrqMishap::Lost) => {}
+            Some(IrqMishap::Late) => state.late.push((due, target, data)),
+            Some(IrqMishap::Spurious) => {
+                state.queue(target, data);
+                state.late.push((due, target, data));
+            }
+            None => state.queue(target, data),
         }
     }
 
@@ -86,6 +121,7 @@ impl IrqSink for FunctionIrq {
 pub struct InProc {
     interrupts: Arc<Interrupts>,
     functions: Mutex<Vec<Arc<dyn PciFunction>>>,
+    slots: Mutex<Vec<Arc<dyn Removable>>>,
 }
 
 impl InProc {
@@ -93,7 +129,11 @@ impl InProc {
     pub fn new(kernel: KernelRef, cpus: u32) -> Self {
         let pending = (0..cpus).map(|_| VecDeque::new()).collect();
         let state = Mutex::new(IrqState { pending, ..IrqState::default() });
-        Self { interrupts: Arc::new(Interrupts { kernel, state }), functions: Mutex::new(Vec::new()) }
+        Self {
+            interrupts: Arc::new(Interrupts { kernel, state }),
+            functions: Mutex::default(),
+            slots: Mutex::default(),
+        }
     }
 
     /// The place that the next function will have, and its way to interrupts.
@@ -106,13 +146,47 @@ impl InProc {
     }
 
     /// Plugs a function into the next slot.
-    pub fn plug(&self, function: Arc<dyn PciFunction>) {
+    pub fn plug(&self, function: Arc<dyn PciFunction>, slot: Arc<dyn Removable>) {
         lock(&self.functions).push(function);
+        lock(&self.slots).push(slot);
+    }
+
+    /// Pulls every device out: registers and config space read all-ones, DMA and interrupts stop.
+    pub fn unplug_all(&self) {
+        lock(&self.slots).iter().for_each(|slot| slot.unplug());
+        lock(&self.interrupts.state).late.clear();
+    }
+
+    /// Puts the devices back, as after power-on; whether they had been pulled out.
+    pub fn replug_all(&self) -> bool {
+        let slots = lock(&self.slots);
+        let pulled = slots.iter().any(|slot| !slot.plugged());
+        slots.iter().for_each(|slot| slot.replug());
+        pulled
+    }
+
+    /// From now on `what` happens to the `nth` message, counted from 0, and to all later ones if `persistent`.
+    pub fn plan_mishap(&self, mishap: Option<(IrqMishap, u64, bool)>) {
+        let mut state = lock(&self.interrupts.state);
+        (state.mishap, state.sent) = (mishap, 0);
+    }
+
+    /// Messages sent since the last [`InProc::plan_mishap`].
+    pub fn messages(&self) -> u64 {
+        lock(&self.interrupts.state).sent
+    }
+
+    /// When the next message that was held back is due.
+    pub fn next_late(&self) -> Option<u64> {
+        lock(&self.interrupts.state).late.iter().map(|&(due, _, _)| due).min()
     }
 
     /// Whether an interrupt waits for `cpu`.
     pub fn pending(&self, cpu: u32) -> bool {
-        let state = lock(&self.interrupts.state);
+        let mut state = lock(&self.interrupts.state);
+        if !state.late.is_empty() {
+            state.release_late(self.interrupts.kernel.get().map_or(0, Kernel::clock));
+        }
         let queued = usize::try_from(cpu).ok().and_then(|at| state.pending.get(at));
         queued.is_some_and(|queue| !queue.is_empty()) || self.interrupts.line(&state, cpu).is_some()
     }

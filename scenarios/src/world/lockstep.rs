@@ -9,7 +9,7 @@
 //! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use lowzone_guest_mem::trace::{Kind, Producer, Record};
 
 use super::Random;
 use super::panics::Quiet;
+use crate::explore::observer::{Answer, Observer};
 use crate::wire::InProc;
 
 /// Virtual nanoseconds that a point costs: time moves even in a loop that never parks.
@@ -99,6 +100,8 @@ struct Shared {
     bus: Arc<InProc>,
     state: RefCell<State>,
     faults: RefCell<Option<FaultPlan>>,
+    observer: RefCell<Option<Observer>>,
+    stop_at: Cell<Option<u64>>,
 }
 
 /// Fails the `nth` point that may fail, counted from 0.
@@ -117,6 +120,17 @@ impl Shared {
         let Some(kernel) = self.kernel.get() else { return };
         let at = self.state.borrow().now;
         kernel.report(Finding { kind, device: None, at, sites: Vec::new() });
+    }
+
+    /// Stops in the debugger once the record has come to the event asked for.
+    fn trap(&self) {
+        if let (Some(event), Some(kernel)) = (self.stop_at.get(), self.kernel.get())
+            && kernel.trace().events() >= event
+        {
+            self.stop_at.set(None);
+            // Without a debugger the signal ends the program, which is what was asked for too.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TRAP);
+        }
     }
 
     /// Notes how a body ended; whether its CPU can go on.
@@ -249,6 +263,7 @@ impl Env for CpuEnv<'_> {
         if self.unwinding() {
             return Verdict::Pass;
         }
+        self.shared.trap();
         if hung {
             self.shared.report(FindingKind::Hang { points: self.shared.state.borrow().points });
             std::panic::resume_unwind(Box::new(Halt::Dying));
@@ -256,6 +271,13 @@ impl Env for CpuEnv<'_> {
         self.check_stack();
         if turn {
             self.yielder.suspend(Give::Turn);
+        }
+        if let Some(observer) = self.shared.observer.borrow_mut().as_mut() {
+            match observer.pass(&point) {
+                Answer::Pass => {}
+                Answer::Fail => return Verdict::Fail,
+                Answer::Remove => self.shared.bus.unplug_all(),
+            }
         }
         match self.shared.faults.borrow_mut().as_mut() {
             Some(plan) if point.class.may_fail() => {
@@ -315,9 +337,21 @@ impl Lockstep {
             cpus: Vec::new(),
         };
         let faults = RefCell::new(None);
-        let shared = Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults });
+        let observer = RefCell::new(None);
+        let shared =
+            Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults, observer, stop_at: Cell::new(None) });
         let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
         Self { shared, devices }
+    }
+
+    /// Stops in the debugger at the first point after this event.
+    pub fn stop_at(&mut self, event: Option<u64>) {
+        self.shared.stop_at.set(event);
+    }
+
+    /// From now on `observer` sees every point; the one before it comes back.
+    pub fn observe(&mut self, observer: Option<Observer>) -> Option<Observer> {
+        std::mem::replace(&mut *self.shared.observer.borrow_mut(), observer)
     }
 
     /// From now on fails the `nth` point that may fail, counted from 0; `None` fails none.
@@ -460,7 +494,8 @@ impl Lockstep {
         let parked = state.cpus.iter().filter_map(|cpu| cpu.parked.and_then(|(until, _)| until)).min();
         let device = self.devices.iter().filter_map(|device| device.at).min();
         let timer = self.shared.kernel.get().and_then(|kernel| kernel.timers().next());
-        let due = [parked, device, timer].into_iter().flatten().filter(|&at| at > state.now).min();
+        let late = self.shared.bus.next_late();
+        let due = [parked, device, timer, late].into_iter().flatten().filter(|&at| at > state.now).min();
         let Some(next) = due else { return false };
         state.now = next;
         if let Some(kernel) = self.shared.kernel.get() {

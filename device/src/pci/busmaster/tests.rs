@@ -39,7 +39,8 @@ fn wrap_hits_the_wrong_memory_and_says_which() {
     port.write_slice(&[7; 4], GuestAddress(HIGH + 0x100)).unwrap();
     assert_eq!(memory.read_obj::<u32>(GuestAddress(0x100)).unwrap(), 0x0707_0707);
     assert_eq!(memory.read_obj::<u32>(GuestAddress(HIGH + 0x100)).unwrap(), 0);
-    assert_eq!((port.fault(), log.take()), (None, vec![Seen::Granted(0x100, 4, true)]));
+    let wrapped = Seen::Wrapped(HIGH + 0x100, 0x100, 4, true, 32);
+    assert_eq!((port.fault(), log.take()), (None, vec![wrapped, Seen::Granted(0x100, 4, true)]));
 }
 
 #[test]
@@ -124,4 +125,22 @@ proptest! {
         prop_assert!(real == shadow);
         prop_assert_eq!(port.take_fault().is_some(), !fits);
     }
+}
+
+#[test]
+fn a_gate_that_is_gone_refuses_unseen_until_it_is_back() {
+    let (gate, log) = (Arc::<BusMasterGate>::default(), Arc::<Log>::default());
+    gate.set(true);
+    let port = BusMaster::new(ram(), 32, Beyond::Refuse, Arc::clone(&gate), Arc::clone(&log)).unwrap();
+    gate.remove();
+    gate.set(true);
+    assert!(gate.is_gone() && !gate.is_open());
+    assert!(port.write_obj(1u8, GuestAddress(0)).is_err());
+    assert!(!port.check_range(GuestAddress(0), 1, Permissions::Read));
+    assert_eq!((port.take_fault(), log.take()), (None, vec![]));
+    gate.restore();
+    assert!(port.write_obj(1u8, GuestAddress(0)).is_err());
+    assert_eq!(port.take_fault().map(|fault| fault.why), Some(Refusal::BusMasterOff));
+    gate.set(true);
+    assert!(port.write_obj(1u8, GuestAddress(0)).is_ok());
 }

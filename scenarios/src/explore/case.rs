@@ -1,0 +1,296 @@
+//! One case: a scenario with faults planned, run and judged.
+//!
+//! The scenario's steps run as they stand (shortened by its `[explore]` table), then a phase "rebind" probes again,
+//! does a little I/O, shuts down and removes. After that nothing may be left. Then, on the same kernel and with no
+//! faults, probe, a verified round trip and remove must work. Neighbours: `observer`, `lab`.
+
+use std::sync::Arc;
+
+use lowzone_device::misbehave::Script;
+use serde::{Deserialize, Serialize};
+
+use super::observer::{Observer, Seen};
+use super::place::{Place, Strike};
+use crate::lab::{Control, Lab, LabError, Verify};
+use crate::result::RunResult;
+use crate::spec::{IoStep, ProbeStep, RemoveStep, Scenario, Step};
+use crate::world::Exit;
+
+/// Points that one case may pass: a hundred times what a clean one does.
+const FUEL: u64 = 2_000_000;
+
+/// How a case ended.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Something failed, was said to have failed, and left nothing behind.
+    FailedRight,
+    /// Everything worked all the same: a fallback, or a fault that nobody needs to notice.
+    Absorbed,
+    /// The driver mishandled it.
+    Wrong,
+}
+
+/// A judged case.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What was wrong, the first thing first; empty unless it was wrong.
+    pub why: Vec<String>,
+    /// Whether every planned fault struck.
+    pub struck: bool,
+    /// The source line of the point that was struck.
+    pub site: String,
+    /// Whether a real machine can do this, or only injection.
+    pub natural: bool,
+    /// The digest of the run.
+    pub digest: String,
+    /// The points that a second fault could strike, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub window: Vec<String>,
+}
+
+/// A scenario, made ready for many cases.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Its name.
+    pub name: String,
+    /// It, shortened.
+    pub scenario: Scenario,
+    /// The world's seed.
+    pub seed: u64,
+}
+
+/// What to keep of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Keep {
+    /// List every point that can be struck.
+    pub points: bool,
+    /// Keep every event, for [`Lab::take_events`].
+    pub events: bool,
+    /// Stop in the debugger at the first point after this event.
+    pub stop_at: Option<u64>,
+}
+
+/// What a run with an observer showed.
+pub struct Observed {
+    /// How the faulty part went.
+    pub result: RunResult,
+    /// How the clean part after it went; `None` where no kernel was left to go on.
+    pub recovery: Option<RunResult>,
+    /// How CPUs ended that did not finish.
+    pub exits: Vec<Exit>,
+    /// The points, if they were listed.
+    pub points: Vec<Seen>,
+    /// Where in the list the first fault struck.
+    pub hit_at: Option<usize>,
+    /// Whether every planned fault struck.
+    pub struck: bool,
+    /// Interrupt messages sent.
+    pub messages: u64,
+    /// Requests that the devices completed.
+    pub completions: u64,
+    /// The lab, for whoever wants its record.
+    pub lab: Lab,
+}
+
+impl Prepared {
+    /// Shortens a scenario as its `[explore]` table says.
+    pub fn new(name: &str, scenario: &Scenario, seed: u64) -> Self {
+        let mut scenario = scenario.clone();
+        let requests = scenario.explore.requests;
+        for step in &mut scenario.step {
+            if let Step::Io(io) = step {
+                io.requests = io.requests.min(requests);
+            }
+        }
+        Self { name: name.to_owned(), scenario, seed }
+    }
+
+    fn rebind_io(&self) -> Option<IoStep> {
+        self.scenario.step.iter().find_map(|step| if let Step::Io(io) = step { Some(io.clone()) } else { None })
+    }
+
+    /// Runs the scenario with `strikes` planned.
+    ///
+    /// # Errors
+    /// [`LabError`] if the scenario can't be set up.
+    pub fn observe(&self, strikes: &[Strike], keep: Keep) -> Result<Observed, LabError> {
+        let control = Arc::new(Control::default());
+        let mut lab = Lab::new(&self.name, self.scenario.clone(), self.seed, Verify::Bytes, control)?;
+        lab.world().set_fuel(FUEL);
+        lab.world().stop_at(keep.stop_at);
+        if keep.events {
+            lab.capture();
+        }
+        lab.world().observe(Some(Observer::new(strikes, keep.points)));
+        plan_device(&lab, strikes);
+        let mut exits = self.faulty_part(&mut lab);
+        let messages = lab.wire().messages();
+        let completions = lab.scripts().map(Script::completions).sum();
+        let mut observer = lab.world().observe(None).unwrap_or_default();
+        let struck = observer.all_hit() && device_struck(&lab, strikes, messages);
+        plan_device(&lab, &[]);
+        lab.replug();
+        let mut result = lab.finish();
+        let recovery = if exits.is_empty() {
+            let before = result.findings.len();
+            exits = self.clean_part(&mut lab);
+            let mut recovery = lab.finish();
+            recovery.findings.drain(..before.min(recovery.findings.len()));
+            Some(recovery)
+        } else {
+            None
+        };
+        result.log.dedup();
+        let (points, hit_at) = (observer.take_list(), observer.hit_at());
+        Ok(Observed { result, recovery, exits, points, hit_at, struck, messages, completions, lab })
+    }
+
+    /// The scenario's own steps, then the rebind phase; exits that were no proper end.
+    fn faulty_part(&self, lab: &mut Lab) -> Vec<Exit> {
+        let mut number = 0;
+        let mut go = |lab: &mut Lab, step: &Step| {
+            number += 1;
+            improper(lab.step(step, number))
+        };
+        for step in &self.scenario.step {
+            let exits = go(lab, step);
+            if !exits.is_empty() {
+                return exits;
+            }
+        }
+        lab.set_phase(Some("rebind"));
+        let mut exits = go(lab, &Step::Probe(ProbeStep {}));
+        if let (true, Some(io)) = (exits.is_empty(), self.rebind_io()) {
+            exits = go(lab, &Step::Io(io));
+        }
+        if exits.is_empty() {
+            exits = improper(lab.shutdown());
+        }
+        if exits.is_empty() {
+            exits = go(lab, &Step::Remove(RemoveStep {}));
+        }
+        exits
+    }
+
+    fn clean_part(&self, lab: &mut Lab) -> Vec<Exit> {
+        lab.set_phase(Some("recovery"));
+        let mut steps = vec![Step::Remove(RemoveStep {}), Step::Probe(ProbeStep {})];
+        steps.extend(self.rebind_io().map(Step::Io));
+        steps.push(Step::Remove(RemoveStep {}));
+        for (number, step) in (1000..).zip(&steps) {
+            let exits = improper(lab.step(step, number));
+            if !exits.is_empty() {
+                return exits;
+            }
+        }
+        Vec::new()
+    }
+
+    /// Runs one case and judges it.
+    ///
+    /// # Errors
+    /// [`LabError`] if the scenario can't be set up.
+    pub fn judge(&self, strikes: &[Strike]) -> Result<Outcome, LabError> {
+        let observed = self.observe(strikes, Keep { points: true, ..Keep::default() })?;
+        Ok(judge(strikes, &observed))
+    }
+}
+
+fn improper(exits: Vec<Exit>) -> Vec<Exit> {
+    exits.into_iter().filter(|&exit| exit != Exit::Finished).collect()
+}
+
+fn plan_device(lab: &Lab, strikes: &[Strike]) {
+    lab.wire().plan_mishap(None);
+    lab.scripts().for_each(Script::clear);
+    for strike in strikes {
+        match strike {
+            Strike::Irq { what, nth, persistent } => lab.wire().plan_mishap(Some((*what, *nth, *persistent))),
+            Strike::Completion { what, nth, persistent } => {
+                lab.scripts().for_each(|script| script.plan(*nth, *what, *persistent));
+            }
+            Strike::Fail { .. } | Strike::Remove { .. } => {}
+        }
+    }
+}
+
+fn device_struck(lab: &Lab, strikes: &[Strike], messages: u64) -> bool {
+    strikes.iter().all(|strike| match strike {
+        Strike::Irq { nth, .. } => messages > *nth,
+        Strike::Completion { .. } => lab.scripts().any(Script::struck),
+        Strike::Fail { .. } | Strike::Remove { .. } => true,
+    })
+}
+
+/// Errnos that a probe may return for a class.
+fn fits(strike: &Strike, errno: i32) -> bool {
+    match strike.class() {
+        "mask" => errno == -5,
+        "irq-vector" => matches!(errno, -12 | -28),
+        "page" | "slab" | "coherent" | "map" | "swiotlb-slot" | "ioremap" => errno == -12,
+        // What a broken device looks like depends on where it broke.
+        _ => errno < 0,
+    }
+}
+
+/// The points that a second fault could strike: what was passed after the first, in the same phase.
+fn window(strikes: &[Strike], seen: &Observed) -> Vec<Place> {
+    let ([Strike::Fail { persistent: false, .. }], Some(hit)) = (strikes, seen.hit_at) else { return Vec::new() };
+    let phase = |place: &Place| place.scope.split('/').next().map(str::to_owned);
+    let Some(first) = seen.points.get(hit).map(|point| phase(&point.place)) else { return Vec::new() };
+    let after = seen.points.iter().skip(hit + 1).take_while(|point| phase(&point.place) == first);
+    after.filter(|point| point.place.class.may_fail()).map(|point| point.place.clone()).collect()
+}
+
+/// The verdict on a run.
+pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
+    let mut why = Vec::new();
+    for exit in &seen.exits {
+        why.push(match exit {
+            Exit::Panicked => "the driver panicked".to_owned(),
+            Exit::Halted => "a CPU locked up".to_owned(),
+            _ => "a CPU was still parked at the end".to_owned(),
+        });
+    }
+    let result = &seen.result;
+    why.extend(result.findings.iter().map(|finding| finding.text.clone()));
+    why.extend(result.leaks.iter().cloned());
+    for row in result.io.iter().filter(|row| row.mismatched > 0) {
+        why.push(format!(
+            "false success: {} reads of {} gave other bytes than were written",
+            row.mismatched, row.label
+        ));
+    }
+    for errno in &result.probe_errors {
+        if !strikes.iter().any(|strike| fits(strike, *errno)) {
+            why.push(format!("probe returned {errno}, which does not say what failed"));
+        }
+    }
+    if let Some(recovery) = &seen.recovery {
+        let whole = recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
+        if !whole || recovery.failed_requests > 0 {
+            why.push(format!("it does not work again afterwards: {}", recovery.errors.join("; ")));
+        }
+        why.extend(recovery.findings.iter().map(|finding| format!("afterwards: {}", finding.text)));
+        why.extend(recovery.leaks.iter().map(|leak| format!("afterwards: {leak}")));
+    }
+    let failed = result.failed_requests > 0 || !result.probe_errors.is_empty();
+    let verdict = match (why.is_empty(), failed) {
+        (false, _) => Verdict::Wrong,
+        (true, true) => Verdict::FailedRight,
+        (true, false) => Verdict::Absorbed,
+    };
+    let point = seen.hit_at.and_then(|at| seen.points.get(at));
+    Outcome {
+        verdict,
+        why,
+        struck: seen.struck,
+        site: point.map(|point| point.site.to_string()).unwrap_or_default(),
+        natural: strikes.iter().all(Strike::is_hardware) || point.is_some_and(|point| point.natural),
+        digest: result.digest.clone(),
+        window: window(strikes, seen).iter().map(ToString::to_string).collect(),
+    }
+}

@@ -1,0 +1,312 @@
+//! `lowzone explore` and `lowzone replay`.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::campaign::{Campaign, CampaignError, Case, Record};
+use super::case::{Keep, Prepared, judge};
+use super::inventory::Inventory;
+use super::place::{Place, Strike};
+use super::report::Report;
+use super::token::{Token, TokenError};
+use super::worker;
+use crate::cli::{CliError, source};
+use crate::compare;
+use crate::spec::{Set, load};
+
+/// Options of `lowzone explore`.
+#[derive(Args)]
+pub(crate) struct Explore {
+    /// The scenario: a path to a .toml file, or a name such as block/low-zone.
+    scenario: String,
+    /// The seed of the world.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Replace a value of the file, as `lowzone run` does.
+    #[arg(long, value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// Child processes at once; 0 for as many as there are processors.
+    #[arg(long, default_value_t = 0)]
+    jobs: usize,
+    /// After each single fault, a second one in the unwind or retry that follows it.
+    #[arg(long)]
+    pairs: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Write the result as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<String>,
+    /// Write a line for each case as it ends: who ran it and how it ended.
+    #[arg(long, value_name = "FILE")]
+    journal: Option<String>,
+    /// Take the cases that a journal holds as done.
+    #[arg(long, value_name = "FILE")]
+    resume: Option<String>,
+    /// Show every row and every mishandled case.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Leave out the Nth case: the run must notice.
+    #[arg(long, hide = true)]
+    omit: Option<usize>,
+    /// Serve cases on standard input: the child of a campaign.
+    #[arg(long, hide = true)]
+    worker: bool,
+}
+
+/// Options of `lowzone replay`.
+#[derive(Args)]
+pub(crate) struct Replay {
+    /// The token that a campaign printed.
+    token: String,
+    /// Replace a value of the file, as the campaign did.
+    #[arg(long, value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// Stop (SIGTRAP) at the first point after this event of the record.
+    #[arg(long, value_name = "EVENT")]
+    stop_at: Option<u64>,
+    /// Run under gdb.
+    #[arg(long)]
+    gdb: bool,
+}
+
+fn prepare(name: &str, sets: &[String], seed: u64) -> Result<Prepared, CliError> {
+    let source = source(name)?;
+    let sets = sets.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Prepared::new(&source.name, &load(&source, &sets)?, seed))
+}
+
+/// Runs a campaign.
+pub(crate) fn explore(options: &Explore) -> Result<ExitCode, CliError> {
+    let prepared = prepare(&options.scenario, &options.set, options.seed)?;
+    if options.worker {
+        worker::serve(&prepared)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let inventory = Inventory::count(&prepared)?;
+    let mut cases: Vec<Case> = inventory.strikes().into_iter().map(|strike| vec![strike]).collect();
+    if let Some(omit) = options.omit.filter(|&omit| omit < cases.len()) {
+        cases.remove(omit);
+    }
+    let resumed = options.resume.as_deref().map(read_journal).transpose()?.unwrap_or_default();
+    let journal = options.journal.as_deref().map(Journal::create).transpose()?;
+    let mut records = run(options, &cases, &resumed, journal.as_ref())?;
+    if options.pairs {
+        let pairs = pairs(&records);
+        records.extend(run(options, &pairs, &resumed, journal.as_ref())?);
+    }
+    let report = Report::new(&prepared, &inventory, &records);
+    print(options, &report)?;
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Each single allocation failure with each point of its window.
+fn pairs(records: &[Record]) -> Vec<Case> {
+    let mut pairs = Vec::new();
+    for record in records {
+        let second = record.outcome.window.iter().filter_map(|name| name.parse::<Place>().ok());
+        for place in second {
+            let mut case = record.faults.clone();
+            case.push(Strike::Fail { place, persistent: false });
+            pairs.push(case);
+        }
+    }
+    pairs
+}
+
+fn run(
+    options: &Explore,
+    cases: &[Case],
+    resumed: &[Record],
+    journal: Option<&Journal>,
+) -> Result<Vec<Record>, CliError> {
+    let known = |case: &Case| resumed.iter().find(|record| record.faults == *case);
+    let open: Vec<Case> = cases.iter().filter(|case| known(case).is_none()).cloned().collect();
+    let jobs = match options.jobs {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    };
+    let exe = std::env::current_exe()?;
+    let command = || {
+        let mut command = Command::new(&exe);
+        command.args(["explore", "--worker", &options.scenario, "--seed", &options.seed.to_string()]);
+        options.set.iter().for_each(|set| {
+            command.args(["--set", set]);
+        });
+        command
+    };
+    let progress = Progress::new(open.len());
+    let done = |record: &Record, child: u32| {
+        progress.advance(record);
+        if let Some(journal) = journal {
+            journal.write(record, child);
+        }
+    };
+    let stop = AtomicBool::new(false);
+    let fresh = Campaign { cases: &open, jobs, command: &command, done: &done, stop: &stop }.run()?;
+    drop(progress);
+    if let Some(journal) = journal {
+        journal.check()?;
+    }
+    let mut fresh = fresh.into_iter();
+    let all = cases.iter().enumerate().filter_map(|(number, case)| {
+        let record = known(case).cloned().or_else(|| fresh.next())?;
+        Some(Record { number, ..record })
+    });
+    Ok(all.collect())
+}
+
+fn print(options: &Explore, report: &Report) -> Result<(), CliError> {
+    if let Some(path) = &options.junit {
+        let write = || -> std::io::Result<()> {
+            let mut out = BufWriter::new(File::create(path)?);
+            report.junit(&mut out)?;
+            out.flush()
+        };
+        write().map_err(|source| CliError::Read { name: path.clone(), source })?;
+    }
+    let mut out = anstream::stdout();
+    if options.json {
+        let text = serde_json::to_string_pretty(report).map_err(std::io::Error::from)?;
+        writeln!(out, "{text}")?;
+    } else {
+        report.print(&mut out, options.verbose)?;
+    }
+    Ok(())
+}
+
+/// The bar of a campaign: cases a second, found, left.
+struct Progress {
+    bar: ProgressBar,
+    wrong: AtomicUsize,
+    done: AtomicUsize,
+    begun: Instant,
+}
+
+impl Progress {
+    fn new(cases: usize) -> Self {
+        let visible = std::io::stderr().is_terminal();
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(cases as u64), target);
+        if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos} of {len}  {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, wrong: AtomicUsize::new(0), done: AtomicUsize::new(0), begun: Instant::now() }
+    }
+
+    fn advance(&self, record: &Record) {
+        let wrong = usize::from(record.outcome.verdict == super::case::Verdict::Wrong);
+        let found = self.wrong.fetch_add(wrong, Ordering::Relaxed) + wrong;
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        let rate = done as u128 * 1000 / self.begun.elapsed().as_millis().max(1);
+        self.bar.set_message(format!("{rate} cases/s, {found} wrong"));
+        self.bar.inc(1);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A file with one JSON object a line: the child's process number, then the record.
+struct Journal {
+    path: String,
+    file: Mutex<BufWriter<File>>,
+    failed: Mutex<Option<std::io::Error>>,
+}
+
+impl Journal {
+    fn create(path: &str) -> Result<Self, CampaignError> {
+        let file = File::create(path).map_err(|source| CampaignError::Journal { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), file: Mutex::new(BufWriter::new(file)), failed: Mutex::default() })
+    }
+
+    fn write(&self, record: &Record, child: u32) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let json = serde_json::json!({ "child": child, "record": record });
+        // Flushed line by line: what a killed campaign leaves behind is whole but for its last line.
+        if let Err(error) = writeln!(file, "{json}").and_then(|()| file.flush()) {
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+
+    fn check(&self) -> Result<(), CampaignError> {
+        match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(source) => Err(CampaignError::Journal { path: self.path.clone(), source }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn read_journal(path: &str) -> Result<Vec<Record>, CampaignError> {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        record: Record,
+    }
+    let text =
+        std::fs::read_to_string(path).map_err(|source| CampaignError::Journal { path: path.to_owned(), source })?;
+    let lines = (1..).zip(text.lines());
+    lines
+        .map(|(line, text)| {
+            let entry = serde_json::from_str::<Entry>(text);
+            entry.map(|entry| entry.record).map_err(|_| CampaignError::Torn { path: path.to_owned(), line })
+        })
+        .collect()
+}
+
+/// Repeats one case, with its record.
+pub(crate) fn replay(options: &Replay) -> Result<ExitCode, CliError> {
+    let token: Token = options.token.parse()?;
+    let prepared = prepare(&token.scenario, &options.set, token.seed)?;
+    token.check(&prepared)?;
+    if options.gdb {
+        return debug(options);
+    }
+    let keep = Keep { points: true, events: true, stop_at: options.stop_at };
+    let observed = prepared.observe(&token.strikes, keep)?;
+    if !observed.struck {
+        return Err(TokenError::NotReached(
+            token.strikes.iter().map(ToString::to_string).collect::<Vec<_>>().join("+"),
+        )
+        .into());
+    }
+    let outcome = judge(&token.strikes, &observed);
+    let mut out = anstream::stdout();
+    writeln!(out, "{token}\na fault injected at {}: {:?}", outcome.site, outcome.verdict)?;
+    for why in &outcome.why {
+        writeln!(out, "  {}", why.replace('\n', "\n  "))?;
+    }
+    for line in &observed.result.log {
+        writeln!(out, "kernel   {line}")?;
+    }
+    for error in &observed.result.errors {
+        writeln!(out, "driver   {error}")?;
+    }
+    let clean = prepared.observe(&[], Keep { events: true, ..Keep::default() })?;
+    let records = [(0, clean.lab.take_events()), (token.seed, observed.lab.take_events())];
+    compare::case(&mut out, &records[0].1, &records[1].1)?;
+    writeln!(out, "digest   {}", outcome.digest)?;
+    Ok(if outcome.why.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn debug(options: &Replay) -> Result<ExitCode, CliError> {
+    let mut command = Command::new("gdb");
+    command.args(["-ex", "run", "--args"]).arg(std::env::current_exe()?).args(["replay", &options.token]);
+    options.set.iter().for_each(|set| {
+        command.args(["--set", set]);
+    });
+    if let Some(event) = options.stop_at {
+        command.args(["--stop-at", &event.to_string()]);
+    }
+    let status = command.status().map_err(|source| CliError::Read { name: "gdb".to_owned(), source })?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}

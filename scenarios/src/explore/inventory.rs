@@ -1,0 +1,149 @@
+//! The inventory: every fault that a scenario can be given, counted until two runs agree.
+//!
+//! Neighbours: `case`, which runs the clean scenario; `campaign`, which does what is listed. The counts can be held
+//! against the record of the clean run, which the kernel makes without the observer.
+
+use std::collections::BTreeMap;
+
+use lowzone_device::misbehave::Mishap;
+use lowzone_guest_mem::env::Class;
+use lowzone_guest_mem::trace::Kind;
+use thiserror::Error;
+
+use super::case::{Keep, Observed, Prepared};
+use super::observer::Seen;
+use super::place::{IrqMishap, Strike};
+use crate::lab::LabError;
+
+/// What the clean scenario passes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inventory {
+    /// Every point, in order.
+    pub points: Vec<Seen>,
+    /// Interrupt messages.
+    pub messages: u64,
+    /// Completed requests.
+    pub completions: u64,
+    /// The digest of the clean run.
+    pub digest: String,
+}
+
+/// Why there is no inventory.
+#[derive(Debug, Error)]
+pub enum InventoryError {
+    /// The scenario can't be set up.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// Two runs of one seed differ: nothing could be repeated.
+    #[error("two clean runs of one seed pass {0} and {1} points: the scenario is not deterministic")]
+    Unstable(usize, usize),
+    /// The clean run is not clean.
+    #[error("the clean run is not clean: {0}")]
+    NotClean(String),
+    /// Observer and record count differently.
+    #[error("{class}: {points} points, {events} events in the record")]
+    Incomplete {
+        /// The class.
+        class: &'static str,
+        /// Points that the observer saw.
+        points: usize,
+        /// Events that the kernel recorded.
+        events: usize,
+    },
+}
+
+impl Inventory {
+    /// Counts, twice, and holds the counts against the record.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    pub fn count(prepared: &Prepared) -> Result<Self, InventoryError> {
+        let (first, _) = Self::once(prepared)?;
+        let (second, observed) = Self::once(prepared)?;
+        if first != second {
+            return Err(InventoryError::Unstable(first.points.len(), second.points.len()));
+        }
+        not_clean(&observed)?;
+        Ok(second)
+    }
+
+    fn once(prepared: &Prepared) -> Result<(Self, Observed), LabError> {
+        let mut observed = prepared.observe(&[], Keep { points: true, ..Keep::default() })?;
+        let inventory = Self {
+            points: std::mem::take(&mut observed.points),
+            messages: observed.messages,
+            completions: observed.completions,
+            digest: observed.result.digest.clone(),
+        };
+        Ok((inventory, observed))
+    }
+
+    /// How many points each class has.
+    pub fn by_class(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for point in &self.points {
+            *counts.entry(point.place.class.name()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Holds the counts of the points against events of the record that were made apart from the observer.
+    ///
+    /// # Errors
+    /// [`InventoryError::Incomplete`] names the class that differs.
+    pub fn agree_with(&self, events: &[Kind]) -> Result<(), InventoryError> {
+        let points = |class: Class| self.points.iter().filter(|p| p.place.class == class).count();
+        let count = |kind: Kind| events.iter().filter(|&&e| e == kind).count();
+        let pairs = [
+            ("slab", points(Class::Slab), count(Kind::Kmalloc)),
+            ("page and coherent", points(Class::Page) + points(Class::Coherent), count(Kind::MmPageAlloc)),
+            ("map", points(Class::Map), count(Kind::DmaMapPage)),
+            ("swiotlb-slot", points(Class::SwiotlbSlot), count(Kind::SwiotlbBounced)),
+            ("mmio", points(Class::Mmio), count(Kind::MmioRead)),
+            ("mmio-write", points(Class::MmioWrite), count(Kind::MmioWrite)),
+        ];
+        for (class, points, events) in pairs {
+            if points != events {
+                return Err(InventoryError::Incomplete { class, points, events });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every single fault: each point once alone and once with all that follow, then the device's side.
+    pub fn strikes(&self) -> Vec<Strike> {
+        let mut strikes = Vec::new();
+        for point in &self.points {
+            let place = point.place.clone();
+            if place.class != Class::MmioWrite {
+                strikes.push(Strike::Fail { place: place.clone(), persistent: false });
+                strikes.push(Strike::Fail { place: place.clone(), persistent: true });
+            }
+            if matches!(place.class, Class::Mmio | Class::MmioWrite) {
+                strikes.push(Strike::Remove { place });
+            }
+        }
+        for nth in 0..self.messages {
+            for what in IrqMishap::ALL {
+                strikes.extend([false, true].map(|persistent| Strike::Irq { what, nth, persistent }));
+            }
+        }
+        for nth in 0..self.completions {
+            for what in Mishap::ALL {
+                strikes.extend([false, true].map(|persistent| Strike::Completion { what, nth, persistent }));
+            }
+        }
+        strikes
+    }
+}
+
+fn not_clean(observed: &Observed) -> Result<(), InventoryError> {
+    let result = &observed.result;
+    let first = result.findings.first().map(|finding| finding.text.clone());
+    let first = first.or_else(|| result.leaks.first().cloned()).or_else(|| result.errors.first().cloned());
+    let failed = (result.failed_requests > 0).then(|| format!("{} requests failed", result.failed_requests));
+    match first.or(failed) {
+        Some(why) => Err(InventoryError::NotClean(why)),
+        None => Ok(()),
+    }
+}

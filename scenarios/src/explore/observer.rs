@@ -1,0 +1,152 @@
+//! The observer at every point: counts them by name, and makes the planned ones fail.
+//!
+//! It hangs on the lockstep world and sees points in the order they are passed. The same world, seed and plan give the
+//! same points. Neighbours: `place` (names), `world::lockstep` (caller).
+
+use std::collections::HashMap;
+
+use lowzone_guest_mem::env::{Class, Point};
+use lowzone_guest_mem::site::{Scope, Site};
+
+use super::place::{Place, Strike};
+
+/// A point as it was passed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Its stable name.
+    pub place: Place,
+    /// Its source line.
+    pub site: Site,
+    /// Whether a real machine can fail there.
+    pub natural: bool,
+}
+
+/// What an observer says to a point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Answer {
+    Pass,
+    Fail,
+    Remove,
+}
+
+struct Armed {
+    strike: Strike,
+    hit: bool,
+}
+
+/// Counts points, and strikes as planned.
+#[derive(Default)]
+pub struct Observer {
+    counters: HashMap<(Class, Scope), u32>,
+    paths: HashMap<Scope, String>,
+    armed: Vec<Armed>,
+    /// Every point so far, if they are listed.
+    list: Option<Vec<Seen>>,
+    /// How many points of the list came before the first hit.
+    hit_at: Option<usize>,
+}
+
+fn counts(class: Class) -> bool {
+    class.may_fail() || matches!(class, Class::Mmio | Class::MmioWrite)
+}
+
+impl Observer {
+    /// An observer that lists every point that could be struck, and strikes at `strikes`.
+    pub fn new(strikes: &[Strike], list: bool) -> Self {
+        let armed = strikes.iter().map(|strike| Armed { strike: strike.clone(), hit: false }).collect();
+        Self { armed, list: list.then(Vec::new), ..Self::default() }
+    }
+
+    /// The points so far.
+    pub fn take_list(&mut self) -> Vec<Seen> {
+        self.list.take().unwrap_or_default()
+    }
+
+    /// How many points came before the first that was struck.
+    pub fn hit_at(&self) -> Option<usize> {
+        self.hit_at
+    }
+
+    /// Whether every planned point was reached.
+    pub fn all_hit(&self) -> bool {
+        self.armed
+            .iter()
+            .all(|armed| armed.hit || matches!(armed.strike, Strike::Irq { .. } | Strike::Completion { .. }))
+    }
+
+    /// Strikes no more.
+    pub fn disarm(&mut self) {
+        self.armed.clear();
+    }
+
+    pub(crate) fn pass(&mut self, point: &Point) -> Answer {
+        if !counts(point.class) {
+            return Answer::Pass;
+        }
+        let scope = point.owner.scope;
+        let counter = self.counters.entry((point.class, scope)).or_default();
+        let occurrence = *counter;
+        *counter += 1;
+        if self.list.is_none() && self.armed.is_empty() {
+            return Answer::Pass;
+        }
+        let path = self.paths.entry(scope).or_insert_with(|| scope.to_string());
+        let mut answer = Answer::Pass;
+        for armed in &mut self.armed {
+            answer = match strikes(armed, point.class, path, occurrence) {
+                Answer::Pass => answer,
+                struck => struck,
+            };
+        }
+        if let Some(list) = &mut self.list {
+            if answer != Answer::Pass {
+                self.hit_at.get_or_insert(list.len());
+            }
+            let place = Place { class: point.class, scope: path.clone(), occurrence };
+            list.push(Seen { place, site: point.owner.site, natural: point.natural });
+        }
+        answer
+    }
+}
+
+fn strikes(armed: &mut Armed, class: Class, path: &str, occurrence: u32) -> Answer {
+    let (place, persistent, answer) = match &armed.strike {
+        Strike::Fail { place, persistent } => (place, *persistent, Answer::Fail),
+        Strike::Remove { place } => (place, false, Answer::Remove),
+        Strike::Irq { .. } | Strike::Completion { .. } => return Answer::Pass,
+    };
+    if armed.hit {
+        return if persistent && place.class == class { answer } else { Answer::Pass };
+    }
+    armed.hit = place.class == class && place.occurrence == occurrence && place.scope == path;
+    if armed.hit { answer } else { Answer::Pass }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lowzone_guest_mem::site::Owner;
+
+    fn point(class: Class, scope: Scope) -> Point {
+        Point { class, owner: Owner { site: Site::default(), scope }, detail: 0, natural: true }
+    }
+
+    #[test]
+    fn a_point_is_struck_by_class_scope_and_occurrence_once_or_from_then_on() {
+        let (a, b) = (Scope::ROOT.enter("observer-a"), Scope::ROOT.enter("observer-b"));
+        let passes = [(Class::Slab, a), (Class::Slab, b), (Class::Page, a), (Class::Slab, a), (Class::Slab, b)];
+        for (strike, expected) in [
+            ("slab:observer-a#1", [false, false, false, true, false]),
+            ("slab:observer-b#0*", [false, true, false, true, true]),
+            ("map:observer-a#0", [false; 5]),
+        ] {
+            let mut observer = Observer::new(&[strike.parse().unwrap()], true);
+            let seen: Vec<_> =
+                passes.iter().map(|&(class, scope)| observer.pass(&point(class, scope)) == Answer::Fail).collect();
+            assert_eq!(seen, expected, "{strike}");
+            assert_eq!(observer.all_hit(), expected.contains(&true));
+            assert_eq!(observer.hit_at(), expected.iter().position(|&hit| hit));
+            assert_eq!(observer.take_list().len(), 5);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! A campaign's result for people, for programs and for CI.
+//!
+//! Points of the same class, scope path and line are one row. Every report says that faults were injected. Nothing
+//! here depends on time, processes or the number of jobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+use super::campaign::{Case, Record};
+use super::case::{Prepared, Verdict};
+use super::inventory::Inventory;
+use super::place::Strike;
+use super::token::{Token, fingerprint};
+
+const BOLD: Style = Style::new().bold();
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+
+/// Points of one class, scope path and source line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// The class.
+    pub class: String,
+    /// The scope path.
+    pub scope: String,
+    /// The source line.
+    pub site: String,
+    /// Cases.
+    pub cases: usize,
+    /// Of them, failed right.
+    pub failed_right: usize,
+    /// Of them, absorbed.
+    pub absorbed: usize,
+    /// Of them, mishandled.
+    pub wrong: usize,
+    /// Of them, possible on a real machine.
+    pub natural: usize,
+}
+
+/// A mishandled case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Wrong {
+    /// What repeats it.
+    pub token: String,
+    /// The source line that was struck.
+    pub site: String,
+    /// Whether a real machine can do this.
+    pub natural: bool,
+    /// What was wrong.
+    pub why: Vec<String>,
+}
+
+/// A campaign, summed up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The scenario.
+    pub scenario: String,
+    /// The fingerprint of what it says.
+    pub fingerprint: String,
+    /// The world's seed.
+    pub seed: u64,
+    /// The digest of the clean run.
+    pub clean_digest: String,
+    /// Points by class, interrupts and completions.
+    pub points: BTreeMap<String, u64>,
+    /// Cases run.
+    pub cases: usize,
+    /// Faults of the inventory that no case carried out.
+    pub missing: Vec<String>,
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// The mishandled cases.
+    pub wrong: Vec<Wrong>,
+    /// Every case: its faults and verdict.
+    pub verdicts: Vec<(String, Verdict)>,
+}
+
+fn scope(strike: &Strike) -> String {
+    match strike {
+        Strike::Fail { place, .. } | Strike::Remove { place } => place.scope.clone(),
+        Strike::Irq { .. } | Strike::Completion { .. } => "device".to_owned(),
+    }
+}
+
+fn joined(case: &Case) -> String {
+    case.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
+}
+
+impl Report {
+    /// Sums a campaign up.
+    pub fn new(prepared: &Prepared, inventory: &Inventory, records: &[Record]) -> Self {
+        let done: BTreeSet<_> = records.iter().filter(|r| r.outcome.struck).map(|r| joined(&r.faults)).collect();
+        let missing = inventory.strikes().iter().map(ToString::to_string).filter(|name| !done.contains(name)).collect();
+        let mut rows: BTreeMap<(String, String, String), Row> = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for record in records {
+            let Some(first) = record.faults.first() else { continue };
+            let pair = if record.faults.len() > 1 { " (pairs)" } else { "" };
+            let key = (format!("{}{pair}", first.class()), scope(first), record.outcome.site.clone());
+            let row = rows.entry(key.clone()).or_insert_with(|| Row {
+                class: key.0,
+                scope: key.1,
+                site: key.2,
+                ..Row::default()
+            });
+            row.cases += 1;
+            row.natural += usize::from(record.outcome.natural);
+            match record.outcome.verdict {
+                Verdict::FailedRight => row.failed_right += 1,
+                Verdict::Absorbed => row.absorbed += 1,
+                Verdict::Wrong => {
+                    row.wrong += 1;
+                    wrong.push(Wrong {
+                        token: Token::new(prepared, &record.faults).to_string(),
+                        site: record.outcome.site.clone(),
+                        natural: record.outcome.natural,
+                        why: record.outcome.why.clone(),
+                    });
+                }
+            }
+        }
+        let mut points: BTreeMap<_, _> =
+            inventory.by_class().into_iter().map(|(class, n)| (class.to_owned(), n as u64)).collect();
+        points.insert("interrupt".to_owned(), inventory.messages);
+        points.insert("completion".to_owned(), inventory.completions);
+        Self {
+            scenario: prepared.name.clone(),
+            fingerprint: fingerprint(prepared),
+            seed: prepared.seed,
+            clean_digest: inventory.digest.clone(),
+            points,
+            cases: records.len(),
+            missing,
+            rows: rows.into_values().collect(),
+            wrong,
+            verdicts: records.iter().map(|r| (joined(&r.faults), r.outcome.verdict)).collect(),
+        }
+    }
+
+    /// Whether every fault was tried and none was mishandled.
+    pub fn is_clean(&self) -> bool {
+        self.wrong.is_empty() && self.missing.is_empty()
+    }
+
+    /// The table, the mishandled cases with what repeats them, and the sum.
+    pub(crate) fn print(&self, out: &mut dyn Write, verbose: bool) -> io::Result<()> {
+        writeln!(out, "{BOLD}{}{BOLD:#}  every failure injected by the lab, one case each", self.scenario)?;
+        let points: Vec<_> = self.points.iter().map(|(class, n)| format!("{n} {class}")).collect();
+        writeln!(out, "points   {}\n", points.join(", "))?;
+        writeln!(
+            out,
+            "  {:<16} {:<34} {:<34} {:>6} {:>6} {:>8} {:>6}",
+            "fault", "in", "at", "cases", "failed", "absorbed", "wrong"
+        )?;
+        for row in self.rows.iter().filter(|row| verbose || row.wrong > 0 || !row.class.starts_with("mmio")) {
+            let style = if row.wrong > 0 { BAD } else { Style::new() };
+            writeln!(
+                out,
+                "  {style}{:<16} {:<34} {:<34} {:>6} {:>6} {:>8} {:>6}{style:#}",
+                row.class, row.scope, row.site, row.cases, row.failed_right, row.absorbed, row.wrong
+            )?;
+        }
+        let hidden = self.rows.iter().filter(|row| row.wrong == 0 && row.class.starts_with("mmio")).count();
+        if !verbose && hidden > 0 {
+            writeln!(out, "  … {hidden} rows of register accesses, none wrong (-v)")?;
+        }
+        writeln!(out)?;
+        self.print_wrong(out, verbose)?;
+        for name in &self.missing {
+            writeln!(out, "{BAD}not carried out{BAD:#}  {name}")?;
+        }
+        let style = if self.is_clean() { GOOD } else { BAD };
+        writeln!(
+            out,
+            "result   {} cases, {style}{} wrong{style:#}, {} not carried out; clean run {}",
+            self.cases,
+            self.wrong.len(),
+            self.missing.len(),
+            self.clean_digest
+        )
+    }
+
+    fn print_wrong(&self, out: &mut dyn Write, verbose: bool) -> io::Result<()> {
+        let shown = if verbose { usize::MAX } else { 10 };
+        for wrong in self.wrong.iter().take(shown) {
+            let how = if wrong.natural { "can really happen" } else { "by injection only" };
+            writeln!(out, "{BAD}wrong{BAD:#}  a fault injected at {} ({how})", or_device(&wrong.site))?;
+            for why in &wrong.why {
+                writeln!(out, "       {}", why.replace('\n', "\n       "))?;
+            }
+            writeln!(out, "       lowzone replay '{}'\n", wrong.token)?;
+        }
+        match self.wrong.len().saturating_sub(shown) {
+            0 => Ok(()),
+            more => writeln!(out, "… {more} more (-v)\n"),
+        }
+    }
+
+    /// One test case for each case, as JUnit's XML has them.
+    pub(crate) fn junit(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>")?;
+        let (name, failures) = (escape(&self.scenario), self.wrong.len() + self.missing.len());
+        let tests = self.verdicts.len() + self.missing.len();
+        writeln!(out, "<testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failures}\">")?;
+        for (fault, verdict) in &self.verdicts {
+            let test = format!("  <testcase classname=\"{name}\" name=\"{}\"", escape(fault));
+            let wrong = self.wrong.iter().find(|w| *verdict == Verdict::Wrong && w.token.ends_with(fault.as_str()));
+            match wrong {
+                Some(w) => writeln!(out, "{test}><failure>{}</failure></testcase>", escape(&w.why.join("\n")))?,
+                None => writeln!(out, "{test}/>")?,
+            }
+        }
+        for fault in &self.missing {
+            let fault = escape(fault);
+            writeln!(
+                out,
+                "  <testcase classname=\"{name}\" name=\"{fault}\"><failure>not carried out</failure></testcase>"
+            )?;
+        }
+        writeln!(out, "</testsuite>")
+    }
+}
+
+fn or_device(site: &str) -> &str {
+    if site.is_empty() { "the device's side" } else { site }
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c if c.is_control() && c != '\n' => escaped.push('?'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
