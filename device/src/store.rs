@@ -46,6 +46,14 @@ pub enum StoreError {
         /// The size in bytes.
         size: u64,
     },
+    /// An image of a size that is zero or not in whole sectors.
+    #[error("{}: {size} bytes: an image holds one or more whole sectors of {SECTOR} bytes", path.display())]
+    ImageSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// The file has another size than when it was opened.
     #[error("the image had {was} bytes when it was opened and has {now} now")]
     Resized {
@@ -158,7 +166,7 @@ impl ImageStore {
     /// Opens the image at `path`, for reading alone if `read_only`. Nothing is created or changed.
     ///
     /// # Errors
-    /// [`StoreError::Open`], [`StoreError::NotAFile`] or [`StoreError::Size`].
+    /// [`StoreError::Open`], [`StoreError::NotAFile`] or [`StoreError::ImageSize`].
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let failed = |source| StoreError::Open { path: path.to_owned(), source };
@@ -167,7 +175,8 @@ impl ImageStore {
             return Err(StoreError::NotAFile { path: path.to_owned() });
         }
         let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed)?;
-        let size = check_size(file.metadata().map_err(failed)?.len())?;
+        let size = file.metadata().map_err(failed)?.len();
+        check_size(size).map_err(|_| StoreError::ImageSize { path: path.to_owned(), size })?;
         Ok(Self { file: Mutex::new(file), size, read_only })
     }
 

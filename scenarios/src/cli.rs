@@ -139,9 +139,24 @@ fn complain(error: &CliError) {
         }
     }
     let mut stderr = anstream::stderr();
-    let shown = if text.is_empty() { writeln!(stderr, "lowzone: {error}") } else { write!(stderr, "{text}") };
+    let shown =
+        if text.is_empty() { writeln!(stderr, "lowzone: {}", with_causes(error)) } else { write!(stderr, "{text}") };
     // With stderr gone there is nobody to tell.
     drop(shown);
+}
+
+/// An error and the causes that it doesn't tell itself, in one line.
+fn with_causes(error: &CliError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let words = inner.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = inner.source();
+    }
+    text
 }
 
 /// Reads a scenario by path or name.

@@ -104,7 +104,19 @@ pub(crate) struct Slot {
     pub(crate) counters: Arc<Counters>,
     pub(crate) script: Arc<Script>,
     pub(crate) image: Option<PathBuf>,
+    /// Bytes of its store when it was opened.
+    pub(crate) capacity: u64,
     pub(crate) width: u8,
+}
+
+impl Slot {
+    /// What to say if the image has another size by now; its requests have failed since it changed.
+    fn resized(&self) -> Option<String> {
+        let path = self.image.as_ref()?;
+        let now = std::fs::metadata(path).map_or(0, |file| file.len());
+        let (name, was) = (&self.name, self.capacity);
+        (now != was).then(|| format!("{name}: image {} changed from {was} to {now} bytes while in use", path.display()))
+    }
 }
 
 /// What the bodies on the CPUs share with the lab.
@@ -292,6 +304,7 @@ impl Lab {
         let kernel = self.machine.kernel();
         let mut result = std::mem::take(&mut *lock(&self.bench.result));
         for slot in &self.bench.slots {
+            result.errors.extend(slot.resized());
             result.add_device(slot);
         }
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());
@@ -334,6 +347,7 @@ fn plug(
     store: Arc<Store>,
     workers: &mut Vec<Box<dyn Worker>>,
 ) -> Result<Slot, LabError> {
+    let capacity = store.capacity();
     let (at, irq) = wire.next_slot();
     let dma = DmaDevice::new(machine.kernel_ref(), &at.to_string());
     let beyond = match device.beyond {
@@ -367,6 +381,7 @@ fn plug(
         counters: made.counters,
         script: made.script,
         image: device.image.as_ref().map(PathBuf::from),
+        capacity,
         width: device.width,
     })
 }

@@ -72,7 +72,9 @@ pub struct IoRow {
     pub sha256: String,
     /// Reads that went well and gave other bytes than were written.
     pub mismatched: u64,
-    /// Whether every byte read was the byte written.
+    /// Requests whose data was compared.
+    pub compared: u64,
+    /// Whether every byte read was the byte written; nothing read is nothing verified.
     pub verified: bool,
 }
 
@@ -257,6 +259,7 @@ impl RunResult {
         self.swiotlb_peak = kernel.swiotlb_usage().1;
         self.events = kernel.trace().events();
         self.digest = format!("{:016x}", kernel.trace().digest());
+        self.io.iter_mut().for_each(|row| row.verified &= row.compared > 0);
         self.virtual_ns = virtual_ns;
         self.interrupted = interrupted;
     }

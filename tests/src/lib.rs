@@ -1,1 +1,13 @@
-//! Not written yet.
+//! The harness of the end-to-end tests: the program, scenarios in this process, images, and a machine by hand.
+//!
+//! [`program`] runs `lowzone` as a user would; [`scenario`] runs one through the library; [`image`] makes files to
+//! work on; [`rig`] is a machine with one disk on which a test runs code of its own. The tests are in `e2e/`, what must
+//! not compile is in `ui/`. Left out: anything that a test could assert with one line.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness that can't go on fails its test")]
+
+pub mod image;
+pub mod played;
+pub mod program;
+pub mod rig;
+pub mod scenario;

@@ -66,7 +66,7 @@ fn what_is_no_image_is_said_so() {
     for size in [0, 511, 513] {
         let file = Temp::new(&format!("size-{size}"), &vec![0; size]);
         let wrong = ImageStore::open(&file.0, true).unwrap_err();
-        assert!(matches!(wrong, StoreError::Size { size: seen } if seen == size as u64));
+        assert!(matches!(wrong, StoreError::ImageSize { size: seen, .. } if seen == size as u64));
         assert!(matches!(MemoryStore::zeroed(size as u64), Err(StoreError::Size { .. })));
     }
 }

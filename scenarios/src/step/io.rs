@@ -311,8 +311,9 @@ impl<'a> Work<'a> {
         row.pages_held += self.row.pages_held;
         row.retries += self.row.retries;
         row.mismatched += self.row.mismatched;
-        // Nothing read is nothing verified.
-        row.verified &= self.row.verified && self.compared > 0;
+        row.compared += self.compared;
+        // A CPU that was stopped may have read nothing yet; any other must have.
+        row.verified &= self.row.verified && (self.compared > 0 || self.bench.control.stopped());
         // The last CPU to end leaves the step's whole difference.
         row.maps = now.maps - base.maps;
         row.bounces = now.bounces - base.bounces;

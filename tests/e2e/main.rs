@@ -1,0 +1,17 @@
+//! End-to-end tests, one module a story: what a user sees, run by the program or through the library.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod bad_input;
+mod hostile_device;
+mod probe_unwinds;
+mod shows_1_low_zone;
+mod shows_2_copy_image;
+mod shows_3_digests;
+mod shows_4_crimes;
+mod shows_5_ui;
+mod shows_6_many_queues;
+mod shows_7_recycling;
+mod shows_7_teardown;
+mod stopped;
+mod teardown_order;

@@ -1,0 +1,78 @@
+//! The program `lowzone`, run as a user runs it.
+//!
+//! It is built once for each test process, in the profile and the target folder of the tests themselves, so that a
+//! stale one is never tested. Neighbours: `scenario`, which stays in this process.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// How the program ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// The outcome of a finished process.
+    pub fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// Its output as one JSON value.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
+    }
+}
+
+/// The folder of the workspace.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace above tests/")
+}
+
+/// The target folder that this test was built in.
+fn target() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test has a path");
+    // target/release/deps/e2e-0123456789abcdef
+    exe.ancestors().nth(3).expect("a target folder").to_owned()
+}
+
+/// Builds the program in a profile and says where it lies.
+pub fn build(release: bool) -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--package", "lowzone", "--bin", "lowzone", "--quiet", "--target-dir"]).arg(target());
+    if release {
+        cargo.arg("--release");
+    }
+    let status = cargo.current_dir(workspace()).stdin(Stdio::null()).status().expect("cargo runs");
+    assert!(status.success(), "the program does not build");
+    target().join(if release { "release" } else { "debug" }).join("lowzone")
+}
+
+/// The program, as optimised as these tests are.
+pub fn path() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| build(!cfg!(debug_assertions)))
+}
+
+/// The program with arguments, in a pipe and without anybody's settings.
+pub fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(path());
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
+    command
+}
+
+/// Runs the program to its end.
+pub fn lowzone<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Outcome {
+    Outcome::of(&command(args).output().expect("the program starts"))
+}
