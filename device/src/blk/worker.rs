@@ -78,9 +78,13 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         Self { common, queue, shared, mem, ring, flying, landed, held, popped, draining, owing, stopped }
     }
 
+    /// Whether there may be more on the ring, and the driver could rightly have put it there.
+    fn may_pop(&self) -> bool {
+        self.draining && self.held.len() < self.common.entries
+    }
+
     fn unfinished(&self) -> bool {
-        let draining = self.draining && self.held.len() < self.common.entries;
-        !self.stopped && (draining || self.owing || !self.flying.is_empty() || !self.landed.is_empty())
+        !self.stopped && (self.may_pop() || self.owing || !self.flying.is_empty() || !self.landed.is_empty())
     }
 
     fn drop_all(&mut self) {
@@ -107,7 +111,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
             if ring.needs_interrupt(&self.mem)? {
                 self.common.host.used_buffers(self.queue);
             }
-        } else if self.draining && self.flying.len() < self.common.depth && self.held.len() < self.common.entries {
+        } else if self.may_pop() && self.flying.len() < self.common.depth {
             self.pop(&mut ring)?;
         } else {
             self.move_some();
@@ -311,8 +315,7 @@ impl<M: GuestMemory + Send, T: Tap> Worker for BlkWorker<M, T> {
             }
         };
         match ring.and_then(|ring| self.phase(ring, now)) {
-            Ok(ring) if !self.stopped => self.ring = Some(ring),
-            Ok(_) => {}
+            Ok(ring) => self.ring = Some(ring),
             Err(error) => self.fail(error),
         }
         if self.unfinished() { Next::Again } else { self.rest() }

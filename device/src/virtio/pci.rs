@@ -160,9 +160,6 @@ impl VirtioPci {
 
     /// Sends what may be sent now, and brings pin and status bit in line with the rest.
     fn settle(&self, state: &mut State) {
-        if self.gate.is_gone() {
-            return;
-        }
         while self.gate.is_open() {
             let Some(message) = state.msix.take_pending() else { break };
             self.send(message);

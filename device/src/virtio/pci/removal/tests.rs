@@ -1,8 +1,9 @@
 use crate::blk::{BlkOptions, Hardware};
 use crate::misbehave::Mishap;
 use crate::pci::Width;
-use crate::testing::{BAR, DATA, Irq, RAM, Rig};
-use crate::virtio::VERSION_1;
+use crate::pci::{PciFunction, Removable};
+use crate::testing::{BAR, DATA, Fake, Irq, RAM, Rig, Sink};
+use crate::virtio::{QueueHost, VERSION_1, VirtioPci};
 
 fn options() -> BlkOptions {
     BlkOptions { queues: 2, ..BlkOptions::default() }
@@ -29,7 +30,8 @@ fn in_whatever_phase_it_is_pulled_out_nothing_touches_memory_any_more() {
         let mut rig = busy(calls);
         let before = rig.bytes(0, RAM);
         rig.device.slot.unplug();
-        (rig.log.take(), rig.sink.take());
+        rig.log.take();
+        rig.sink.take();
         let counted = rig.device.counters.totals();
         assert!(rig.run(100) <= 2, "one call a queue");
         for worker in &mut rig.device.workers {
@@ -83,6 +85,18 @@ fn a_pin_that_was_high_falls() {
 }
 
 #[test]
+fn a_worker_that_has_not_noticed_interrupts_nobody() {
+    let sink = std::sync::Arc::<Sink>::default();
+    let function =
+        VirtioPci::new(Box::new(Fake), false, std::sync::Arc::clone(&sink) as _, Default::default()).unwrap();
+    function.unplug();
+    function.used_buffers(0);
+    function.needs_reset();
+    function.replug();
+    assert_eq!((function.bar_read(0, 0x1000, Width::B1), sink.take()), (Ok(0), vec![]));
+}
+
+#[test]
 fn back_in_its_slot_it_is_as_after_power_on() {
     for acknowledged in [true, false] {
         let mut rig = busy(4);
@@ -100,7 +114,8 @@ fn back_in_its_slot_it_is_as_after_power_on() {
             assert_eq!(read(&rig), read(&fresh), "{offset:#x}");
         }
         assert_eq!(rig.function().decode(BAR, Width::B4), None);
-        (rig.place(), fresh.place());
+        rig.place();
+        fresh.place();
         for offset in (0..56).step_by(4).chain((0x4000..0x4030).step_by(4)) {
             let read = |rig: &Rig| rig.function().bar_read(0, offset, Width::B4);
             assert_eq!(read(&rig), read(&fresh), "{offset:#x}");
