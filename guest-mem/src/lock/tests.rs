@@ -8,8 +8,9 @@ use crate::testing::{Lab, handler};
 fn irqsave_masks_delivery_until_the_lock_is_given_back() {
     let (lab, lock) = (Lab::new(), SpinLock::new(1));
     let cpu = lab.cpu();
-    let guard = lock.lock_irqsave(&cpu);
     lab.solo.raise(handler(|_| {}));
+    let guard = lock.lock_irqsave(&cpu);
+    assert_eq!(lab.solo.pending(), 1, "interrupts go off before the lock's own point");
     let _ = cpu.point(Class::Release, 0);
     assert_eq!(lab.solo.pending(), 1, "interrupts are off");
     drop(guard);
