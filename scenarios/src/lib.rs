@@ -15,5 +15,6 @@ mod render;
 pub mod result;
 pub mod spec;
 mod step;
+pub mod trace;
 pub mod wire;
 pub mod world;
