@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 the files differ or nobody had the address, 2 a broken file or a wrong question.
 //! Neighbours: `cli`, which has the other commands.
 
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -84,7 +85,14 @@ fn address(text: &str) -> Result<u64, std::num::ParseIntError> {
 
 /// Answers one question about a trace.
 pub(crate) fn run(trace: &Trace) -> Result<ExitCode, ViewError> {
-    let mut out = anstream::stdout();
+    let mut out = BufWriter::new(anstream::stdout());
+    let answer = answer(trace, &mut out);
+    // What could be read is shown before the error that follows it.
+    out.flush()?;
+    answer
+}
+
+fn answer(trace: &Trace, out: &mut dyn Write) -> Result<ExitCode, ViewError> {
     let json = trace.json;
     let yes = |yes: bool| if yes { ExitCode::SUCCESS } else { ExitCode::from(1) };
     match &trace.what {
@@ -92,28 +100,28 @@ pub(crate) fn run(trace: &Trace) -> Result<ExitCode, ViewError> {
             let mut reader = Reader::open(file)?;
             let kind = kind.clone().map(|kind| known_kind(&reader, file, kind)).transpose()?;
             let dev = dev.as_deref().map(|dev| known_device(&mut reader, file, dev)).transpose()?;
-            show(&mut reader, &Filter { from: *from, count: *count, kind, dev }, json, &mut out)?;
+            show(&mut reader, &Filter { from: *from, count: *count, kind, dev }, json, out)?;
             Ok(ExitCode::SUCCESS)
         }
         What::Tx { file, ids, wrong } => {
             let wanted = Wanted { ids: ids.clone(), wrong: *wrong, addr: None };
-            tx(&mut Reader::open(file)?, &wanted, json, &mut out)?;
+            tx(&mut Reader::open(file)?, &wanted, json, out)?;
             Ok(ExitCode::SUCCESS)
         }
         What::Who { file, addr } => {
             let wanted = Wanted { addr: Some(*addr), ..Wanted::default() };
-            let shown = tx(&mut Reader::open(file)?, &wanted, json, &mut out)?;
+            let shown = tx(&mut Reader::open(file)?, &wanted, json, out)?;
             if shown == 0 && !json {
-                std::io::Write::write_fmt(&mut out, format_args!("nobody had {addr:#x} mapped\n"))?;
+                writeln!(out, "nobody had {addr:#x} mapped")?;
             }
             Ok(yes(shown > 0))
         }
         What::Stat { file } => {
-            stat::stat(&mut Reader::open(file)?, json, &mut out)?;
+            stat::stat(&mut Reader::open(file)?, json, out)?;
             Ok(ExitCode::SUCCESS)
         }
         What::Diff { a, b } => {
-            let differ = diff::diff(&mut Reader::open(a)?, &mut Reader::open(b)?, json, &mut out)?;
+            let differ = diff::diff(&mut Reader::open(a)?, &mut Reader::open(b)?, json, out)?;
             Ok(yes(!differ))
         }
     }

@@ -213,7 +213,7 @@ impl<R: Read> Reader<R> {
                 BlockKind::Events => {
                     let first = u64_at(&self.payload, 0).filter(|&first| first >= self.events);
                     self.events = first.ok_or(Fault::Damaged("its first event's number goes back"))?;
-                    if (self.payload.len() - PAGE_HEADER) % RECORD != 0 {
+                    if !(self.payload.len() - PAGE_HEADER).is_multiple_of(RECORD) {
                         return Err(Fault::Damaged("it ends in the middle of a record"));
                     }
                     self.next = PAGE_HEADER;

@@ -52,6 +52,7 @@ impl Row {
         let kind = event.kind();
         let transaction = Some(event.transaction()).filter(|&id| id != 0);
         let other = kind.is_none_or(|kind| !kind.tag_is_owner() && !kind.tag_is_transaction());
+        let register = matches!(kind, Some(Kind::MmioRead | Kind::MmioWrite));
         let finding = (kind == Some(Kind::Finding)).then(|| names.finding(raw.len));
         let mut row = Self {
             event: event.number,
@@ -62,7 +63,7 @@ impl Row {
             addr: raw.addr,
             len: raw.len,
             transaction,
-            value: (other && raw.tag != 0).then_some(raw.tag),
+            value: (register || (other && raw.tag != 0)).then_some(raw.tag),
             finding: finding.map(|known| known.map_or_else(|| "?".to_owned(), |finding| finding.name.clone())),
             by: event.by.and_then(|word| names.owner(word)),
             ..Self::default()
