@@ -3,7 +3,9 @@
 //! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
 //! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,7 +16,8 @@ use thiserror::Error;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
 use crate::spec::{Set, Source, SpecError, catalogue, load, schema};
-use crate::{bench, compare, expect, explore, progress, render};
+use crate::trace::error::ViewError;
+use crate::{bench, compare, expect, explore, progress, render, trace};
 
 const DEFAULT_SCENARIO: &str = "block/low-zone";
 
@@ -41,6 +44,8 @@ enum Command {
     List,
     /// Print the JSON Schema of scenario files, for editors.
     Schema,
+    /// Look into the record of a run.
+    Trace(trace::cli::Trace),
     /// Measure the lab itself.
     Bench(Bench),
 }
@@ -57,6 +62,9 @@ struct Run {
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
+    /// Write the record of the run to this file, for `lowzone trace`.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print the result as JSON, one object a seed.
     #[arg(long)]
     json: bool,
@@ -101,6 +109,12 @@ pub(crate) enum CliError {
     Read { name: String, source: std::io::Error },
     #[error("no scenario '{name}'{}", nearest.as_deref().map(|n| format!(": did you mean '{n}'?")).unwrap_or_default())]
     Unknown { name: String, nearest: Option<String> },
+    #[error(transparent)]
+    Trace(#[from] trace::TraceError),
+    #[error(transparent)]
+    View(ViewError),
+    #[error("--trace: a trace holds one run, and there are {0} seeds")]
+    TraceSeeds(usize),
     #[error("cannot write the result: {0}")]
     Output(#[from] std::io::Error),
 }
@@ -115,6 +129,7 @@ pub fn main() -> ExitCode {
         Some(Command::Replay(options)) => explore::cli::replay(&options),
         Some(Command::List) => list(),
         Some(Command::Schema) => print_schema(),
+        Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
     };
     match outcome {
@@ -124,6 +139,15 @@ pub fn main() -> ExitCode {
         Err(error) => {
             complain(&error);
             ExitCode::from(2)
+        }
+    }
+}
+
+impl From<ViewError> for CliError {
+    fn from(error: ViewError) -> Self {
+        match error {
+            ViewError::Output(error) => Self::Output(error),
+            other => Self::View(other),
         }
     }
 }
@@ -178,6 +202,9 @@ fn run(options: &Run) -> Result<ExitCode, CliError> {
     let source = source(&options.scenario)?;
     let sets = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let scenario = load(&source, &sets)?;
+    if options.trace.is_some() && options.seed.len() > 1 {
+        return Err(CliError::TraceSeeds(options.seed.len()));
+    }
     let control = Arc::new(Control::default());
     let watch = progress::watch(&control);
     let compared = options.verbose && options.seed.len() > 1;
@@ -188,12 +215,19 @@ fn run(options: &Run) -> Result<ExitCode, CliError> {
         if compared {
             lab.capture();
         }
+        if let Some(path) = &options.trace {
+            let name = || path.display().to_string();
+            let file = File::create(path).map_err(|source| trace::TraceError::Open { name: name(), source })?;
+            lab.stream_to(Box::new(file))?;
+        }
         let result = lab.run();
+        let traced = lab.end_stream();
         if compared {
             records.push((seed, lab.take_events()));
         }
         watch.pause();
         code = code.max(report(options, &scenario.expect, &result)?);
+        traced?;
         if result.interrupted {
             break;
         }

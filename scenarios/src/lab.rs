@@ -4,6 +4,7 @@
 //! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
 //! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,12 +20,14 @@ use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::{DmaDevice, DmaPort};
 use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig, MachineError};
-use lowzone_guest_mem::trace::{Producer, Record};
+use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use thiserror::Error;
 
 use crate::result::RunResult;
 use crate::spec::{Beyond, Device, Scenario, Step, StoreSpec};
 use crate::step;
+use crate::trace::writer::Joined;
+use crate::trace::{Header, TraceError, Writer};
 use crate::wire::{InProc, LabTap};
 use crate::world::{Body, Exit, Lockstep};
 
@@ -168,6 +171,7 @@ pub struct Lab {
     wire: Arc<InProc>,
     bench: Arc<Bench>,
     world: Lockstep,
+    stream: Option<Joined<Box<dyn Write + Send>>>,
     // Last: the machine is reset when it drops, after everything that lives on it.
     machine: Machine,
 }
@@ -217,7 +221,7 @@ impl Lab {
             phase: Mutex::default(),
             result: Mutex::new(RunResult::new(name, &scenario, seed)),
         });
-        Ok(Self { scenario, wire, bench, world, machine })
+        Ok(Self { scenario, wire, bench, world, stream: None, machine })
     }
 
     /// Keeps every event of the run in memory, for [`Lab::take_events`].
@@ -228,6 +232,45 @@ impl Lab {
     /// The events that were kept.
     pub fn take_events(&self) -> Vec<(Producer, Record)> {
         self.machine.kernel().trace().take_captured()
+    }
+
+    /// Streams every record from now on into a trace; [`Lab::end_stream`] completes it.
+    ///
+    /// # Errors
+    /// [`TraceError::Write`] if not even the beginning can be written.
+    pub fn stream_to(&mut self, out: Box<dyn Write + Send>) -> Result<(), TraceError> {
+        let kernel = self.machine.kernel();
+        let header = Header {
+            program: concat!("lowzone ", env!("CARGO_PKG_VERSION")).to_owned(),
+            scenario: lock(&self.bench.result).scenario.clone(),
+            seed: self.bench.seed,
+            clock: "virtual-ns".to_owned(),
+            cpus: kernel.config().cpus,
+            kinds: Kind::ALL.iter().map(|kind| (kind.number(), kind.name().to_owned())).collect(),
+        };
+        let joined = Joined::new(Writer::new(out, &header, &self.devices(), Some(self.machine.kernel_ref()))?);
+        kernel.trace().stream(Box::new(joined.clone()));
+        self.stream = Some(joined);
+        Ok(())
+    }
+
+    /// Completes the trace that [`Lab::stream_to`] began; nothing to do if none was.
+    ///
+    /// # Errors
+    /// [`TraceError::Write`] if it is not all there.
+    pub fn end_stream(&mut self) -> Result<(), TraceError> {
+        let trace = self.machine.kernel().trace();
+        trace.end_stream();
+        match self.stream.take().and_then(|joined| joined.take()) {
+            Some(writer) => writer.finish(trace.digest(), self.world.now()).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Each device's number in records, its place on the bus and its name.
+    pub fn devices(&self) -> Vec<(u16, String, String)> {
+        let slots = self.bench.slots.iter();
+        slots.map(|slot| (slot.dma.index(), slot.at.to_string(), slot.name.clone())).collect()
     }
 
     /// The kernel it runs on.

@@ -16,5 +16,6 @@ mod render;
 pub mod result;
 pub mod spec;
 mod step;
+pub mod trace;
 pub mod wire;
 pub mod world;

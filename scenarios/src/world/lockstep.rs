@@ -471,7 +471,7 @@ impl Lockstep {
             }
         }
         for (index, device) in self.devices.iter().enumerate() {
-            if device.at.map_or_else(|| device.worker.ready(), |at| at <= state.now) {
+            if device.worker.ready() || device.at.is_some_and(|at| at <= state.now) {
                 runnable.push(Actor::Device(index));
             }
         }

@@ -1,0 +1,74 @@
+//! One event of a trace, with its details put together again.
+//!
+//! Neighbours: `reader` and `around` make them, `row` shows them, `transaction` follows them.
+
+use lowzone_guest_mem::trace::{DETAIL, Kind, Shape};
+
+/// A record as the file has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Raw {
+    /// The clock.
+    pub ts: u64,
+    /// The address or number it is about.
+    pub addr: u64,
+    /// Transaction, owner or other number, by kind.
+    pub tag: u64,
+    /// Bytes.
+    pub len: u32,
+    /// The kind's number.
+    pub kind: u16,
+    /// The device's number, or 0.
+    pub dev: u16,
+    /// Who made it.
+    pub who: u16,
+}
+
+impl Raw {
+    /// Whether it continues the record before it.
+    pub fn is_detail(&self) -> bool {
+        self.kind >= DETAIL
+    }
+}
+
+/// An event and what its details said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Event {
+    /// Its number in the run, from 0.
+    pub number: u64,
+    /// The event's own record.
+    pub raw: Raw,
+    /// Who made the call, as an owner of this trace's tables.
+    pub by: Option<u64>,
+    /// Where the device's bytes lie, what they are like, who mapped them.
+    pub mapping: Option<(u64, Option<Shape>, u64)>,
+    /// Where the driver's buffer lies, and who allocated it.
+    pub buffer: Option<(u64, u64)>,
+}
+
+impl Event {
+    /// The event of a record; its details are still to come.
+    pub fn new(number: u64, raw: Raw) -> Self {
+        let by = Kind::from_number(raw.kind).filter(|kind| kind.tag_is_owner()).map(|_| raw.tag);
+        Self { number, raw, by, mapping: None, buffer: None }
+    }
+
+    /// Adds a detail; one of an unknown kind is ignored.
+    pub fn add(&mut self, detail: &Raw) {
+        match Kind::from_number(detail.kind) {
+            Some(Kind::By) => self.by = Some(detail.tag),
+            Some(Kind::Mapping) => self.mapping = Some((detail.addr, Shape::unpack(detail.len), detail.tag)),
+            Some(Kind::Buffer) => self.buffer = Some((detail.addr, detail.tag)),
+            _ => {}
+        }
+    }
+
+    /// Its kind, if this version knows it.
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::from_number(self.raw.kind)
+    }
+
+    /// The DMA transaction it belongs to, or 0.
+    pub fn transaction(&self) -> u64 {
+        if self.kind().is_some_and(Kind::tag_is_transaction) { self.raw.tag } else { 0 }
+    }
+}

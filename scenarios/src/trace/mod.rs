@@ -1,0 +1,35 @@
+//! Traces: the record of a run on disk, and what can be read from it.
+//!
+//! [`Writer`] streams a run's records into an `.lzt` file, page by page; [`Reader`] streams them back as [`Event`]s,
+//! so that neither needs the file to fit in memory. What people ask is beside it, a question a file: `show` (the
+//! events), `tx` and [`transaction`] (the life of each DMA transaction), `stat`, `diff` (where two files part), and
+//! [`around`] (the events before a finding, from the flight recorder). The format is described in
+//! `docs/trace-format.md`.
+//!
+//! Neighbours: `guest_mem::trace` makes the records, `lab` joins a writer to a run. Left out: exports to other formats.
+
+pub mod around;
+pub(crate) mod cli;
+mod diff;
+pub mod error;
+pub mod event;
+pub mod format;
+pub mod names;
+pub mod reader;
+mod row;
+mod show;
+mod stat;
+#[cfg(test)]
+mod tests;
+pub mod transaction;
+mod tx;
+pub mod writer;
+
+pub use around::around;
+pub use error::TraceError;
+pub use event::Event;
+pub use format::{End, Header};
+pub use names::Names;
+pub use reader::Reader;
+pub use transaction::{Transaction, Transactions};
+pub use writer::Writer;
