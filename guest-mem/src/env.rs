@@ -7,6 +7,8 @@
 //! later park return at once if a wake came in between. Neighbours: `Cpu`, which is the only caller. Left out: who
 //! runs next, which is the world's secret.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -79,9 +81,83 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class.
+    pub const ALL: [Self; 12] = [
+        Self::Page,
+        Self::Slab,
+        Self::Coherent,
+        Self::Map,
+        Self::SwiotlbSlot,
+        Self::Ioremap,
+        Self::IrqVector,
+        Self::Mask,
+        Self::Mmio,
+        Self::Lock,
+        Self::Wait,
+        Self::Release,
+    ];
+
+    /// The classes that a fault may be injected into: the others can't fail, only be reordered.
+    pub const INJECTABLE: [Self; 9] = [
+        Self::Page,
+        Self::Slab,
+        Self::Coherent,
+        Self::Map,
+        Self::SwiotlbSlot,
+        Self::Ioremap,
+        Self::IrqVector,
+        Self::Mask,
+        Self::Mmio,
+    ];
+
+    /// The class's name in scenario files, on the command line and in reports.
+    ///
+    /// ```
+    /// use lowzone_guest_mem::env::Class;
+    /// assert_eq!(Class::SwiotlbSlot.name(), "swiotlb-slot");
+    /// assert_eq!("swiotlb-slot".parse(), Ok(Class::SwiotlbSlot));
+    /// ```
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Page => "page",
+            Self::Slab => "slab",
+            Self::Coherent => "coherent",
+            Self::Map => "map",
+            Self::SwiotlbSlot => "swiotlb-slot",
+            Self::Ioremap => "ioremap",
+            Self::IrqVector => "irq-vector",
+            Self::Mask => "mask",
+            Self::Mmio => "mmio",
+            Self::Lock => "lock",
+            Self::Wait => "wait",
+            Self::Release => "release",
+        }
+    }
+
     /// Whether a failure here is one that a driver must cope with.
     pub const fn may_fail(self) -> bool {
         !matches!(self, Self::Mmio | Self::Lock | Self::Wait | Self::Release)
+    }
+}
+
+impl fmt::Display for Class {
+    /// [`Class::name`]; obeys a width.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A text that is no [`Class::name`].
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there is no class `{0}`")]
+pub struct UnknownClass(pub String);
+
+impl FromStr for Class {
+    type Err = UnknownClass;
+
+    /// The class of this [`Class::name`], exactly.
+    fn from_str(text: &str) -> Result<Self, UnknownClass> {
+        Self::ALL.into_iter().find(|class| class.name() == text).ok_or_else(|| UnknownClass(text.to_owned()))
     }
 }
 
@@ -145,4 +221,28 @@ pub trait Env {
 
     /// Reports a finding.
     fn emit(&self, finding: Finding);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_class_has_a_name_of_its_own() {
+        for (at, class) in Class::ALL.into_iter().enumerate() {
+            assert_eq!(class as usize, at, "{class} is out of place in ALL");
+            assert_eq!(class.name().parse(), Ok(class));
+        }
+        assert_eq!(Class::ALL.last(), Some(&Class::Release), "ALL must end with the last class");
+        assert_eq!("Slab".parse::<Class>(), Err(UnknownClass("Slab".into())));
+        assert_eq!(format!("[{:>6}]", Class::Map), "[   map]");
+    }
+
+    #[test]
+    fn what_must_be_coped_with_can_be_injected() {
+        let injectable = |class| Class::INJECTABLE.contains(&class);
+        assert!(Class::ALL.into_iter().all(|class| !class.may_fail() || injectable(class)));
+        assert!(!injectable(Class::Lock) && !injectable(Class::Wait) && !injectable(Class::Release));
+        assert!(injectable(Class::Mmio));
+    }
 }
