@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::gfp::{__GFP_NOFAIL, __GFP_NOWARN, GFP_ATOMIC, GFP_HIGHUSER, GFP_KERNEL};
+use crate::gfp::{__GFP_COMP, __GFP_HIGHMEM, __GFP_NOFAIL, __GFP_NOWARN, GFP_ATOMIC, GFP_HIGHUSER, GFP_KERNEL};
 
 /// An injector of mappings: no mask, order or cache is in the way.
 fn certain(interval: u64, times: i64, space: i64) -> FaultAttr {
@@ -77,6 +77,14 @@ fn what_is_spared_moves_nothing() {
         assert_eq!((attr.tally().eligible, attr.space), (eligible, space), "{request:?}");
         assert_eq!(attr.tally().requests, 1);
     }
+}
+
+#[test]
+fn a_large_kmalloc_asks_for_pages_as_the_slab_layer_does() {
+    let asked = Request::kmalloc(8193, GFP_ATOMIC | __GFP_HIGHMEM, Some("none")).unwrap();
+    assert_eq!(asked, Request::pages(2, GFP_ATOMIC | __GFP_COMP));
+    let mut attr = FaultAttr { probability: 100, ..FaultAttr::new(Class::Page) };
+    assert!(attr.should_fail(&asked, &mut || 0), "the slab layer drops __GFP_HIGHMEM, so it isn't spared");
 }
 
 #[test]
