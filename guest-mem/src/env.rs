@@ -7,6 +7,8 @@
 //! later park return at once if a wake came in between. Neighbours: `Cpu`, which is the only caller. Left out: who
 //! runs next, which is the world's secret.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -98,7 +100,26 @@ impl Class {
         Self::Release,
     ];
 
-    /// Its name in specs, tokens and tables.
+    /// The classes that a fault may be injected into: the others can't fail, only be reordered.
+    pub const INJECTABLE: [Self; 9] = [
+        Self::Page,
+        Self::Slab,
+        Self::Coherent,
+        Self::Map,
+        Self::SwiotlbSlot,
+        Self::Ioremap,
+        Self::IrqVector,
+        Self::Mask,
+        Self::Mmio,
+    ];
+
+    /// The class's name in scenario files, on the command line and in reports.
+    ///
+    /// ```
+    /// use lowzone_guest_mem::env::Class;
+    /// assert_eq!(Class::SwiotlbSlot.name(), "swiotlb-slot");
+    /// assert_eq!("swiotlb-slot".parse(), Ok(Class::SwiotlbSlot));
+    /// ```
     pub const fn name(self) -> &'static str {
         match self {
             Self::Page => "page",
@@ -123,16 +144,24 @@ impl Class {
     }
 }
 
-/// A name that is no class.
+impl fmt::Display for Class {
+    /// [`Class::name`]; obeys a width.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A text that is no [`Class::name`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("unknown class '{0}'")]
+#[error("there is no class `{0}`")]
 pub struct UnknownClass(pub String);
 
-impl std::str::FromStr for Class {
+impl FromStr for Class {
     type Err = UnknownClass;
 
-    fn from_str(name: &str) -> Result<Self, UnknownClass> {
-        Self::ALL.into_iter().find(|class| class.name() == name).ok_or_else(|| UnknownClass(name.to_owned()))
+    /// The class of this [`Class::name`], exactly.
+    fn from_str(text: &str) -> Result<Self, UnknownClass> {
+        Self::ALL.into_iter().find(|class| class.name() == text).ok_or_else(|| UnknownClass(text.to_owned()))
     }
 }
 
@@ -198,4 +227,28 @@ pub trait Env {
 
     /// Reports a finding.
     fn emit(&self, finding: Finding);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_class_has_a_name_of_its_own() {
+        for (at, class) in Class::ALL.into_iter().enumerate() {
+            assert_eq!(class as usize, at, "{class} is out of place in ALL");
+            assert_eq!(class.name().parse(), Ok(class));
+        }
+        assert_eq!(Class::ALL.last(), Some(&Class::Release), "ALL must end with the last class");
+        assert_eq!("Slab".parse::<Class>(), Err(UnknownClass("Slab".into())));
+        assert_eq!(format!("[{:>6}]", Class::Map), "[   map]");
+    }
+
+    #[test]
+    fn what_must_be_coped_with_can_be_injected() {
+        let injectable = |class| Class::INJECTABLE.contains(&class);
+        assert!(Class::ALL.into_iter().all(|class| !class.may_fail() || injectable(class)));
+        assert!(!injectable(Class::Lock) && !injectable(Class::Wait) && !injectable(Class::Release));
+        assert!(injectable(Class::Mmio));
+    }
 }

@@ -13,6 +13,7 @@ pub mod buddy;
 pub mod cpu;
 pub mod dma;
 pub mod env;
+pub mod fault;
 pub mod finding;
 pub mod frame;
 pub mod gfp;

@@ -253,6 +253,9 @@ fn report(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> 
     if !wrong.is_empty() {
         render::mismatches(&mut anstream::stderr(), &wrong)?;
     }
+    if result.input_changed {
+        return Ok(2);
+    }
     Ok(match (result.interrupted, wrong.is_empty()) {
         (true, true) => 130,
         (_, false) => 1,

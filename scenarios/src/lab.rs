@@ -347,7 +347,9 @@ impl Lab {
         let kernel = self.machine.kernel();
         let mut result = std::mem::take(&mut *lock(&self.bench.result));
         for slot in &self.bench.slots {
-            result.errors.extend(slot.resized());
+            let resized = slot.resized();
+            result.input_changed |= resized.is_some();
+            result.errors.extend(resized);
             result.add_device(slot);
         }
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());

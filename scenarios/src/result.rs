@@ -193,6 +193,8 @@ pub struct RunResult {
     pub log: Vec<String>,
     /// Lines that the log's rate limit kept back.
     pub log_suppressed: u64,
+    /// Whether an image changed in size while it was in use.
+    pub input_changed: bool,
     /// What a step could not do.
     pub errors: Vec<String>,
     /// The errnos of failed probes.

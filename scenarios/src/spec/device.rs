@@ -44,9 +44,6 @@ pub struct Device {
     #[serde(default = "default_queue_size")]
     #[schemars(range(min = 1, max = 32768))]
     pub queue_size: u16,
-    /// Has an MSI-X capability; else INTx only. Default true.
-    #[serde(default = "yes")]
-    pub msix: bool,
     /// Offers VIRTIO_F_EVENT_IDX. Default true.
     #[serde(default = "yes")]
     pub event_idx: bool,

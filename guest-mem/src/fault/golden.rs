@@ -1,0 +1,304 @@
+//! The measured tables of fault injection, row by row, and what the measured kernel printed meanwhile.
+//!
+//! Each row is either reproduced exactly or named in [`WAITING`] with the mechanism it waits for.
+
+use std::cell::{Cell, RefCell};
+
+use super::*;
+use crate::gfp::{__GFP_COMP, __GFP_NOFAIL, __GFP_NOWARN, GFP_ATOMIC, GFP_HIGHUSER, GFP_KERNEL, GFP_NOIO, GFP_NOWAIT};
+use crate::gfp::{__GFP_NOMEMALLOC, __GFP_NORETRY, __GFP_RECLAIM};
+use crate::site::Owner;
+use crate::slab::Shape;
+use crate::zone::{AllocError, Layout, Zones};
+
+mod kernel;
+
+const FAILSLAB: &str = include_str!("../../../tests/golden/failslab.tsv");
+const FAILPAGE: &str = include_str!("../../../tests/golden/failpage.tsv");
+const FAILPAGE_MISC: &str = include_str!("../../../tests/golden/failpage_misc.tsv");
+const MESSAGES: &str = include_str!("../../../tests/golden/messages.tsv");
+
+/// Rows that wait: where, which (by the begin of the row's key), for what.
+const WAITING: [(&str, &str, &str); 14] = [
+    ("fail_others", "failslab vmalloc_64K", "vmalloc"),
+    ("fail_others", "failslab kvmalloc_64K", "kvmalloc"),
+    ("fail_others", "failpage_min0 kvmalloc_64K", "kvmalloc"),
+    ("fail_others", "failslab dma_pool_", "dma_pool"),
+    ("fail_others", "failpage_min0 dma_pool_", "dma_pool"),
+    ("fail_others", "failslab kmem_cache_create", "caches of a driver's own"),
+    ("fail_others", "failpage_min0 kmem_cache_create", "caches of a driver's own"),
+    ("fail_others", "failslab mempool_", "mempool"),
+    ("fail_others", "failpage_min0 mempool_", "mempool"),
+    ("fail_others", "failslab alloc_percpu", "per-CPU memory"),
+    ("fail_others", "failslab ioremap", "the vmalloc area of an ioremap, a slab object"),
+    ("fail_others", "failslab dmam_", "devres"),
+    ("fail_others", "failslab devm_", "devres"),
+    ("debugfs_defaults", "dma-api/", "the files of dma-debug"),
+];
+
+/// One row: its cells by column name.
+struct Row<'a> {
+    columns: Vec<&'a str>,
+    cells: Vec<&'a str>,
+}
+
+impl<'a> Row<'a> {
+    fn get(&self, column: &str) -> &'a str {
+        self.cells[self.columns.iter().position(|name| *name == column).unwrap()]
+    }
+
+    fn number<T: std::str::FromStr>(&self, column: &str) -> T {
+        self.get(column).parse().ok().unwrap()
+    }
+
+    fn flag(&self, column: &str) -> bool {
+        self.get(column) == "1"
+    }
+}
+
+fn rows(table: &str) -> impl Iterator<Item = Row<'_>> {
+    let mut lines = table.lines();
+    let columns: Vec<_> = lines.next().unwrap().split('\t').collect();
+    lines.map(move |line| {
+        let cells: Vec<_> = line.split('\t').collect();
+        assert_eq!(cells.len(), columns.len(), "{line}");
+        Row { columns: columns.clone(), cells }
+    })
+}
+
+/// Runs every row of a table that doesn't wait; tells how many ran.
+fn compare(name: &str, table: &str, key: impl Fn(&Row<'_>) -> String, check: impl Fn(&Row<'_>, &str)) -> usize {
+    let (mut ran, mut waited) = (0, [0; WAITING.len()]);
+    for row in rows(table) {
+        let key = key(&row);
+        let waits = |(table, begin, _): &(&str, &str, &str)| *table == name && key.starts_with(begin);
+        if let Some(at) = WAITING.iter().position(waits) {
+            println!("{name}: {key} waits for {}", WAITING[at].2);
+            waited[at] += 1;
+        } else {
+            check(&row, &key);
+            ran += 1;
+        }
+    }
+    for (entry, count) in WAITING.iter().zip(waited) {
+        assert!(entry.0 != name || count > 0, "{entry:?} names no row");
+    }
+    println!("{name}: {ran} rows equal, {} wait", waited.iter().sum::<usize>());
+    ran
+}
+
+/// The number behind `prefix` in one of the words of a case, as 64 in `p100_size64`.
+fn named(case: &str, prefix: &str) -> Option<i64> {
+    case.split('_').find_map(|word| word.strip_prefix(prefix)?.parse().ok())
+}
+
+fn mask(case: &str) -> Gfp {
+    let has = |word: &str| case.split('_').any(|other| other == word);
+    let base = [("ATOMIC", GFP_ATOMIC), ("NOWAIT", GFP_NOWAIT), ("NOIO", GFP_NOIO), ("HIGHUSER", GFP_HIGHUSER)];
+    // The last one isn't said to be atomic, but no mask that may sleep fails with ignore-gfp-wait, which it has.
+    let atomic = ["kmalloc_8192", "kmalloc_8193", "kmalloc_0", "cache_filter", "fail_nth_2_times0"];
+    let mut gfp = match base.into_iter().find(|(word, _)| has(word)) {
+        Some((_, gfp)) => gfp,
+        None if atomic.iter().any(|part| case.contains(part)) => GFP_ATOMIC,
+        None => GFP_KERNEL,
+    };
+    gfp.set(__GFP_NOFAIL, has("NOFAIL"));
+    gfp.set(__GFP_NOWARN, has("NOWARN"));
+    gfp
+}
+
+/// Calls 24 times; the pattern, and the lines of the log.
+fn run(mut call: impl FnMut() -> (bool, Option<Message>)) -> (String, Vec<String>) {
+    let mut lines = Vec::new();
+    let pattern = (0..24).map(|_| {
+        let (failed, message) = call();
+        lines.extend(message.iter().flat_map(lines_of));
+        if failed { 'F' } else { '.' }
+    });
+    (pattern.collect(), lines)
+}
+
+fn lines_of(message: &Message) -> Vec<String> {
+    message.to_string().lines().map(str::to_owned).collect()
+}
+
+/// Asks with the draw least likely to fail: no row depends on chance.
+fn ask(attr: &mut FaultAttr, request: Option<Request<'_>>) -> (bool, Option<Message>) {
+    let forced = request.and_then(|request| attr.inject(&request, &mut || u32::MAX));
+    (forced.is_some(), forced.and_then(|forced| forced.message))
+}
+
+/// Compares the log with what was measured of a probe; 1 if anything was. The measured log keeps 14 lines a probe.
+fn said(probe: &str, lines: &[String]) -> usize {
+    const KEPT: usize = 14;
+    let measured: Vec<_> =
+        rows(MESSAGES).filter(|row| row.get("boot") == "fault" && row.get("probe") == probe).collect();
+    let measured: Vec<_> = measured.iter().map(|row| row.get("normal")).collect();
+    if measured.is_empty() {
+        return 0;
+    }
+    if measured.iter().all(|line| *line == "(nothing printed)") {
+        assert!(lines.is_empty(), "{probe}: {lines:?}");
+    } else {
+        assert_eq!(&lines[..lines.len().min(KEPT)], measured, "{probe}");
+    }
+    1
+}
+
+/// An injector with the settings that a row names.
+fn injector_of(row: &Row<'_>, class: Class, times: i64, space: i64) -> FaultAttr {
+    let mut attr = FaultAttr::new(class);
+    (attr.probability, attr.interval) = (row.number("prob"), row.number("interval"));
+    (attr.times, attr.space) = (times, space);
+    attr.ignore_gfp_wait = row.flag("ignore_gfp_wait");
+    attr
+}
+
+fn check_state(row: &Row<'_>, case: &str, attr: &FaultAttr) {
+    assert_eq!(attr.probability, row.number::<u32>("prob"), "{case}");
+    assert_eq!(attr.interval, row.number::<u64>("interval"), "{case}");
+    assert_eq!((attr.times, attr.space), (row.number("times_left"), row.number("space_left")), "{case}");
+    assert_eq!(attr.ignore_gfp_wait, row.flag("ignore_gfp_wait"), "{case}");
+}
+
+fn failslab_row(row: &Row<'_>, case: &str) -> usize {
+    let times = match case {
+        "defaults" => return check_defaults(row, &FaultAttr::new(Class::Slab)),
+        "no_cache_filter_flagged_cache" => 2,
+        _ => named(case, "times").or_else(|| named(case, "t")).unwrap_or(-1),
+    };
+    let mut attr = injector_of(row, Class::Slab, times, named(case, "space").unwrap_or(0));
+    attr.count = if case.ends_with("count_left_at_1") { 1 } else { 0 };
+    attr.verbose = u8::try_from(named(case, "verbose").unwrap_or(1)).unwrap();
+    attr.task_filter = row.flag("task_filter");
+    if row.flag("cache_filter") {
+        attr.cache_filter = CacheFilter::Only(vec!["flagged".into()]);
+    }
+    let fail_nth = case.strip_prefix("fail_nth_").and_then(|rest| rest.split('_').next());
+    attr.fail_nth = fail_nth.map_or(0, |nth| nth.parse().unwrap());
+    let unmarked = fail_nth.is_some() || case.contains("unmarked");
+    let gfp = mask(case);
+    let request = match case {
+        _ if case.contains("unflagged_cache") => Some(Request::slab(100, gfp, Some("unflagged"))),
+        _ if case.contains("flagged_cache") => Some(Request::slab(100, gfp, Some("flagged"))),
+        _ => {
+            let after = case.split_once("p100_kmalloc_").map(|(_, rest)| rest.split('_').next().unwrap());
+            let len = after.map_or_else(|| named(case, "size").unwrap_or(64), |len| len.parse().unwrap());
+            Request::kmalloc(usize::try_from(len).unwrap(), gfp, Some("kmalloc"))
+        }
+    };
+    let request = request.map(|request| request.by(if unmarked { Caller::Task } else { Caller::MarkedTask }));
+    let (pattern, lines) = run(|| ask(&mut attr, request));
+    assert_eq!(pattern, row.get("pattern"), "{case}");
+    assert_eq!(attr.tally().forced, row.number::<u64>("fails"), "{case}");
+    assert_eq!(attr.count, row.number::<u64>("count"), "{case}");
+    check_state(row, case, &attr);
+    said(case, &lines)
+}
+
+fn check_defaults(row: &Row<'_>, attr: &FaultAttr) -> usize {
+    check_state(row, "defaults", attr);
+    match attr.class() {
+        Class::Slab => {
+            assert_eq!((attr.count, attr.task_filter), (row.number("count"), row.flag("task_filter")));
+            assert_eq!(attr.cache_filter != CacheFilter::Off, row.flag("cache_filter"));
+        }
+        _ => {
+            assert_eq!(attr.min_order, row.number::<u8>("min_order"));
+            assert_eq!(attr.ignore_gfp_highmem, row.flag("ignore_gfp_highmem"));
+        }
+    }
+    assert_eq!((row.get("pattern"), row.get("fails"), attr.can_strike()), ("-", "0", false));
+    0
+}
+
+#[test]
+fn failslab() {
+    let said = Cell::new(0);
+    let check = |row: &Row<'_>, case: &str| said.set(said.get() + failslab_row(row, case));
+    assert_eq!(compare("failslab", FAILSLAB, |row| row.get("case").into(), check), 35);
+    assert_eq!(said.get(), 24, "cases whose messages were compared");
+}
+
+fn failpage_row(row: &Row<'_>, case: &str, zones: &mut Zones) -> usize {
+    let times = match case {
+        "defaults" => return check_defaults(row, &FaultAttr::new(Class::Page)),
+        "NOWARN_order4" => 2,
+        "order4_plain_message" => 1,
+        "interval4" => -1,
+        _ => 3,
+    };
+    let mut attr = injector_of(row, Class::Page, times, named(case, "space").unwrap_or(0));
+    attr.min_order = row.number("min_order");
+    attr.ignore_gfp_highmem = row.flag("ignore_gfp_highmem");
+    let (order, gfp) = (row.number("order"), mask(case));
+    let (pattern, lines) = run(|| match zones.alloc(order, gfp, Owner::default()) {
+        // What no zone could ever have is refused before anybody is asked.
+        Err(AllocError::TooLarge { .. }) => (true, None),
+        Ok(block) => {
+            zones.free(block.pfn, order).unwrap();
+            ask(&mut attr, Some(Request::pages(order, gfp)))
+        }
+        Err(error) => panic!("{case}: {error}"),
+    });
+    assert_eq!(pattern, row.get("pattern"), "{case}");
+    assert_eq!(pattern.matches('F').count(), row.number::<usize>("fails"), "{case}");
+    check_state(row, case, &attr);
+    said(case, &lines)
+}
+
+#[test]
+fn failpage() {
+    let zones = RefCell::new(Zones::new(Layout::pc(64 << 20, 3 << 30).unwrap()));
+    let said = Cell::new(0);
+    let check = |row: &Row<'_>, case: &str| said.set(said.get() + failpage_row(row, case, &mut zones.borrow_mut()));
+    assert_eq!(compare("failpage", FAILPAGE, |row| row.get("case").into(), check), 17);
+    assert_eq!(said.get(), 11, "cases whose messages were compared");
+}
+
+/// What a cache of 700-byte objects asks for a new slab: the order it likes without waiting, silently, then the
+/// smallest one with the caller's mask. `Some` is the order it got.
+fn new_slab(attr: &mut FaultAttr) -> (Option<u8>, Vec<Message>) {
+    const STRIDE: u16 = 704;
+    let liked = (GFP_KERNEL | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY | __GFP_NOMEMALLOC) - __GFP_RECLAIM;
+    let tries = [
+        Request::pages(Shape::preferred(STRIDE, 2).order, liked),
+        Request::pages(Shape::smallest(STRIDE).order, GFP_KERNEL | __GFP_COMP),
+    ];
+    let mut messages = Vec::new();
+    for request in tries {
+        let (failed, message) = ask(attr, Some(request));
+        messages.extend(message);
+        if !failed {
+            return (Some(request.order), messages);
+        }
+    }
+    (None, messages)
+}
+
+#[test]
+fn failpage_misc() {
+    let check = |row: &Row<'_>, what: &str| {
+        let mut attr = FaultAttr { probability: 100, times: -1, ..FaultAttr::new(Class::Page) };
+        (attr.ignore_gfp_wait, attr.ignore_gfp_highmem) = (false, false);
+        attr.min_order = if what == "new_slab_order_ge1_fail" { 1 } else { 0 };
+        let mut kmalloc = |len| !ask(&mut attr, Request::kmalloc(len, GFP_KERNEL, None)).0;
+        let (got, order, lines) = match what {
+            "kmalloc_65536" => (kmalloc(65536), None, Vec::new()),
+            "kmalloc_64_from_existing_slab" => (kmalloc(64), None, Vec::new()),
+            _ => {
+                let (order, messages) = new_slab(&mut attr);
+                (order.is_some(), order, messages)
+            }
+        };
+        assert_eq!(if got { "ptr" } else { "NULL" }, row.get("ret"), "{what}");
+        assert_eq!(order.map_or(String::new(), |order| order.to_string()), row.get("slab_order"), "{what}");
+        let text: Vec<_> = lines.iter().map(Message::to_string).collect();
+        if what == "new_slab_all_orders_fail" {
+            let measured = rows(MESSAGES).filter(|row| row.get("probe") == "failpage_new_slab_all_orders");
+            let measured: Vec<_> = measured.map(|row| row.get("normal").to_owned()).take(2).collect();
+            assert_eq!(text, [measured.join("\n")], "one message: the first try is silent");
+        }
+    };
+    assert_eq!(compare("failpage_misc", FAILPAGE_MISC, |row| row.get("what").into(), check), 4);
+}
