@@ -237,6 +237,7 @@ pub const fn injector(class: Class) -> &'static str {
         Class::IrqVector => "fail_irq_vector",
         Class::Mask => "fail_mask",
         Class::Mmio => "fail_mmio",
+        Class::MmioWrite => "fail_mmio_write",
         Class::Lock => "fail_lock",
         Class::Wait => "fail_wait",
         Class::Release => "fail_release",
