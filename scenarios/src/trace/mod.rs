@@ -3,7 +3,7 @@
 //! [`Writer`] streams a run's records into an `.lzt` file, page by page; [`Reader`] streams them back as [`Event`]s,
 //! so that neither needs the file to fit in memory. What people ask is beside it, a question a file: `show` (the
 //! events), `tx` and [`transaction`] (the life of each DMA transaction), `stat`, `diff` (where two files part), and
-//! [`around`] (the events before a finding, from the flight recorder). The format is described in
+//! [`around()`] (the events before a finding, from the flight recorder). The format is described in
 //! `docs/trace-format.md`.
 //!
 //! Neighbours: `guest_mem::trace` makes the records, `lab` joins a writer to a run. Left out: exports to other formats.

@@ -1,6 +1,6 @@
 //! Writing a trace: pages of records in, blocks out.
 //!
-//! The recorder hands full pages to a [`Writer`] (through a [`Joined`]), which writes what their numbers mean before
+//! The recorder hands full pages to a [`Writer`] (through a `Joined`), which writes what their numbers mean before
 //! them, when it first appears. Sites and scopes get numbers of the file's own, in the order they appear, so that the
 //! same run gives the same bytes in any process. It allocates nothing once its buffers have grown; the first failed
 //! write ends the file, and what comes later is counted as lost.
