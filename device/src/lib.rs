@@ -10,6 +10,8 @@
 //!
 //! [`misbehave`] makes a device lie on purpose.
 //!
+//! A device written elsewhere brings its registers and its workers: [`pci::Endpoint`] makes a function of them.
+//!
 //! Left out: net, edu, migration, live change of the configuration.
 #![forbid(unsafe_code)]
 
@@ -28,6 +30,8 @@ pub use counters::{Counters, Totals};
 pub use misbehave::{Mishap, Script};
 pub use tap::Tap;
 pub use worker::{Next, Worker};
+/// Memory as devices see it: the traits that [`pci::BusMaster`] implements, for devices written elsewhere.
+pub use vm_memory;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
