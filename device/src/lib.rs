@@ -29,9 +29,9 @@ pub mod worker;
 pub use counters::{Counters, Totals};
 pub use misbehave::{Mishap, Script};
 pub use tap::Tap;
-pub use worker::{Next, Worker};
 /// Memory as devices see it: the traits that [`pci::BusMaster`] implements, for devices written elsewhere.
 pub use vm_memory;
+pub use worker::{Next, Worker};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

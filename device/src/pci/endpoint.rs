@@ -119,7 +119,7 @@ impl Signals {
             body[..2].copy_from_slice(&last.to_le_bytes());
             body[2] = TABLE;
             // A table's entries are 16 bytes, so the three low bits are free for the BAR.
-            body[6..10].copy_from_slice(&(u32::from(vectors) * 16 | u32::from(TABLE)).to_le_bytes());
+            body[6..10].copy_from_slice(&(u32::from(vectors) * 16 + u32::from(TABLE)).to_le_bytes());
             let mut writable = [0; 10];
             writable[..2].copy_from_slice(&(MSIX_ENABLE | MSIX_MASK).to_le_bytes());
             msix_at = Some(list.push(caps::MSIX, &body, &writable)?);
