@@ -76,11 +76,20 @@ impl Counters {
         lock(&self.ring_error).take()
     }
 
+    /// Counts a request handed back to the driver: whether it went well, bytes brought into memory, bytes taken out.
+    pub fn finished(&self, ok: bool, into_memory: u64, out_of_memory: u64) {
+        Self::add(&self.requests, 1);
+        Self::add(&self.failed, u64::from(!ok));
+        Self::add(&self.bytes_read, into_memory);
+        Self::add(&self.bytes_written, out_of_memory);
+    }
+
     pub(crate) fn add(counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_fault(&self, fault: Fault) {
+    /// Counts a memory access of a worker that was refused; the first is kept.
+    pub fn count_fault(&self, fault: Fault) {
         Self::add(&self.faults, 1);
         lock(&self.first_fault).get_or_insert(fault);
     }

@@ -10,6 +10,8 @@
 //!
 //! [`misbehave`] makes a device lie on purpose.
 //!
+//! A device written elsewhere brings its registers and its workers: [`pci::Endpoint`] makes a function of them.
+//!
 //! Left out: net, edu, migration, live change of the configuration.
 #![forbid(unsafe_code)]
 
@@ -27,6 +29,8 @@ pub mod worker;
 pub use counters::{Counters, Totals};
 pub use misbehave::{Mishap, Script};
 pub use tap::Tap;
+/// Memory as devices see it: the traits that [`pci::BusMaster`] implements, for devices written elsewhere.
+pub use vm_memory;
 pub use worker::{Next, Worker};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

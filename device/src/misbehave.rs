@@ -131,6 +131,8 @@ struct Plan {
 /// ```
 #[derive(Debug)]
 pub struct Script {
+    /// What the device can carry out.
+    mishaps: &'static [Mishap],
     completions: AtomicU64,
     /// The first completion that a plan may strike.
     from: AtomicU64,
@@ -142,6 +144,7 @@ pub struct Script {
 impl Default for Script {
     fn default() -> Self {
         Self {
+            mishaps: &Mishap::ALL,
             completions: AtomicU64::new(0),
             from: AtomicU64::new(u64::MAX),
             struck: AtomicBool::new(false),
@@ -156,10 +159,31 @@ impl Script {
         Self::default()
     }
 
+    /// A script of a device that can carry out only these; others are never planned.
+    ///
+    /// ```
+    /// use lowzone_device::misbehave::{Mishap, Script};
+    ///
+    /// let script = Script::of(&[Mishap::IoError]);
+    /// script.plan(0, Mishap::WrongId, true);
+    /// assert_eq!((script.mishaps(), script.draw()), (&[Mishap::IoError][..], None));
+    /// ```
+    pub fn of(mishaps: &'static [Mishap]) -> Self {
+        Self { mishaps, ..Self::default() }
+    }
+
+    /// What the device can carry out.
+    pub fn mishaps(&self) -> &'static [Mishap] {
+        self.mishaps
+    }
+
     /// Plans `what` for the completion `nth`, from 0 over all queues since the script was made or cleared; if
     /// `persistent`, for every one from there on. A plan for one completion goes before a persistent one, an earlier
-    /// plan before a later; one for a completion that is past does nothing.
+    /// plan before a later; one for a completion that is past, or that the device can't carry out, does nothing.
     pub fn plan(&self, nth: u64, what: Mishap, persistent: bool) {
+        if !self.mishaps.contains(&what) {
+            return;
+        }
         let mut plans = lock(&self.plans);
         plans.push(Plan { nth, what, persistent });
         self.set_from(&plans);

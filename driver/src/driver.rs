@@ -4,12 +4,14 @@
 //! the device reset and its reset acknowledged, then memory unmapped, then freed. Mirrors drivers/base/dd.c and
 //! drivers/pci/pci-driver.c. Left out: deferred probing, module reference counts.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::dma::{CoherentError, MaskError};
 use lowzone_guest_mem::iomem::IoremapError;
 use lowzone_guest_mem::irq::IrqError;
+use lowzone_guest_mem::zone::AllocError;
 use thiserror::Error;
 
 use crate::pci::{PciDevice, PciError, PciId};
@@ -27,6 +29,9 @@ pub enum ProbeError {
     /// Registers could not be mapped.
     #[error(transparent)]
     Ioremap(#[from] IoremapError),
+    /// No memory.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
     /// No coherent memory.
     #[error(transparent)]
     Coherent(#[from] CoherentError),
@@ -36,16 +41,36 @@ pub enum ProbeError {
     /// The virtio transport or device.
     #[error(transparent)]
     Virtio(#[from] VirtioError),
+    /// What only this driver knows of.
+    #[error("{source}")]
+    Own {
+        /// The errno that it returns, negative.
+        errno: i32,
+        /// What is wrong.
+        source: Box<dyn Error + Send + Sync>,
+    },
 }
 
 impl ProbeError {
+    /// A driver's own reason, with the errno that Linux's probe would return for it (`-19`: ENODEV).
+    ///
+    /// ```
+    /// use lowzone_driver::ProbeError;
+    /// let error = ProbeError::own(-19, std::fmt::Error);
+    /// assert_eq!((error.errno(), error.to_string()), (-19, std::fmt::Error.to_string()));
+    /// ```
+    pub fn own(errno: i32, source: impl Error + Send + Sync + 'static) -> Self {
+        Self::Own { errno, source: Box::new(source) }
+    }
+
     /// The errno that Linux's probe would return.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Pci(error) => error.errno(),
             Self::Mask(_) => -5,
-            Self::Ioremap(_) | Self::Coherent(_) | Self::Irq(_) => -12,
+            Self::Ioremap(_) | Self::Alloc(_) | Self::Coherent(_) | Self::Irq(_) => -12,
             Self::Virtio(error) => error.errno(),
+            Self::Own { errno, .. } => *errno,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::{CliError, source};
 use crate::expect;
+use crate::kit::Kit;
 use crate::lab::{Control, Lab, Verify};
 use crate::spec::load;
 
@@ -16,7 +17,7 @@ const WARM_UP: u64 = 50;
 
 /// Runs block/low-zone again and again on one thread; every run is checked as `lowzone run` would.
 pub(crate) fn lockstep(seconds: u64) -> Result<ExitCode, CliError> {
-    let scenario = load(&source(SCENARIO)?, &[])?;
+    let scenario = load(&source(&Kit::STOCK, SCENARIO)?, &[])?;
     let control = Arc::new(Control::default());
     let run = |seed: u64| -> Result<bool, CliError> {
         let mut lab = Lab::new(SCENARIO, scenario.clone(), seed, Verify::Bytes, control.clone())?;

@@ -1,4 +1,4 @@
-//! The command line: `lowzone run`, `list`, `schema`, `bench`.
+//! The command line: `lowzone run`, `list`, `explore`, `replay`, `schema`, `bench`, `new`.
 //!
 //! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
 //! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
@@ -9,22 +9,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use thiserror::Error;
 
+use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
-use crate::spec::{Set, Source, SpecError, catalogue, load, schema};
+use crate::spec::{Set, Source, SpecError, schema_with};
 use crate::trace::error::ViewError;
-use crate::{bench, compare, expect, explore, progress, render, trace};
-
-const DEFAULT_SCENARIO: &str = "block/low-zone";
+use crate::{bench, compare, expect, explore, fresh, progress, render, trace};
 
 /// A laboratory for the memory half of device drivers.
 ///
 /// It pairs an emulated PCI device that does DMA with a driver written against a model of Linux's allocators and DMA
-/// API, over one shared guest memory. Without a command it runs block/low-zone.
+/// API, over one shared guest memory. Without a command it runs its first scenario.
 #[derive(Parser)]
 #[command(name = "lowzone", version, about, after_help = "Exit codes: 0 as expected, 1 not, 2 bad input, 130 Ctrl-C.")]
 struct Cli {
@@ -48,13 +47,14 @@ enum Command {
     Trace(trace::cli::Trace),
     /// Measure the lab itself.
     Bench(Bench),
+    /// Write a crate for a driver and a device of your own.
+    New(fresh::New),
 }
 
 #[derive(Args, Default)]
 struct Run {
-    /// The scenario: a path to a .toml file, or a name such as block/low-zone.
-    #[arg(default_value = DEFAULT_SCENARIO)]
-    scenario: String,
+    /// The scenario: a path to a .toml file, or a name that `list` shows. Default: the program's first.
+    scenario: Option<String>,
     /// The seed of the world: who runs when. Given several times, the scenario runs once for each, and with -v the
     /// first event in which two runs part is named.
     #[arg(long, value_name = "N", default_values_t = [1])]
@@ -105,6 +105,8 @@ pub(crate) enum CliError {
     Campaign(#[from] explore::campaign::CampaignError),
     #[error(transparent)]
     Token(#[from] explore::token::TokenError),
+    #[error(transparent)]
+    New(#[from] fresh::NewError),
     #[error("{name}: {source}")]
     Read { name: String, source: std::io::Error },
     #[error("no scenario '{name}'{}", nearest.as_deref().map(|n| format!(": did you mean '{n}'?")).unwrap_or_default())]
@@ -119,17 +121,20 @@ pub(crate) enum CliError {
     Output(#[from] std::io::Error),
 }
 
-/// Runs the program with this process's arguments.
-pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+/// Runs the program of a kit with this process's arguments.
+pub fn main(kit: Kit) -> ExitCode {
+    let matches = Cli::command().name(kit.name()).bin_name(kit.name()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let kit = &kit;
     let outcome = match cli.command {
-        None => run(&Run { scenario: DEFAULT_SCENARIO.to_owned(), seed: vec![1], ..Run::default() }),
-        Some(Command::Run(options)) => run(&options),
-        Some(Command::Explore(options)) => explore::cli::explore(&options),
-        Some(Command::Replay(options)) => explore::cli::replay(&options),
-        Some(Command::List) => list(),
-        Some(Command::Schema) => print_schema(),
+        None => run(kit, &Run { seed: vec![1], ..Run::default() }),
+        Some(Command::Run(options)) => run(kit, &options),
+        Some(Command::Explore(options)) => explore::cli::explore(kit, &options),
+        Some(Command::Replay(options)) => explore::cli::replay(kit, &options),
+        Some(Command::List) => list(kit),
+        Some(Command::Schema) => print_schema(kit),
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
+        Some(Command::New(options)) => fresh::write(&options),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
     };
     match outcome {
@@ -137,7 +142,7 @@ pub fn main() -> ExitCode {
         // A reader that went away (`| head`) is no error of ours.
         Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            complain(kit, &error);
             ExitCode::from(2)
         }
     }
@@ -152,7 +157,7 @@ impl From<ViewError> for CliError {
     }
 }
 
-fn complain(error: &CliError) {
+fn complain(kit: &Kit, error: &CliError) {
     let mut text = String::new();
     if let CliError::Spec(spec) = error {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -163,8 +168,8 @@ fn complain(error: &CliError) {
         }
     }
     let mut stderr = anstream::stderr();
-    let shown =
-        if text.is_empty() { writeln!(stderr, "lowzone: {}", with_causes(error)) } else { write!(stderr, "{text}") };
+    let plain = || format!("{}: {}\n", kit.name(), with_causes(error));
+    let shown = stderr.write_all(if text.is_empty() { plain() } else { text }.as_bytes());
     // With stderr gone there is nobody to tell.
     drop(shown);
 }
@@ -184,24 +189,24 @@ fn with_causes(error: &CliError) -> String {
 }
 
 /// Reads a scenario by path or name.
-pub(crate) fn source(name: &str) -> Result<Source, CliError> {
-    if let Some(source) = Source::embedded(name) {
+pub(crate) fn source(kit: &Kit, name: &str) -> Result<Source, CliError> {
+    if let Some(source) = kit.source(name) {
         return Ok(source);
     }
     match std::fs::read_to_string(name) {
         Ok(text) => Ok(Source { name: name.to_owned(), text }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !name.ends_with(".toml") => {
-            let nearest = catalogue::nearest(name).map(str::to_owned);
+            let nearest = kit.nearest(name).map(str::to_owned);
             Err(CliError::Unknown { name: name.to_owned(), nearest })
         }
         Err(error) => Err(CliError::Read { name: name.to_owned(), source: error }),
     }
 }
 
-fn run(options: &Run) -> Result<ExitCode, CliError> {
-    let source = source(&options.scenario)?;
+fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
+    let source = source(kit, options.scenario.as_deref().unwrap_or(kit.default_scenario()))?;
     let sets = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let scenario = load(&source, &sets)?;
+    let scenario = kit.load(&source, &sets)?;
     if options.trace.is_some() && options.seed.len() > 1 {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
@@ -211,7 +216,7 @@ fn run(options: &Run) -> Result<ExitCode, CliError> {
     let mut records = Vec::new();
     let mut code = 0;
     for &seed in &options.seed {
-        let mut lab = Lab::new(&source.name, scenario.clone(), seed, Verify::Sha256, control.clone())?;
+        let mut lab = Lab::with_kit(kit, &source.name, scenario.clone(), seed, Verify::Sha256, control.clone())?;
         if compared {
             lab.capture();
         }
@@ -263,19 +268,19 @@ fn report(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> 
     })
 }
 
-fn list() -> Result<ExitCode, CliError> {
+fn list(kit: &Kit) -> Result<ExitCode, CliError> {
     let mut out = anstream::stdout();
-    for entry in catalogue::entries() {
+    for entry in kit.entries() {
         let text = Source { name: entry.name.to_owned(), text: entry.text.to_owned() };
         // A file that wants a value first (an image) still has its story.
-        let story = load(&text, &[]).map(|s| s.story).unwrap_or_else(|_| render::story(entry.text));
+        let story = kit.load(&text, &[]).map(|s| s.story).unwrap_or_else(|_| render::story(entry.text));
         writeln!(out, "{:<26} {story}", entry.name)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_schema() -> Result<ExitCode, CliError> {
-    let text = serde_json::to_string_pretty(&schema()).map_err(std::io::Error::from)?;
+fn print_schema(kit: &Kit) -> Result<ExitCode, CliError> {
+    let text = serde_json::to_string_pretty(&schema_with(&kit.kinds())).map_err(std::io::Error::from)?;
     writeln!(anstream::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
 }

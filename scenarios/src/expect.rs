@@ -37,6 +37,9 @@ pub fn check(expect: &Expect, result: &RunResult) -> Vec<Mismatch> {
     for row in result.io.iter().filter(|row| !result.interrupted || row.compared > 0) {
         compare(&format!("data of {}", row.label), "verified".to_owned(), verified(row.verified));
     }
+    for row in &result.exercises {
+        compare(&format!("results of {}", row.label), "none wrong".to_owned(), wrong_results(row.wrong));
+    }
     for row in result.copies.iter().filter(|_| !result.interrupted) {
         compare(&format!("SHA-256 of {} on its way", row.from), row.source.clone(), row.read.clone());
         compare(&format!("SHA-256 of {}", row.to), row.source.clone(), row.copy.clone());
@@ -56,6 +59,10 @@ fn verified(yes: bool) -> String {
     if yes { "verified" } else { "not what was written" }.to_owned()
 }
 
+fn wrong_results(wrong: u64) -> String {
+    if wrong == 0 { "none wrong".to_owned() } else { format!("{wrong} wrong") }
+}
+
 fn word(canary: Option<CanaryState>) -> String {
     match canary {
         Some(CanaryState::Hit) => "hit",
@@ -68,7 +75,7 @@ fn word(canary: Option<CanaryState>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::result::{FindingRow, IoRow};
+    use crate::result::{ExerciseRow, FindingRow, IoRow};
 
     fn found(name: &str) -> FindingRow {
         FindingRow { name: name.to_owned(), text: String::new() }
@@ -91,11 +98,12 @@ mod tests {
     fn wrong_data_leaks_and_failures_are_told_apart() {
         let result = RunResult {
             io: vec![IoRow { label: "a".into(), verified: false, ..IoRow::default() }],
+            exercises: vec![ExerciseRow { label: "b".into(), wrong: 1, ..ExerciseRow::default() }],
             leaks: vec!["one".into()],
             failed_requests: 2,
             ..RunResult::default()
         };
         let what: Vec<_> = check(&Expect::default(), &result).into_iter().map(|m| m.what).collect();
-        assert_eq!(what, ["leaks", "failed requests", "data of a"]);
+        assert_eq!(what, ["leaks", "failed requests", "data of a", "results of b"]);
     }
 }

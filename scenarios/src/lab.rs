@@ -9,26 +9,25 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lowzone_device::blk::{BlkOptions as DeviceOptions, Hardware, blk};
 use lowzone_device::misbehave::Script;
-use lowzone_device::pci::Beyond as DeviceBeyond;
 use lowzone_device::store::{ImageStore, MemoryStore, Store, StoreError};
 use lowzone_device::{Counters, Worker};
-use lowzone_driver::blk::{BlkDriver, BlkOptions, Disk};
+use lowzone_driver::blk::Disk;
 use lowzone_driver::bus::{Bdf, PciBus};
 use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::KBuf;
-use lowzone_guest_mem::dma::{DmaDevice, DmaPort};
+use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig, MachineError};
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use thiserror::Error;
 
+use crate::kit::{DeviceEnv, Kit, LabDriver, MakeError};
 use crate::result::RunResult;
-use crate::spec::{Beyond, Device, Scenario, Step, StoreSpec};
+use crate::spec::{Device, Scenario, Step, StoreSpec};
 use crate::step;
 use crate::trace::writer::Joined;
 use crate::trace::{Header, TraceError, Writer};
-use crate::wire::{InProc, LabTap};
+use crate::wire::InProc;
 use crate::world::{Body, Exit, Lockstep};
 
 /// Why a scenario could not be set up.
@@ -50,8 +49,24 @@ pub enum LabError {
     Device {
         /// The device.
         device: String,
-        /// What is wrong.
-        source: lowzone_device::blk::DeviceError,
+        /// What is wrong, in its kind's words.
+        source: MakeError,
+    },
+    /// The driver.
+    #[error("driver {driver}: {source}")]
+    Driver {
+        /// Its kind.
+        driver: String,
+        /// What is wrong, in its kind's words.
+        source: MakeError,
+    },
+    /// A kind that the program doesn't have; a scenario that was loaded in it has none such.
+    #[error("no kind '{kind}' of {what}")]
+    NoKind {
+        /// `driver` or `device`.
+        what: &'static str,
+        /// The name.
+        kind: String,
     },
 }
 
@@ -104,8 +119,8 @@ pub(crate) struct Slot {
     pub(crate) name: String,
     pub(crate) at: Bdf,
     pub(crate) dma: DmaDevice,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) script: Arc<Script>,
+    pub(crate) counters: Option<Arc<Counters>>,
+    pub(crate) script: Option<Arc<Script>>,
     pub(crate) image: Option<PathBuf>,
     /// Bytes of its store when it was opened.
     pub(crate) capacity: u64,
@@ -126,7 +141,9 @@ impl Slot {
 pub(crate) struct Bench {
     pub(crate) kernel: &'static Kernel,
     pub(crate) bus: Arc<dyn PciBus>,
-    pub(crate) driver: BlkDriver,
+    pub(crate) driver: Arc<dyn LabDriver>,
+    /// Where it is bound.
+    pub(crate) bound: Mutex<Vec<Bdf>>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) found: Mutex<Vec<Arc<PciDevice>>>,
     pub(crate) control: Arc<Control>,
@@ -159,6 +176,10 @@ impl Bench {
         self.driver.disk(self.slot(name)?.at)
     }
 
+    pub(crate) fn is_bound(&self, at: Bdf) -> bool {
+        lock(&self.bound).contains(&at)
+    }
+
     /// Notes that a step could not do its work.
     pub(crate) fn failed(&self, text: String) {
         lock(&self.result).errors.push(text);
@@ -177,11 +198,26 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Sets a scenario up in a lockstep world of this seed.
+    /// Sets a scenario up in a lockstep world of this seed, with the stock kinds of drivers and devices.
     ///
     /// # Errors
     /// [`LabError`] names the machine's or device's fault.
     pub fn new(
+        name: &str,
+        scenario: Scenario,
+        seed: u64,
+        verify: Verify,
+        control: Arc<Control>,
+    ) -> Result<Self, LabError> {
+        Self::with_kit(&Kit::STOCK, name, scenario, seed, verify, control)
+    }
+
+    /// [`Lab::new`] with the kinds of a kit.
+    ///
+    /// # Errors
+    /// [`LabError`] names the machine's, device's or driver's fault.
+    pub fn with_kit(
+        kit: &Kit,
         name: &str,
         scenario: Scenario,
         seed: u64,
@@ -203,15 +239,16 @@ impl Lab {
         let mut sizes: Vec<(String, u64)> = Vec::new();
         for device in &scenario.device {
             let store = open_store(device, &sizes)?;
-            sizes.push((device.name.clone(), store.capacity()));
-            slots.push(plug(&machine, &wire, device, Arc::new(store), &mut workers)?);
+            sizes.push((device.name.clone(), store.as_ref().map_or(0, Store::capacity)));
+            slots.push(plug(kit, (&machine, &wire), device, store.map(Arc::new), &mut workers)?);
         }
-        let driver = BlkDriver::new(driver_options(&scenario));
+        let driver = make_driver(kit, &scenario)?;
         let world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
         let bench = Arc::new(Bench {
             kernel: machine.kernel(),
             bus: wire.clone(),
             driver,
+            bound: Mutex::default(),
             slots,
             found: Mutex::default(),
             control,
@@ -331,7 +368,7 @@ impl Lab {
 
     /// The scripts of the devices, by slot.
     pub(crate) fn scripts(&self) -> impl Iterator<Item = &Script> {
-        self.bench.slots.iter().map(|slot| &*slot.script)
+        self.bench.slots.iter().filter_map(|slot| slot.script.as_deref())
     }
 
     /// Puts pulled-out devices back; they will be found anew.
@@ -357,7 +394,7 @@ impl Lab {
     }
 }
 
-fn open_store(device: &Device, earlier: &[(String, u64)]) -> Result<Store, LabError> {
+fn open_store(device: &Device, earlier: &[(String, u64)]) -> Result<Option<Store>, LabError> {
     let failed = |source| LabError::Store { device: device.name.clone(), source };
     let memory = |bytes| MemoryStore::zeroed(bytes).map(Store::Memory).map_err(failed);
     match device.store() {
@@ -366,57 +403,31 @@ fn open_store(device: &Device, earlier: &[(String, u64)]) -> Result<Store, LabEr
         Some(StoreSpec::SizeOf(name)) => {
             memory(earlier.iter().find(|(other, _)| other == name).map_or(0, |&(_, bytes)| bytes))
         }
-        None => memory(0),
+        None => return Ok(None),
     }
+    .map(Some)
 }
 
-fn driver_options(scenario: &Scenario) -> BlkOptions {
-    let driver = &scenario.driver;
-    BlkOptions {
-        dma_mask: driver.dma_mask,
-        coherent_mask: driver.coherent_bits(),
-        bus_master: driver.bus_master,
-        queues: driver.queues,
-        queue_size: driver.queue_size,
-        msix: driver.msix,
-        indirect: driver.indirect,
-        event_idx: driver.event_idx,
-        timeout: u64::from(driver.deadline_ms) * 1_000_000,
-    }
+fn make_driver(kit: &Kit, scenario: &Scenario) -> Result<Arc<dyn LabDriver>, LabError> {
+    let name = &scenario.driver.kind;
+    let kind = kit.driver(name).ok_or_else(|| LabError::NoKind { what: "driver", kind: name.clone() })?;
+    (kind.make)(&scenario.driver).map_err(|source| LabError::Driver { driver: name.clone(), source })
 }
 
 fn plug(
-    machine: &Machine,
-    wire: &Arc<InProc>,
+    kit: &Kit,
+    (machine, wire): (&Machine, &Arc<InProc>),
     device: &Device,
-    store: Arc<Store>,
+    store: Option<Arc<Store>>,
     workers: &mut Vec<Box<dyn Worker>>,
 ) -> Result<Slot, LabError> {
-    let capacity = store.capacity();
+    let capacity = store.as_ref().map_or(0, |store| store.capacity());
+    let no_kind = || LabError::NoKind { what: "device", kind: device.kind.clone() };
+    let kind = kit.device(&device.kind).ok_or_else(no_kind)?;
     let (at, irq) = wire.next_slot();
     let dma = DmaDevice::new(machine.kernel_ref(), &at.to_string());
-    let beyond = match device.beyond {
-        Beyond::Refuse => DeviceBeyond::Refuse,
-        Beyond::Wrap => DeviceBeyond::Wrap,
-    };
-    let mut id = [0; 20];
-    id.iter_mut().zip(device.name.bytes()).for_each(|(to, from)| *to = from);
-    let options = DeviceOptions {
-        id,
-        queues: device.queues,
-        queue_size: device.queue_size,
-        seg_max: device.seg_max,
-        blk_size: device.blk_size,
-        read_only: device.read_only,
-        event_idx: device.event_idx,
-        indirect: device.indirect,
-        access_platform: device.access_platform,
-        ..DeviceOptions::default()
-    };
-    let hardware = Hardware { width: device.width, beyond, wide_bar: true };
-    let port = |_queue| (DmaPort::new(&dma), LabTap::new(machine.kernel_ref(), &dma));
-    let made = blk(&options, hardware, store, irq, port)
-        .map_err(|source| LabError::Device { device: device.name.clone(), source })?;
+    let env = DeviceEnv { spec: device, irq, store, dma: &dma, kernel: machine.kernel_ref() };
+    let made = (kind.make)(&env).map_err(|source| LabError::Device { device: device.name.clone(), source })?;
     wire.plug(made.function, made.slot);
     workers.extend(made.workers);
     Ok(Slot {

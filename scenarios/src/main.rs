@@ -1,8 +1,4 @@
 //! The program `lowzone`.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    lowzone::cli::main()
-}
+lowzone::main!(lowzone::kit::Kit::STOCK);

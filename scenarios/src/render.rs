@@ -81,6 +81,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     )?;
     rings(out, r, verbose)?;
     io_steps(out, r)?;
+    exercises(out, r)?;
     copies(out, r)?;
     if verbose {
         queues(out, r)?;
@@ -151,6 +152,21 @@ fn verdict(row: &IoRow) -> String {
     } else {
         format!("{hash}{BAD}not what was written{BAD:#}{failed}{retries}")
     }
+}
+
+fn exercises(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    let mut t = table(&["exercise", "device", "done", "failed", "wrong", "bytes"]);
+    for row in &r.exercises {
+        t.add_row([
+            row.label.clone(),
+            row.device.clone(),
+            row.done.to_string(),
+            row.failed.to_string(),
+            row.wrong.to_string(),
+            bytes(row.bytes),
+        ]);
+    }
+    if r.exercises.is_empty() { Ok(()) } else { print(out, &mut t, 2) }
 }
 
 fn copies(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {

@@ -97,6 +97,23 @@ pub struct CopyRow {
     pub copy: String,
 }
 
+/// One `exercise` step.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct ExerciseRow {
+    /// Its label.
+    pub label: String,
+    /// The device.
+    pub device: String,
+    /// Pieces of work that went well.
+    pub done: u64,
+    /// Pieces that failed, and the driver said so.
+    pub failed: u64,
+    /// Pieces that the driver said went well, with a wrong result.
+    pub wrong: u64,
+    /// Bytes of those that went well.
+    pub bytes: u64,
+}
+
 /// One device's totals.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct DeviceRow {
@@ -173,6 +190,9 @@ pub struct RunResult {
     pub io: Vec<IoRow>,
     /// The `copy` steps.
     pub copies: Vec<CopyRow>,
+    /// The `exercise` steps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exercises: Vec<ExerciseRow>,
     /// The devices.
     pub devices: Vec<DeviceRow>,
     /// The queues.
@@ -229,7 +249,7 @@ impl RunResult {
     }
 
     pub(crate) fn add_device(&mut self, slot: &Slot) {
-        let totals = slot.counters.totals();
+        let totals = slot.counters.as_ref().map(|counters| counters.totals()).unwrap_or_default();
         let dma = slot.dma.counters();
         self.transactions += dma.maps + dma.coherent;
         self.devices.push(DeviceRow {
@@ -268,6 +288,9 @@ impl RunResult {
 
     /// Bytes moved by all steps.
     pub fn bytes(&self) -> u64 {
-        self.io.iter().map(|row| row.bytes).sum::<u64>() + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
+        let exercises = self.exercises.iter().map(|row| row.bytes).sum::<u64>();
+        self.io.iter().map(|row| row.bytes).sum::<u64>()
+            + exercises
+            + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
     }
 }

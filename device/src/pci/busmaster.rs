@@ -194,7 +194,7 @@ impl<M: GuestMemory, T: Tap> BusMaster<M, T> {
     }
 
     /// Latches and shows an access as if the platform had refused it; no memory is asked for.
-    pub(crate) fn feign_fault(&self, addr: u64, len: usize, write: bool) {
+    pub fn feign_fault(&self, addr: u64, len: usize, write: bool) {
         self.refuse(addr, len, write, Refusal::Memory);
     }
 

@@ -48,7 +48,7 @@ pub enum ConfigError {
 }
 
 /// Who the function says it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Identity {
     /// Vendor id.
     pub vendor: u16,

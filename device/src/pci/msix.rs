@@ -49,6 +49,12 @@ impl Msix {
         Self { entries, pending, enabled: false, masked: false }
     }
 
+    /// How many entries the table has.
+    pub fn vectors(&self) -> u16 {
+        // The table was made from a 16-bit number.
+        u16::try_from(self.entries.len()).unwrap_or(u16::MAX)
+    }
+
     /// Whether messages replace the interrupt pin.
     pub fn enabled(&self) -> bool {
         self.enabled

@@ -6,14 +6,15 @@
 
 use std::sync::Arc;
 
-use lowzone_device::misbehave::Script;
+use lowzone_device::misbehave::{Mishap, Script};
 use serde::{Deserialize, Serialize};
 
 use super::observer::{Observer, Seen};
 use super::place::{Place, Strike};
+use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
-use crate::spec::{IoStep, ProbeStep, RemoveStep, Scenario, Step};
+use crate::spec::{ProbeStep, RemoveStep, Scenario, Step};
 use crate::world::Exit;
 
 /// Points that one case may pass: a hundred times what a clean one does.
@@ -60,6 +61,8 @@ pub struct Prepared {
     pub scenario: Scenario,
     /// The world's seed.
     pub seed: u64,
+    /// Whose drivers and devices it names.
+    pub kit: Kit,
 }
 
 /// What to keep of a run.
@@ -89,27 +92,39 @@ pub struct Observed {
     pub struck: bool,
     /// Interrupt messages sent.
     pub messages: u64,
-    /// Requests that the devices completed.
+    /// Requests that the busiest device completed.
     pub completions: u64,
+    /// What devices can get wrong at a completion.
+    pub mishaps: Vec<Mishap>,
+    /// Whether any device can be pulled out.
+    pub removable: bool,
     /// The lab, for whoever wants its record.
     pub lab: Lab,
 }
 
 impl Prepared {
-    /// Shortens a scenario as its `[explore]` table says.
+    /// Shortens a scenario of stock kinds as its `[explore]` table says.
     pub fn new(name: &str, scenario: &Scenario, seed: u64) -> Self {
+        Self::with_kit(&Kit::STOCK, name, scenario, seed)
+    }
+
+    /// [`Prepared::new`] with the kinds of a kit.
+    pub fn with_kit(kit: &Kit, name: &str, scenario: &Scenario, seed: u64) -> Self {
         let mut scenario = scenario.clone();
         let requests = scenario.explore.requests;
         for step in &mut scenario.step {
-            if let Step::Io(io) = step {
-                io.requests = io.requests.min(requests);
+            match step {
+                Step::Io(io) => io.requests = io.requests.min(requests),
+                Step::Exercise(exercise) => exercise.times = exercise.times.min(requests),
+                _ => {}
             }
         }
-        Self { name: name.to_owned(), scenario, seed }
+        Self { name: name.to_owned(), scenario, seed, kit: *kit }
     }
 
-    fn rebind_io(&self) -> Option<IoStep> {
-        self.scenario.step.iter().find_map(|step| if let Step::Io(io) = step { Some(io.clone()) } else { None })
+    /// The first step that has the driver work: the proof that it does.
+    fn work(&self) -> Option<&Step> {
+        self.scenario.step.iter().find(|step| matches!(step, Step::Io(_) | Step::Exercise(_)))
     }
 
     /// Runs the scenario with `strikes` planned.
@@ -118,7 +133,7 @@ impl Prepared {
     /// [`LabError`] if the scenario can't be set up.
     pub fn observe(&self, strikes: &[Strike], keep: Keep) -> Result<Observed, LabError> {
         let control = Arc::new(Control::default());
-        let mut lab = Lab::new(&self.name, self.scenario.clone(), self.seed, Verify::Bytes, control)?;
+        let mut lab = Lab::with_kit(&self.kit, &self.name, self.scenario.clone(), self.seed, Verify::Bytes, control)?;
         lab.world().set_fuel(FUEL);
         lab.world().stop_at(keep.stop_at);
         if keep.events {
@@ -128,7 +143,9 @@ impl Prepared {
         plan_device(&lab, strikes);
         let mut exits = self.faulty_part(&mut lab);
         let messages = lab.wire().messages();
-        let completions = lab.scripts().map(Script::completions).sum();
+        let completions = lab.scripts().map(Script::completions).max().unwrap_or(0);
+        let mishaps = mishaps(&lab);
+        let removable = lab.wire().removable();
         let mut observer = lab.world().observe(None).unwrap_or_default();
         let struck = observer.all_hit() && device_struck(&lab, strikes, messages);
         plan_device(&lab, &[]);
@@ -145,7 +162,7 @@ impl Prepared {
         };
         result.log.dedup();
         let (points, hit_at) = (observer.take_list(), observer.hit_at());
-        Ok(Observed { result, recovery, exits, points, hit_at, struck, messages, completions, lab })
+        Ok(Observed { result, recovery, exits, points, hit_at, struck, messages, completions, mishaps, removable, lab })
     }
 
     /// The scenario's own steps, then the rebind phase; exits that were no proper end.
@@ -163,8 +180,8 @@ impl Prepared {
         }
         lab.set_phase(Some("rebind"));
         let mut exits = go(lab, &Step::Probe(ProbeStep {}));
-        if let (true, Some(io)) = (exits.is_empty(), self.rebind_io()) {
-            exits = go(lab, &Step::Io(io));
+        if let (true, Some(work)) = (exits.is_empty(), self.work()) {
+            exits = go(lab, work);
         }
         if exits.is_empty() {
             exits = improper(lab.shutdown());
@@ -178,7 +195,7 @@ impl Prepared {
     fn clean_part(&self, lab: &mut Lab) -> Vec<Exit> {
         lab.set_phase(Some("recovery"));
         let mut steps = vec![Step::Remove(RemoveStep {}), Step::Probe(ProbeStep {})];
-        steps.extend(self.rebind_io().map(Step::Io));
+        steps.extend(self.work().cloned());
         steps.push(Step::Remove(RemoveStep {}));
         for (number, step) in (1000..).zip(&steps) {
             let exits = improper(lab.step(step, number));
@@ -215,6 +232,12 @@ fn plan_device(lab: &Lab, strikes: &[Strike]) {
             Strike::Fail { .. } | Strike::Remove { .. } => {}
         }
     }
+}
+
+/// What at least one device can get wrong, each once.
+fn mishaps(lab: &Lab) -> Vec<Mishap> {
+    let can = |what: &Mishap| lab.scripts().any(|script| script.mishaps().contains(what));
+    Mishap::ALL.into_iter().filter(can).collect()
 }
 
 fn device_struck(lab: &Lab, strikes: &[Strike], messages: u64) -> bool {
@@ -264,13 +287,17 @@ pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
             row.mismatched, row.label
         ));
     }
+    for row in result.exercises.iter().filter(|row| row.wrong > 0) {
+        why.push(format!("false success: {} results of {} are wrong", row.wrong, row.label));
+    }
     for errno in &result.probe_errors {
         if !strikes.iter().any(|strike| fits(strike, *errno)) {
             why.push(format!("probe returned {errno}, which does not say what failed"));
         }
     }
     if let Some(recovery) = &seen.recovery {
-        let whole = recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
+        let right = recovery.exercises.iter().all(|row| row.wrong == 0);
+        let whole = right && recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
         if !whole || recovery.failed_requests > 0 {
             why.push(format!("it does not work again afterwards: {}", recovery.errors.join("; ")));
         }

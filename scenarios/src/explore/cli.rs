@@ -19,12 +19,13 @@ use super::token::{Token, TokenError};
 use super::worker;
 use crate::cli::{CliError, source};
 use crate::compare;
-use crate::spec::{Set, load};
+use crate::kit::Kit;
+use crate::spec::Set;
 
 /// Options of `lowzone explore`.
 #[derive(Args)]
 pub(crate) struct Explore {
-    /// The scenario: a path to a .toml file, or a name such as block/low-zone.
+    /// The scenario: a path to a .toml file, or a name that `list` shows.
     scenario: String,
     /// The seed of the world.
     #[arg(long, default_value_t = 1)]
@@ -77,15 +78,15 @@ pub(crate) struct Replay {
     gdb: bool,
 }
 
-fn prepare(name: &str, sets: &[String], seed: u64) -> Result<Prepared, CliError> {
-    let source = source(name)?;
+fn prepare(kit: &Kit, name: &str, sets: &[String], seed: u64) -> Result<Prepared, CliError> {
+    let source = source(kit, name)?;
     let sets = sets.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Prepared::new(&source.name, &load(&source, &sets)?, seed))
+    Ok(Prepared::with_kit(kit, &source.name, &kit.load(&source, &sets)?, seed))
 }
 
 /// Runs a campaign.
-pub(crate) fn explore(options: &Explore) -> Result<ExitCode, CliError> {
-    let prepared = prepare(&options.scenario, &options.set, options.seed)?;
+pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError> {
+    let prepared = prepare(kit, &options.scenario, &options.set, options.seed)?;
     if options.worker {
         worker::serve(&prepared)?;
         return Ok(ExitCode::SUCCESS);
@@ -103,7 +104,7 @@ pub(crate) fn explore(options: &Explore) -> Result<ExitCode, CliError> {
         records.extend(run(options, &pairs, &resumed, journal.as_ref())?);
     }
     let report = Report::new(&prepared, &inventory, &records);
-    print(options, &report)?;
+    print(kit, options, &report)?;
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
@@ -163,7 +164,7 @@ fn run(
     Ok(all.collect())
 }
 
-fn print(options: &Explore, report: &Report) -> Result<(), CliError> {
+fn print(kit: &Kit, options: &Explore, report: &Report) -> Result<(), CliError> {
     if let Some(path) = &options.junit {
         let write = || -> std::io::Result<()> {
             let mut out = BufWriter::new(File::create(path)?);
@@ -177,7 +178,7 @@ fn print(options: &Explore, report: &Report) -> Result<(), CliError> {
         let text = serde_json::to_string_pretty(report).map_err(std::io::Error::from)?;
         writeln!(out, "{text}")?;
     } else {
-        report.print(&mut out, options.verbose)?;
+        report.print(&mut out, kit.name(), options.verbose)?;
     }
     Ok(())
 }
@@ -264,9 +265,9 @@ fn read_journal(path: &str) -> Result<Vec<Record>, CampaignError> {
 }
 
 /// Repeats one case, with its record.
-pub(crate) fn replay(options: &Replay) -> Result<ExitCode, CliError> {
+pub(crate) fn replay(kit: &Kit, options: &Replay) -> Result<ExitCode, CliError> {
     let token: Token = options.token.parse()?;
-    let prepared = prepare(&token.scenario, &options.set, token.seed)?;
+    let prepared = prepare(kit, &token.scenario, &options.set, token.seed)?;
     token.check(&prepared)?;
     if options.gdb {
         return debug(options);

@@ -24,6 +24,10 @@ pub struct Inventory {
     pub messages: u64,
     /// Completed requests.
     pub completions: u64,
+    /// What devices can get wrong at one.
+    pub mishaps: Vec<Mishap>,
+    /// Whether any device can be pulled out.
+    pub removable: bool,
     /// The digest of the clean run.
     pub digest: String,
 }
@@ -73,6 +77,8 @@ impl Inventory {
             points: std::mem::take(&mut observed.points),
             messages: observed.messages,
             completions: observed.completions,
+            mishaps: std::mem::take(&mut observed.mishaps),
+            removable: observed.removable,
             digest: observed.result.digest.clone(),
         };
         Ok((inventory, observed))
@@ -119,7 +125,7 @@ impl Inventory {
                 strikes.push(Strike::Fail { place: place.clone(), persistent: false });
                 strikes.push(Strike::Fail { place: place.clone(), persistent: true });
             }
-            if matches!(place.class, Class::Mmio | Class::MmioWrite) {
+            if self.removable && matches!(place.class, Class::Mmio | Class::MmioWrite) {
                 strikes.push(Strike::Remove { place });
             }
         }
@@ -129,7 +135,7 @@ impl Inventory {
             }
         }
         for nth in 0..self.completions {
-            for what in Mishap::ALL {
+            for &what in &self.mishaps {
                 strikes.extend([false, true].map(|persistent| Strike::Completion { what, nth, persistent }));
             }
         }
@@ -142,7 +148,9 @@ fn not_clean(observed: &Observed) -> Result<(), InventoryError> {
     let first = result.findings.first().map(|finding| finding.text.clone());
     let first = first.or_else(|| result.leaks.first().cloned()).or_else(|| result.errors.first().cloned());
     let failed = (result.failed_requests > 0).then(|| format!("{} requests failed", result.failed_requests));
-    match first.or(failed) {
+    let wrong = result.exercises.iter().find(|row| row.wrong > 0);
+    let wrong = wrong.map(|row| format!("{} results of {} are wrong", row.wrong, row.label));
+    match first.or(failed).or(wrong) {
         Some(why) => Err(InventoryError::NotClean(why)),
         None => Ok(()),
     }

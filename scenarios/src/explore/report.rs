@@ -146,7 +146,7 @@ impl Report {
     }
 
     /// The table, the mishandled cases with what repeats them, and the sum.
-    pub(crate) fn print(&self, out: &mut dyn Write, verbose: bool) -> io::Result<()> {
+    pub(crate) fn print(&self, out: &mut dyn Write, program: &str, verbose: bool) -> io::Result<()> {
         writeln!(out, "{BOLD}{}{BOLD:#}  every failure injected by the lab, one case each", self.scenario)?;
         let points: Vec<_> = self.points.iter().map(|(class, n)| format!("{n} {class}")).collect();
         writeln!(out, "points   {}\n", points.join(", "))?;
@@ -168,7 +168,7 @@ impl Report {
             writeln!(out, "  … {hidden} rows of register accesses, none wrong (-v)")?;
         }
         writeln!(out)?;
-        self.print_wrong(out, verbose)?;
+        self.print_wrong(out, program, verbose)?;
         for name in &self.missing {
             writeln!(out, "{BAD}not carried out{BAD:#}  {name}")?;
         }
@@ -183,7 +183,7 @@ impl Report {
         )
     }
 
-    fn print_wrong(&self, out: &mut dyn Write, verbose: bool) -> io::Result<()> {
+    fn print_wrong(&self, out: &mut dyn Write, program: &str, verbose: bool) -> io::Result<()> {
         let shown = if verbose { usize::MAX } else { 10 };
         for wrong in self.wrong.iter().take(shown) {
             let how = if wrong.natural { "can really happen" } else { "by injection only" };
@@ -191,7 +191,7 @@ impl Report {
             for why in &wrong.why {
                 writeln!(out, "       {}", why.replace('\n', "\n       "))?;
             }
-            writeln!(out, "       lowzone replay '{}'\n", wrong.token)?;
+            writeln!(out, "       {program} replay '{}'\n", wrong.token)?;
         }
         match self.wrong.len().saturating_sub(shown) {
             0 => Ok(()),

@@ -18,7 +18,10 @@ macro_rules! embedded {
     };
 }
 
-static ENTRIES: &[Entry] = embedded![
+/// The scenario of the stock program's `run` that names none.
+pub(crate) const DEFAULT: &str = "block/low-zone";
+
+pub(crate) const ENTRIES: &[Entry] = embedded![
     "block/copy-image",
     "block/leak",
     "block/low-zone",
@@ -53,7 +56,12 @@ pub fn find(name: &str) -> Option<&'static str> {
 /// assert_eq!(lowzone::spec::catalogue::nearest("block/lowzone"), Some("block/low-zone"));
 /// ```
 pub fn nearest(name: &str) -> Option<&'static str> {
+    nearest_of(ENTRIES, name)
+}
+
+/// [`nearest`] among these.
+pub(crate) fn nearest_of(entries: &'static [Entry], name: &str) -> Option<&'static str> {
     // Without the folder is the likeliest mistake of all.
-    let whole = ENTRIES.iter().map(|entry| entry.name).find(|full| full.rsplit('/').next() == Some(name));
-    whole.or_else(|| super::nearest::nearest(name, ENTRIES.iter().map(|entry| entry.name)))
+    let whole = entries.iter().map(|entry| entry.name).find(|full| full.rsplit('/').next() == Some(name));
+    whole.or_else(|| super::nearest::nearest(name, entries.iter().map(|entry| entry.name)))
 }

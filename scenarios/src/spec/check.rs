@@ -3,9 +3,10 @@
 //! The first problem found is reported. Neighbours: `step_check`, which does the steps; `load`, which finds the place
 //! in the text. Left out: what depends on the host or on a file (image sizes), and on the kernel (masks too small).
 
+use super::kind::{Kind, Kinds, find};
 use super::path::KeyPath;
 use super::step_check::steps;
-use super::{Device, Driver, Expect, Machine, Problem, Scenario, Size, nearest::nearest};
+use super::{Device, Driver, Expect, Machine, Options, Problem, Scenario, Size, nearest::nearest};
 
 /// A problem and the values it is about: the one to point at, then others that took part in it.
 #[derive(Clone, PartialEq, Debug)]
@@ -35,15 +36,15 @@ const MOST_QUEUE: u64 = 32768;
 /// Slot 0 is the host bridge.
 const MOST_DEVICES: usize = 31;
 
-/// Checks a whole scenario.
-pub(super) fn check(scenario: &Scenario) -> Checked {
+/// Checks a whole scenario of a program with these kinds.
+pub(super) fn check(scenario: &Scenario, kinds: &Kinds) -> Checked {
     let root = KeyPath::default();
     let lines = scenario.story.lines().count();
     require(lines == 1 && !scenario.story.trim().is_empty(), &root.key("story"), || Problem::Story { lines })?;
     machine(&scenario.machine)?;
-    devices(&scenario.device)?;
-    driver(&scenario.driver)?;
-    steps(scenario)?;
+    devices(&scenario.device, &kinds.devices)?;
+    driver(&scenario.driver, &kinds.drivers)?;
+    steps(scenario, kinds)?;
     expect(scenario, &scenario.expect)
 }
 
@@ -95,7 +96,7 @@ fn machine(machine: &Machine) -> Checked {
     Ok(())
 }
 
-fn devices(devices: &[Device]) -> Checked {
+fn devices(devices: &[Device], kinds: &[Kind]) -> Checked {
     let list = KeyPath::default().key("device");
     for (i, device) in devices.iter().enumerate() {
         let at = list.index(i);
@@ -107,7 +108,8 @@ fn devices(devices: &[Device]) -> Checked {
         require(earlier.iter().all(|other| other.name != device.name), &name, || Problem::DuplicateDevice {
             name: device.name.clone(),
         })?;
-        store(&at, device, earlier)?;
+        let kind = known_kind(&at, &device.kind, &device.options, kinds)?;
+        store(&at, device, earlier, kind)?;
         within(&at.key("width"), device.width, 1, 64)?;
         within(&at.key("queues"), device.queues, 1, 64)?;
         queue_size(&at.key("queue_size"), device.queue_size)?;
@@ -119,13 +121,40 @@ fn devices(devices: &[Device]) -> Checked {
     require(count <= MOST_DEVICES, &list.index(MOST_DEVICES), || Problem::TooManyDevices { count, max: MOST_DEVICES })
 }
 
-/// A device has exactly one store, and it can be made.
-fn store(at: &KeyPath, device: &Device, earlier: &[Device]) -> Checked {
+/// The kind exists, and it knows every option.
+fn known_kind<'a>(at: &KeyPath, name: &str, options: &Options, kinds: &'a [Kind]) -> Result<&'a Kind, Fault> {
+    let Some(kind) = find(kinds, name) else {
+        let names = || kinds.iter().map(|kind| kind.name);
+        let problem = Problem::UnknownValue {
+            key: "kind".to_owned(),
+            value: name.to_owned(),
+            near: nearest(name, names()).map(str::to_owned),
+            valid: names().map(str::to_owned).collect(),
+        };
+        return Err(Fault::new(problem, vec![at.key("kind")]));
+    };
+    let Some(key) = options.keys().find(|key| !kind.options.contains(key)) else { return Ok(kind) };
+    let problem = Problem::UnknownKey {
+        key: key.to_owned(),
+        near: nearest(key, kind.options.iter().copied()).map(str::to_owned),
+        elsewhere: Vec::new(),
+        valid: kind.options.iter().map(|&key| key.to_owned()).collect(),
+    };
+    Err(Fault::new(problem, vec![at.key("options").key(key)]))
+}
+
+/// A device whose kind stores data has exactly one store, and it can be made; another has none.
+fn store(at: &KeyPath, device: &Device, earlier: &[Device], kind: &Kind) -> Checked {
     let name = || device.name.clone();
     let given =
         [("size", device.size.is_some()), ("image", device.image.is_some()), ("size_of", device.size_of.is_some())];
     let keys: Vec<&str> = given.iter().filter(|(_, there)| *there).map(|(key, _)| *key).collect();
+    if let (false, Some(key)) = (kind.disks, keys.first()) {
+        let problem = Problem::NeedlessStore { device: name(), kind: device.kind.clone() };
+        return Err(Fault::new(problem, vec![at.key(key)]));
+    }
     match keys.as_slice() {
+        [] if !kind.disks => return Ok(()),
         [_] => {}
         [] => return require(false, at, || Problem::NoStore { device: name() }),
         many => {
@@ -156,8 +185,9 @@ fn queue_size(path: &KeyPath, size: u16) -> Checked {
     power_of_two(path, size.into())
 }
 
-fn driver(driver: &Driver) -> Checked {
+fn driver(driver: &Driver, kinds: &[Kind]) -> Checked {
     let at = KeyPath::default().key("driver");
+    known_kind(&at, &driver.kind, &driver.options, kinds)?;
     within(&at.key("dma_mask"), driver.dma_mask, 1, 64)?;
     within(&at.key("coherent_mask"), driver.coherent_bits(), 1, 64)?;
     within(&at.key("queues"), driver.queues, 0, 64)?;

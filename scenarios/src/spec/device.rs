@@ -1,21 +1,25 @@
 //! The `[[device]]` tables: what is plugged in, and how far its DMA reaches.
 //!
-//! Neighbours: `check` (the limits), the runner, which builds a PCI function from each. Left out: kinds other than
-//! virtio-blk, and devices that lie.
+//! Neighbours: `check` (the limits), `kind`, the runner, which builds a PCI function from each. Left out: devices that
+//! lie.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Size;
+use super::{Options, Size};
 
-/// One PCI device. Exactly one of `size`, `image` and `size_of` says what is stored in it.
+/// One PCI device. Of a kind that stores data exactly one of `size`, `image` and `size_of` says where; a kind of the
+/// user's own reads of the other keys what it likes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a [[device]] table")]
 pub struct Device {
     /// What steps call it, such as "vda": letters, digits, `-` and `_`. No two devices share one.
     pub name: String,
-    /// What it is.
-    pub kind: DeviceKind,
+    /// What it is: "virtio-blk", a virtio 1.x block device on virtio-pci, or a kind that the program brings.
+    pub kind: String,
+    /// What a kind of the user's own wants to know. Default {}.
+    #[serde(default, skip_serializing_if = "Options::is_empty")]
+    pub options: Options,
     /// Capacity of a store in memory, a multiple of 512; it starts as zeros.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
@@ -61,14 +65,6 @@ pub struct Device {
     #[serde(default = "default_blk_size")]
     #[schemars(range(min = 512, max = 4096))]
     pub blk_size: u32,
-}
-
-/// Kinds of devices.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
-pub enum DeviceKind {
-    /// A virtio 1.x block device on virtio-pci.
-    #[serde(rename = "virtio-blk")]
-    VirtioBlk,
 }
 
 /// What a device does with an address beyond its width.

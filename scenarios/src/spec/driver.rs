@@ -6,10 +6,18 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Options of the driver, the same for every device it binds to.
+use super::Options;
+use super::kind::VIRTIO_BLK;
+
+/// The driver and its options, the same for every device it binds to.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, expecting = "a [driver] table")]
 pub struct Driver {
+    /// Which driver: "virtio-blk", or a kind that the program brings. Default "virtio-blk".
+    pub kind: String,
+    /// What a driver of the user's own wants to know. Default {}.
+    #[serde(skip_serializing_if = "Options::is_empty")]
+    pub options: Options,
     /// Address bits the driver promises with `dma_set_mask`, 1 to 64. Default 32.
     #[schemars(range(min = 1, max = 64))]
     pub dma_mask: u8,
@@ -40,6 +48,8 @@ pub struct Driver {
 impl Default for Driver {
     fn default() -> Self {
         Self {
+            kind: VIRTIO_BLK.to_owned(),
+            options: Options::default(),
             dma_mask: 32,
             coherent_mask: None,
             bus_master: true,

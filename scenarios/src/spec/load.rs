@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use super::check::{Fault, check};
 use super::locate::Places;
 use super::path::KeyPath;
-use super::{Problem, Scenario, Set, SpecError, catalogue, explain, set, shape};
+use super::{Kinds, Problem, Scenario, Set, SpecError, catalogue, explain, set, shape};
 
 /// The text of a scenario and what to call it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,6 +48,14 @@ impl Source {
 /// assert_eq!(error.problem().help().as_deref(), Some("did you mean 'ram'?"));
 /// ```
 pub fn load(source: &Source, sets: &[Set]) -> Result<Scenario, SpecError> {
+    load_with(source, sets, &Kinds::default())
+}
+
+/// [`load`] in a program that has these kinds of drivers and devices.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(source: &Source, sets: &[Set], kinds: &Kinds) -> Result<Scenario, SpecError> {
     let in_file = |problem, bytes| SpecError::in_file(problem, source, bytes);
     let document =
         DeTable::parse(&source.text).map_err(|error| in_file(explain::syntax(error.message()), error.span()))?;
@@ -69,7 +77,7 @@ pub fn load(source: &Source, sets: &[Set]) -> Result<Scenario, SpecError> {
             applied.push((path, set));
         }
     }
-    match check(&scenario) {
+    match check(&scenario, kinds) {
         Ok(()) => Ok(scenario),
         Err(fault) => Err(blame(fault, &applied).unwrap_or_else(|fault| {
             let bytes = place(&fault, &places);
@@ -106,8 +114,11 @@ fn blame(fault: Fault, applied: &[(KeyPath, &Set)]) -> Result<SpecError, Fault> 
     }
 }
 
-/// The place of the first value that is written out, or of the table around the one that is not.
+/// The place of the first value that is written out, or of the table around the one that is not; a key is shown itself.
 fn place(fault: &Fault, places: &Places) -> Option<Range<usize>> {
     let written = fault.paths.iter().find_map(|path| places.get(path));
-    written.map(|entry| entry.value.clone()).or_else(|| fault.paths.first().and_then(|path| places.nearest(path)))
+    let key = matches!(*fault.problem, Problem::UnknownKey { .. });
+    written
+        .map(|entry| if key { entry.key.clone() } else { entry.value.clone() })
+        .or_else(|| fault.paths.first().and_then(|path| places.nearest(path)))
 }

@@ -1,7 +1,7 @@
 //! Scenario files: TOML in, a typed and checked [`Scenario`] out, with errors that name file, line and column.
 //!
 //! [`load`] reads a [`Source`], applies [`Set`]s (`--set path=value`) and checks the result; [`schema`] is the JSON
-//! Schema for editors; [`catalogue`] holds the embedded scenarios. Nothing runs here. Neighbours: the command line,
+//! Schema for editors; [`catalogue`] holds the embedded scenarios; [`Kinds`] are the drivers and devices there are. Nothing runs here. Neighbours: the command line,
 //! which reads files, and the runner, which takes a [`Scenario`]. Left out: inheritance between files, variables.
 
 pub mod catalogue;
@@ -13,10 +13,12 @@ mod error;
 mod expect;
 mod explain;
 mod explore;
+mod kind;
 mod load;
 mod locate;
 mod machine;
 mod nearest;
+mod options;
 mod path;
 mod problem;
 mod scenario;
@@ -29,19 +31,21 @@ mod step_check;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Beyond, Device, DeviceKind, StoreSpec};
+pub use device::{Beyond, Device, StoreSpec};
 pub use driver::Driver;
 pub use error::SpecError;
 pub use expect::{CanaryState, Expect};
 pub use explore::Explore;
-pub use load::{Source, load};
+pub use kind::{Kind, Kinds, VIRTIO_BLK};
+pub use load::{Source, load, load_with};
 pub use machine::{DEFAULT_LOW, Machine};
+pub use options::{OptionError, OptionValue, Options};
 pub use problem::Problem;
 pub use scenario::Scenario;
-pub use schema::schema;
+pub use schema::{schema, schema_with};
 pub use set::Set;
 pub use size::{Size, SizeError};
 pub use step::{
-    CanaryStep, CopyStep, DEFAULT_BYTES, IoStep, IrqAllocStep, IrqGfp, MapDirection, Memory, Pattern, ProbeStep,
-    RawReadStep, RemoveStep, Step, Unmap,
+    CanaryStep, CopyStep, DEFAULT_BYTES, ExerciseStep, IoStep, IrqAllocStep, IrqGfp, MapDirection, Memory, Pattern,
+    ProbeStep, RawReadStep, RemoveStep, Step, Unmap,
 };

@@ -71,6 +71,12 @@ pub enum Problem {
     /// A device with nothing behind it.
     #[error("device '{device}' stores its data nowhere")]
     NoStore { device: String },
+    /// A store for a device that has no use for one.
+    #[error("device '{device}' is of kind \"{kind}\", which stores no data")]
+    NeedlessStore { device: String, kind: String },
+    /// A step of disks with a driver that makes none.
+    #[error("'{verb}' needs disks, and driver \"{driver}\" makes none")]
+    NoDisks { verb: &'static str, driver: String },
     /// A device with two or three things behind it.
     #[error("device '{device}' has more than one store: {}", .keys.join(", "))]
     ManyStores { device: String, keys: Vec<String> },
@@ -162,6 +168,8 @@ impl Problem {
             Self::LowBeyondRam { .. } => "leave 'low' out: it is then at most 'ram'".to_owned(),
             Self::PoolTooLarge { .. } => "make it smaller, or 0 for none".to_owned(),
             Self::NoStore { .. } => "give it 'size', 'image' or 'size_of'".to_owned(),
+            Self::NeedlessStore { .. } => "leave it out".to_owned(),
+            Self::NoDisks { .. } => "take exercise = { device = \"…\" }".to_owned(),
             Self::ManyStores { .. } => "keep one of them".to_owned(),
             Self::ImageUnset { .. } => "name one: --set image=FILE".to_owned(),
             Self::NotBound { .. } => "put a probe = {} step before it".to_owned(),

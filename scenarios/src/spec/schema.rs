@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use super::Scenario;
 use super::path::{KeyPath, Part};
+use super::{Kinds, Scenario};
 
 /// The JSON Schema (draft 2020-12) that editors use to check and complete scenario files.
 ///
@@ -21,6 +21,24 @@ pub fn schema() -> Value {
     SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Scenario>().to_value()
 }
 
+/// [`schema`] with the names of these kinds, so that editors offer them.
+///
+/// ```
+/// let schema = lowzone::spec::schema_with(&lowzone::spec::Kinds::default());
+/// let kinds = &schema["$defs"]["Device"]["properties"]["kind"]["enum"];
+/// assert_eq!(*kinds, serde_json::json!(["virtio-blk"]));
+/// ```
+pub fn schema_with(kinds: &Kinds) -> Value {
+    let mut schema = schema();
+    for (table, kinds) in [("Device", &kinds.devices), ("Driver", &kinds.drivers)] {
+        let names: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
+        if let Some(kind) = schema.pointer_mut(&format!("/$defs/{table}/properties/kind")) {
+            kind["enum"] = names.into();
+        }
+    }
+    schema
+}
+
 /// One key that a scenario may have.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
@@ -30,6 +48,8 @@ pub(super) struct Known {
     pub(super) required: bool,
     /// The smallest and largest integer it takes, where the schema says.
     pub(super) range: (Option<u64>, Option<u64>),
+    /// Whether it is a table that may have any key.
+    pub(super) free: bool,
 }
 
 static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
@@ -54,6 +74,11 @@ pub(super) fn keys_of(path: &KeyPath) -> impl Iterator<Item = &'static Known> {
 pub(super) fn at(path: &KeyPath) -> Option<&'static Known> {
     let wanted = pattern(path);
     known().iter().find(|known| known.path == wanted)
+}
+
+/// Whether a path leads into a table that may have any key.
+pub(super) fn in_free(path: &KeyPath) -> bool {
+    path.parent().as_ref().and_then(at).is_some_and(|known| known.free)
 }
 
 /// The path with every index 0, as [`Known::path`] has it.
@@ -82,7 +107,9 @@ fn walk(root: &Value, schema: &Value, path: &KeyPath, out: &mut Vec<Known>) {
         let path = path.key(name);
         let required = required.is_some_and(|names| names.iter().any(|n| n == name));
         let range = (inner["minimum"].as_u64(), inner["maximum"].as_u64());
-        out.push(Known { path: path.clone(), required, range });
+        let target = inner["$ref"].as_str().and_then(|text| root.pointer(text.strip_prefix('#')?)).unwrap_or(inner);
+        let free = target["additionalProperties"].is_object();
+        out.push(Known { path: path.clone(), required, range, free });
         walk(root, inner, &path, out);
     }
 }
@@ -101,7 +128,7 @@ mod tests {
             assert!(at(&path(text)).is_some(), "{text}");
         }
         let verbs: Vec<_> = keys_of(&path("step[7]")).map(|known| known.path.leaf()).collect();
-        assert_eq!(verbs, ["probe", "io", "copy", "raw_read", "irq_alloc", "canary", "remove"]);
+        assert_eq!(verbs, ["probe", "io", "exercise", "copy", "raw_read", "irq_alloc", "canary", "remove"]);
         assert!(at(&path("machine.width")).is_none());
     }
 

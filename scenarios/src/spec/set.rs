@@ -154,13 +154,14 @@ fn full(path: &KeyPath, file: &Table) -> Result<KeyPath, Problem> {
             Part::Key(key) => out.key(key),
             Part::Index(at) => out.index(*at),
         };
-        let known = schema::at(&step).is_some();
+        let free = schema::at(&step).is_some_and(|known| known.free);
+        let known = schema::at(&step).is_some() || schema::in_free(&step);
         match part {
             Part::Key(key) if !known && now.is_none_or(|value| !value.is_array()) => {
                 return Err(shape::unknown(&step, key));
             }
-            // A key left to its default may be given, and so may a table of the root.
-            Part::Key(_) if next.is_none() && (last || out.parts().is_empty()) && !is_step(&out) => {}
+            // A key left to its default may be given, and so may a table of the root and one of options.
+            Part::Key(_) if next.is_none() && (last || free || out.parts().is_empty()) && !is_step(&out) => {}
             _ if next.is_none() => return Err(Problem::SetNowhere { path: step.to_string(), near: None }),
             _ => {}
         }

@@ -35,6 +35,8 @@ pub(super) fn check(places: &Places) -> Result<(), Misshapen> {
 fn known_key(entry: &Entry, name: &str) -> Result<(), Misshapen> {
     match schema::at(&entry.path) {
         Some(_) => Ok(()),
+        // Which keys go there only the kind knows.
+        None if schema::in_free(&entry.path) => Ok(()),
         None => Err((Box::new(unknown(&entry.path, name)), Some(entry.key.clone()))),
     }
 }

@@ -22,6 +22,8 @@ pub enum Step {
     Probe(ProbeStep),
     /// Reads and writes one device and compares all that is read.
     Io(IoStep),
+    /// Has the driver do its own piece of work with one device, again and again, and checks each result.
+    Exercise(ExerciseStep),
     /// Copies one device to another, reads the copy back and compares SHA-256.
     Copy(CopyStep),
     /// One read request by raw DMA calls, which can commit crimes a driver's types would not allow.
@@ -40,6 +42,7 @@ impl Step {
         match self {
             Self::Probe(_) => "probe",
             Self::Io(_) => "io",
+            Self::Exercise(_) => "exercise",
             Self::Copy(_) => "copy",
             Self::RawRead(_) => "raw_read",
             Self::IrqAlloc(_) => "irq_alloc",
@@ -134,6 +137,21 @@ pub enum Pattern {
     Random,
 }
 
+/// Has the driver do its own piece of work with one device, again and again, and checks each result.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct ExerciseStep {
+    /// The device.
+    pub device: String,
+    /// What the result calls this step. Default: its verb and number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// How often, 1 to 1000000000. Default 4.
+    #[serde(default = "default_times")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub times: u64,
+}
+
 /// Copies one device to another, reads the copy back and compares SHA-256.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a table of options")]
@@ -225,6 +243,10 @@ pub struct CanaryStep {
 
 const fn default_requests() -> u64 {
     32
+}
+
+const fn default_times() -> u64 {
+    4
 }
 
 const fn default_depth() -> u32 {

@@ -3,6 +3,7 @@
 //! Neighbours: `check`, whose helpers it uses. Left out: devices whose size only their image tells.
 
 use super::check::{Checked, Fault, SECTOR, bytes_within, known_device, multiple, require, within};
+use super::kind::{Kinds, find};
 use super::path::KeyPath;
 use super::{CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, StoreSpec};
 
@@ -13,9 +14,11 @@ const MOST_REQUESTS: u64 = 1_000_000_000;
 const MOST_DEPTH: u64 = 65536;
 
 /// Checks all steps, in order.
-pub(super) fn steps(scenario: &Scenario) -> Checked {
+pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
     let list = KeyPath::default().key("step");
     require(!scenario.step.is_empty(), &list, || Problem::NoSteps)?;
+    let driver = &scenario.driver.kind;
+    let disks = find(&kinds.drivers, driver).is_some_and(|kind| kind.disks);
     let mut bound = false;
     for (i, step) in scenario.step.iter().enumerate() {
         let verb = step.verb();
@@ -29,12 +32,19 @@ pub(super) fn steps(scenario: &Scenario) -> Checked {
             _ => require(bound, &at, || Problem::NotBound { step: i, verb })?,
         }
         bound &= !matches!(step, Step::Remove(_));
+        if matches!(step, Step::Io(_) | Step::Copy(_) | Step::RawRead(_) | Step::IrqAlloc(_)) {
+            require(disks, &at, || Problem::NoDisks { verb, driver: driver.clone() })?;
+        }
         let device = |key: &str, name: &str| known_device(&at.key(key), name, &scenario.device, false);
         match step {
             Step::Probe(_) | Step::Remove(_) => {}
             Step::Io(io) => {
                 device("device", &io.device)?;
                 io_step(&at, io, scenario)?;
+            }
+            Step::Exercise(exercise) => {
+                device("device", &exercise.device)?;
+                within(&at.key("times"), exercise.times, 1, MOST_REQUESTS)?;
             }
             Step::Copy(copy) => {
                 device("from", &copy.from)?;

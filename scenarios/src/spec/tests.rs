@@ -119,7 +119,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[[step]]\nprboe = {}\n", "x.toml:3:1: unknown step 'prboe' / did you mean 'probe'?"),
         (
             "story = 's'\n[[step]]\n",
-            "x.toml:2:1: this step has no verb / give it one of: probe, io, copy, raw_read, irq_alloc, canary, remove",
+            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, copy, raw_read, irq_alloc, canary, remove",
         ),
         (
             "story = 's'\n[[step]]\nprobe = {}\nremove = {}\n",

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use lowzone_driver::Driver;
 use lowzone_driver::blk::{Disk, RingPlace};
+use lowzone_driver::bus::Bdf;
 use lowzone_driver::pci::{PciDevice, enumerate};
 use lowzone_guest_mem::Cpu;
 
@@ -16,8 +16,11 @@ pub(super) fn probe(bench: &Arc<Bench>) -> Body {
     let bench = bench.clone();
     Box::new(move |cpu| {
         for pci in devices(&bench) {
-            match lowzone_driver::bind(cpu, &bench.driver, &pci) {
-                Ok(true) => note_rings(cpu, &bench, &pci),
+            match lowzone_driver::bind(cpu, &*bench.driver, &pci) {
+                Ok(true) => {
+                    lock(&bench.bound).push(pci.at());
+                    note_rings(cpu, &bench, &pci);
+                }
                 Ok(false) => bench.failed(format!("{}: no driver for {:?}", pci.at(), pci.id())),
                 Err(error) => {
                     lock(&bench.result).probe_errors.push(error.errno());
@@ -41,6 +44,11 @@ fn devices(bench: &Bench) -> Vec<Arc<PciDevice>> {
     found.clone()
 }
 
+/// The device at `at`, if it was found.
+pub(super) fn device_at(bench: &Bench, at: Bdf) -> Option<Arc<PciDevice>> {
+    devices(bench).into_iter().find(|pci| pci.at() == at)
+}
+
 fn note_rings(cpu: &Cpu<'_>, bench: &Bench, pci: &PciDevice) {
     let Some(slot) = bench.slots.iter().find(|slot| slot.at == pci.at()) else { return };
     let Some(disk) = bench.driver.disk(slot.at) else { return };
@@ -61,12 +69,15 @@ pub(super) fn remove(bench: &Arc<Bench>) -> Body {
     let bench = bench.clone();
     Box::new(move |cpu| {
         for pci in devices(&bench).iter().rev() {
-            let Some(slot) = bench.slots.iter().find(|slot| slot.at == pci.at()) else { continue };
-            if let Some(disk) = bench.driver.disk(slot.at) {
-                note_queues(cpu, &bench, slot, &disk);
-                drop(disk);
-                lowzone_driver::unbind(cpu, &bench.driver, pci);
+            if !bench.is_bound(pci.at()) {
+                continue;
             }
+            let slot = bench.slots.iter().find(|slot| slot.at == pci.at());
+            if let (Some(slot), Some(disk)) = (slot, bench.driver.disk(pci.at())) {
+                note_queues(cpu, &bench, slot, &disk);
+            }
+            lock(&bench.bound).retain(|&at| at != pci.at());
+            lowzone_driver::unbind(cpu, &*bench.driver, pci);
         }
     })
 }
@@ -76,7 +87,7 @@ pub(crate) fn shutdown(bench: &Arc<Bench>) -> Body {
     let bench = bench.clone();
     Box::new(move |cpu| {
         let _span = cpu.span("shutdown");
-        for pci in devices(&bench).iter().rev() {
+        for pci in devices(&bench).iter().rev().filter(|pci| bench.is_bound(pci.at())) {
             bench.driver.shutdown(cpu, pci);
         }
     })

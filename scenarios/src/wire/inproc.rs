@@ -145,10 +145,15 @@ impl InProc {
         (place(slot), Arc::new(sink))
     }
 
-    /// Plugs a function into the next slot.
-    pub fn plug(&self, function: Arc<dyn PciFunction>, slot: Arc<dyn Removable>) {
+    /// Plugs a function into the next slot; without a `slot` it can't be pulled out of it.
+    pub fn plug(&self, function: Arc<dyn PciFunction>, slot: Option<Arc<dyn Removable>>) {
         lock(&self.functions).push(function);
-        lock(&self.slots).push(slot);
+        lock(&self.slots).extend(slot);
+    }
+
+    /// Whether any device can be pulled out.
+    pub fn removable(&self) -> bool {
+        !lock(&self.slots).is_empty()
     }
 
     /// Pulls every device out: registers and config space read all-ones, DMA and interrupts stop.

@@ -1,0 +1,65 @@
+//! Kinds of drivers and devices, as far as the check of a scenario must know them.
+//!
+//! A scenario says `kind = "…"`; which there are depends on the program, which brings its own ([`crate::kit`]).
+//! Neighbours: `check`, which refuses unknown ones; `kit`, which makes what a kind names. Left out: types of options,
+//! which only their reader knows.
+
+/// The kind of driver and device that every program has.
+pub const VIRTIO_BLK: &str = "virtio-blk";
+
+/// One kind of driver or device.
+///
+/// ```
+/// use lowzone::spec::Kind;
+/// const SUM: Kind = Kind::new("sum").options(&["bytes"]);
+/// assert_eq!((SUM.name, SUM.options, SUM.disks), ("sum", &["bytes"][..], false));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kind {
+    /// What scenario files call it.
+    pub name: &'static str,
+    /// The keys that may stand in its `options` table.
+    pub options: &'static [&'static str],
+    /// Of a driver: it makes disks, so that `io` and the other steps of disks work with it. Of a device: it has a
+    /// store, which `size`, `image` or `size_of` describes.
+    pub disks: bool,
+}
+
+impl Kind {
+    /// A kind without options and without disks.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, options: &[], disks: false }
+    }
+
+    /// The same with these keys in its `options` table.
+    pub const fn options(self, options: &'static [&'static str]) -> Self {
+        Self { options, ..self }
+    }
+
+    /// The same with disks.
+    pub const fn disks(self) -> Self {
+        Self { disks: true, ..self }
+    }
+}
+
+/// All kinds that a program has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kinds {
+    /// Of drivers.
+    pub drivers: Vec<Kind>,
+    /// Of devices.
+    pub devices: Vec<Kind>,
+}
+
+/// Those that every program has.
+impl Default for Kinds {
+    fn default() -> Self {
+        let blk = Kind::new(VIRTIO_BLK).disks();
+        Self { drivers: vec![blk], devices: vec![blk] }
+    }
+}
+
+/// The kind of this name; of two, the first.
+pub(super) fn find<'a>(kinds: &'a [Kind], name: &str) -> Option<&'a Kind> {
+    kinds.iter().find(|kind| kind.name == name)
+}

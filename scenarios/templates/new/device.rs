@@ -1,0 +1,187 @@
+//! The device: it adds up the bytes of a buffer, by DMA.
+//!
+//! The driver writes the address of a descriptor to DESC_LO and DESC_HI, and START to CONTROL. The device reads the
+//! descriptor, then the buffer, writes sum and state into the descriptor, sets DONE in STATUS and interrupts. DONE
+//! written to STATUS acknowledges; RESET written to CONTROL stops whatever goes on, at once.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lowzone::device::misbehave::{LATE, Mishap, Script};
+use lowzone::device::pci::config::Identity;
+use lowzone::device::pci::{Endpoint, EndpointSpec, Registers, Signals, Width};
+use lowzone::device::vm_memory::{Bytes, GuestAddress};
+use lowzone::device::{Next, Worker};
+use lowzone::kit::{DeviceEnv, DeviceKind, DeviceMemory, Kind, MakeError, Plugged};
+
+pub const KIND: DeviceKind = DeviceKind { kind: Kind::new("sum"), make };
+/// Vendor and device number, class and so on.
+pub const IDENTITY: Identity =
+    Identity { vendor: 0x1b36, device: 0x5511, class: 0x12_0000, revision: 1, subsystem_vendor: 0, subsystem: 0 };
+
+/// Registers of BAR 0, 32 bits each, and what is in them.
+pub const REGISTERS: u64 = 0x1000;
+pub const ID: u64 = 0x00;
+pub const DESC_LO: u64 = 0x04;
+pub const DESC_HI: u64 = 0x08;
+pub const CONTROL: u64 = 0x0c;
+pub const STATUS: u64 = 0x10;
+pub const MAGIC: u32 = 0x4d55_5331;
+pub const START: u32 = 1;
+pub const RESET: u32 = 2;
+pub const DONE: u32 = 1;
+
+/// The descriptor, little-endian: address and length of the buffer; state, 0 until the device is through; the sum.
+pub const ADDR: usize = 0;
+pub const LEN: usize = 8;
+pub const STATE: usize = 12;
+pub const SUM: usize = 16;
+pub const DESC_BYTES: usize = 24;
+pub const GOOD: u32 = 1;
+pub const BAD: u32 = 2;
+/// Bytes of a buffer at most.
+const MOST: u32 = 64 << 10;
+
+/// What is to be done next: one phase a call, so that the lab can put anything between two.
+enum Job {
+    Fetch,
+    Add { addr: u64, len: u32 },
+    Store { sum: Option<u64>, not_before: u64 },
+}
+
+#[derive(Default)]
+struct State {
+    desc: [u32; 2],
+    status: u32,
+    job: Option<Job>,
+}
+
+/// Both halves share it. The worker holds the lock for a phase: once a reset has returned, nothing reaches memory.
+struct Engine {
+    signals: Arc<Signals>,
+    state: Mutex<State>,
+}
+
+impl Engine {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The control half.
+impl Registers for Engine {
+    fn read(&self, offset: u64, width: Width) -> Option<u64> {
+        match (offset, width) {
+            (ID, Width::B4) => Some(MAGIC.into()),
+            (STATUS, Width::B4) => Some(self.state().status.into()),
+            _ => None,
+        }
+    }
+
+    fn write(&self, offset: u64, width: Width, value: u64) -> Option<()> {
+        let value = u32::try_from(value).ok().filter(|_| width == Width::B4)?;
+        let mut state = self.state();
+        match offset {
+            DESC_LO => state.desc[0] = value,
+            DESC_HI => state.desc[1] = value,
+            CONTROL if value == START && state.job.is_none() => state.job = Some(Job::Fetch),
+            CONTROL if value == RESET => *state = State::default(),
+            STATUS => state.status &= !value,
+            _ => return None,
+        }
+        if state.status == 0 {
+            self.signals.lower();
+        }
+        Some(())
+    }
+
+    fn reset(&self) {
+        *self.state() = State::default();
+    }
+}
+
+/// The data half.
+struct Adder {
+    engine: Arc<Engine>,
+    memory: DeviceMemory,
+    script: Arc<Script>,
+    bytes: Vec<u8>,
+}
+
+impl Adder {
+    fn fetch(&self, desc: u64) -> Option<Job> {
+        let addr = self.memory.read_obj::<u64>(GuestAddress(desc)).ok()?;
+        let len = self.memory.read_obj::<u32>(GuestAddress(desc.checked_add(LEN as u64)?)).ok()?;
+        // Nothing that the driver wrote is trusted.
+        (len <= MOST).then_some(Job::Add { addr: u64::from_le(addr), len: u32::from_le(len) })
+    }
+
+    fn add(&mut self, addr: u64, len: u32) -> Option<u64> {
+        self.bytes.resize(usize::try_from(len).ok()?, 0);
+        self.memory.read_slice(&mut self.bytes, GuestAddress(addr)).ok()?;
+        Some(self.bytes.iter().map(|&byte| u64::from(byte)).sum())
+    }
+
+    /// The state last: it says that the sum is there.
+    fn store(&self, desc: u64, sum: Option<u64>) -> Option<()> {
+        let state = if sum.is_some() { GOOD } else { BAD };
+        self.memory.write_obj(sum.unwrap_or(0).to_le(), GuestAddress(desc.checked_add(SUM as u64)?)).ok()?;
+        self.memory.write_obj(state.to_le(), GuestAddress(desc.checked_add(STATE as u64)?)).ok()
+    }
+}
+
+impl Worker for Adder {
+    fn ready(&self) -> bool {
+        self.engine.state().job.is_some()
+    }
+
+    fn service(&mut self, now: u64) -> Next {
+        let engine = self.engine.clone();
+        let mut state = engine.state();
+        let desc = u64::from(state.desc[1]) << 32 | u64::from(state.desc[0]);
+        let failed = Job::Store { sum: None, not_before: now };
+        let next = match state.job.take() {
+            None => return Next::Idle,
+            Some(Job::Fetch) => self.fetch(desc).unwrap_or(failed),
+            // What a campaign plans for a completion goes wrong here.
+            Some(Job::Add { addr, len }) => match self.script.draw() {
+                Some(Mishap::CompletionNever) => return Next::Idle,
+                Some(Mishap::IoError) => failed,
+                Some(_) => Job::Store { sum: self.add(addr, len), not_before: now + LATE },
+                None => Job::Store { sum: self.add(addr, len), not_before: now },
+            },
+            Some(Job::Store { sum, not_before }) if now >= not_before => {
+                let stored = self.store(desc, sum);
+                let ok = stored.and(sum).is_some();
+                self.memory.take_fault().inspect(|&fault| engine.signals.counters().count_fault(fault));
+                engine.signals.counters().finished(ok, 0, self.bytes.len() as u64);
+                state.status |= DONE;
+                engine.signals.raise(0);
+                return Next::Idle;
+            }
+            Some(Job::Store { sum, not_before }) => {
+                state.job = Some(Job::Store { sum, not_before });
+                return Next::At(not_before);
+            }
+        };
+        state.job = Some(next);
+        Next::Again
+    }
+}
+
+fn make(env: &DeviceEnv<'_>) -> Result<Plugged, MakeError> {
+    let vectors = u16::from(env.spec.msix);
+    let spec = EndpointSpec { identity: IDENTITY, registers: REGISTERS, wide: false, vectors };
+    let signals = Signals::new(&spec, env.irq.clone())?;
+    let engine = Arc::new(Engine { signals: signals.clone(), state: Mutex::default() });
+    let script = Arc::new(Script::of(&[Mishap::CompletionLate, Mishap::CompletionNever, Mishap::IoError]));
+    let (memory, counters) = (env.memory(signals.gate())?, signals.counters());
+    let adder = Adder { engine: engine.clone(), memory, script: script.clone(), bytes: Vec::new() };
+    let function = Arc::new(Endpoint::new(signals, engine));
+    Ok(Plugged {
+        function: function.clone(),
+        workers: vec![Box::new(adder)],
+        slot: Some(function),
+        script: Some(script),
+        counters: Some(counters),
+    })
+}
