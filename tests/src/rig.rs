@@ -70,7 +70,7 @@ impl Rig {
         store.write_at(0, &VolatileSlice::from(&mut bytes[..])).unwrap();
         let port = |_queue| (DmaPort::new(&dma), LabTap::new(machine.kernel_ref(), &dma));
         let made = blk(&options, Hardware::default(), store.clone(), sink.clone(), port).unwrap();
-        bus.plug(wrap(made.function), made.slot);
+        bus.plug(wrap(made.function), Some(made.slot));
         let workers: Vec<Box<dyn Worker>> = if serve == Serve::Device { made.workers } else { Vec::new() };
         let world = Lockstep::new(machine.kernel_ref(), bus.clone(), workers, seed);
         Self { world, bus, sink, dma, store, machine }
