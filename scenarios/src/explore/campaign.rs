@@ -1,7 +1,7 @@
 //! The campaign itself: every case once, in child processes, in any order, with the same result.
 //!
 //! Each of the `--jobs` threads feeds a child of its own and takes the next cases from one shared counter. A child that
-//! dies, or that says nothing for [`SILENCE`], costs the case it had begun, which is told as such; the rest of its
+//! dies, or that says nothing for ten seconds, costs the case it had begun, which is told as such; the rest of its
 //! batch goes to the next child. Results are kept by case number, so they don't depend on who ran what.
 
 use std::io::{BufRead, BufReader, Write};

@@ -8,41 +8,38 @@
 //! yield nor fail from then on), by force if it still hangs on.
 //! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
 
-use std::any::Any;
+mod cpu_env;
+mod shared;
+
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use corosensei::stack::{DefaultStack, Stack};
-use corosensei::{Coroutine, CoroutineResult, Yielder};
+use corosensei::{Coroutine, CoroutineResult};
 use lowzone_device::{Next, Worker};
-use lowzone_guest_mem::cpu::{Cpu, Halt, set_current};
-use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
-use lowzone_guest_mem::finding::{Finding, FindingKind};
+use lowzone_guest_mem::cpu::{Cpu, set_current};
+use lowzone_guest_mem::env::Wake;
+use lowzone_guest_mem::finding::FindingKind;
 use lowzone_guest_mem::kernel::KernelRef;
-use lowzone_guest_mem::timer::Timers;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 
 use super::Random;
 use super::panics::Quiet;
-use crate::explore::observer::{Answer, Observer};
+use crate::explore::observer::Observer;
 use crate::wire::InProc;
+use cpu_env::{CpuEnv, Give};
+use shared::{CpuState, FaultPlan, Shared, State};
 
-/// Virtual nanoseconds that a point costs: time moves even in a loop that never parks.
-const POINT_NS: u64 = 10;
 /// Virtual nanoseconds of one phase of a device.
 const SERVICE_NS: u64 = 200;
-/// At one point in this many another actor gets its turn.
-const YIELD_ONE_IN: u64 = 4;
 /// Points after which a CPU counts as hung.
 const FUEL: u64 = 400_000_000;
 /// Bytes of a CPU's stack; a panic with its message needs more than 16 KiB.
 const STACK: usize = 256 << 10;
 /// Rounds of polite teardown before force.
 const POLITE_ROUNDS: usize = 1000;
-/// Points and waits that dying CPUs may pass before they are unwound: a loop that ignores its end would never see it.
-const LAST_STEPS: u64 = 1_000_000;
 
 /// What a CPU runs.
 pub type Body = Box<dyn FnOnce(&Cpu<'_>)>;
@@ -60,243 +57,6 @@ pub enum Exit {
     TornDown,
 }
 
-/// Why a CPU gives way.
-enum Give {
-    Turn,
-    Park,
-}
-
-struct Waiting {
-    key: Key,
-    number: u64,
-    woken: bool,
-}
-
-#[derive(Default)]
-struct CpuState {
-    waiting: Option<Waiting>,
-    /// Parked with this ticket: until when, and whether interrupts may wake it.
-    parked: Option<(Option<u64>, bool)>,
-    stack_limit: usize,
-    /// How its body ended; it goes on to take interrupts.
-    exit: Option<Exit>,
-}
-
-struct State {
-    random: Random,
-    now: u64,
-    next_ticket: u64,
-    points: u64,
-    fuel: u64,
-    dying: bool,
-    /// Points and waits passed since `dying`.
-    last_steps: u64,
-    cpus: Vec<CpuState>,
-}
-
-/// What the CPUs' coroutines share with the scheduler.
-struct Shared {
-    kernel: KernelRef,
-    bus: Arc<InProc>,
-    state: RefCell<State>,
-    faults: RefCell<Option<FaultPlan>>,
-    observer: RefCell<Option<Observer>>,
-    stop_at: Cell<Option<u64>>,
-}
-
-/// Fails the `nth` point that may fail, counted from 0.
-struct FaultPlan {
-    nth: u64,
-    seen: u64,
-}
-
-impl Shared {
-    fn irq_pending(&self, cpu: u32, now: u64) -> bool {
-        self.bus.pending(cpu)
-            || self.kernel.get().is_some_and(|kernel| kernel.timers().next().is_some_and(|at| at <= now))
-    }
-
-    fn report(&self, kind: FindingKind) {
-        let Some(kernel) = self.kernel.get() else { return };
-        let at = self.state.borrow().now;
-        kernel.report(Finding { kind, device: None, at, sites: Vec::new() });
-    }
-
-    /// Stops in the debugger once the record has come to the event asked for.
-    fn trap(&self) {
-        if let (Some(event), Some(kernel)) = (self.stop_at.get(), self.kernel.get())
-            && kernel.trace().events() >= event
-        {
-            self.stop_at.set(None);
-            // Without a debugger the signal ends the program, which is what was asked for too.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TRAP);
-        }
-    }
-
-    /// Notes how a body ended; whether its CPU can go on.
-    fn ended(&self, id: usize, result: Result<(), Payload>) -> bool {
-        let exit = match result {
-            Ok(()) => Exit::Finished,
-            Err(payload) if payload.downcast_ref::<Halt>().is_some() => Exit::Halted,
-            Err(payload) => {
-                let given = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                let message = Quiet::take_last().or(given).unwrap_or_else(|| "a panic without a message".to_owned());
-                self.report(FindingKind::DriverPanic { message });
-                Exit::Panicked
-            }
-        };
-        self.state.borrow_mut().cpus[id].exit = Some(exit);
-        exit != Exit::Halted
-    }
-}
-
-/// The world as one CPU sees it.
-struct CpuEnv<'y> {
-    id: usize,
-    shared: Rc<Shared>,
-    yielder: &'y Yielder<Wake, Give>,
-}
-
-impl CpuEnv<'_> {
-    /// Whether this CPU must not suspend any more: a destructor that suspends while unwinding aborts the process.
-    ///
-    /// A dying CPU that goes on and on is unwound here.
-    fn unwinding(&self) -> bool {
-        if std::thread::panicking() {
-            return true;
-        }
-        let mut state = self.shared.state.borrow_mut();
-        if !state.dying {
-            return false;
-        }
-        state.last_steps += 1;
-        if state.last_steps > LAST_STEPS {
-            drop(state);
-            std::panic::resume_unwind(Box::new(Halt::Dying));
-        }
-        true
-    }
-
-    fn check_stack(&self) {
-        let here = 0_u8;
-        let address = (&raw const here).addr();
-        if address < self.shared.state.borrow().cpus[self.id].stack_limit {
-            std::panic::resume_unwind(Box::new("the stack is three quarters full"));
-        }
-    }
-}
-
-impl Env for CpuEnv<'_> {
-    fn now(&self) -> u64 {
-        self.shared.state.borrow().now
-    }
-
-    fn prepare(&self, on: Key) -> Ticket {
-        let mut state = self.shared.state.borrow_mut();
-        let number = state.next_ticket;
-        state.next_ticket += 1;
-        state.cpus[self.id].waiting = Some(Waiting { key: on, number, woken: false });
-        Ticket { number, irqs_off: false }
-    }
-
-    fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
-        loop {
-            let over = {
-                let unwinding = self.unwinding();
-                let mut state = self.shared.state.borrow_mut();
-                let now = state.now;
-                let cpu = &mut state.cpus[self.id];
-                let woken = cpu.waiting.as_ref().is_none_or(|w| w.number != ticket.number || w.woken);
-                let over = if woken {
-                    Some(Wake::Woken)
-                } else if until.is_some_and(|at| at <= now) {
-                    Some(Wake::TimedOut)
-                } else if unwinding {
-                    Some(Wake::Dying)
-                } else {
-                    None
-                };
-                if over.is_some() {
-                    cpu.waiting = None;
-                } else {
-                    cpu.parked = Some((until, !ticket.irqs_off));
-                }
-                over
-            };
-            if let Some(wake) = over {
-                return wake;
-            }
-            if self.yielder.suspend(Give::Park) == Wake::Irq {
-                return Wake::Irq;
-            }
-        }
-    }
-
-    fn wake(&self, on: Key, n: usize) {
-        let mut state = self.shared.state.borrow_mut();
-        let waiting = state.cpus.iter_mut().filter_map(|cpu| cpu.waiting.as_mut());
-        let mut waiting: Vec<_> = waiting.filter(|w| w.key == on && !w.woken).collect();
-        waiting.sort_by_key(|w| w.number);
-        waiting.into_iter().take(n).for_each(|w| w.woken = true);
-    }
-
-    fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
-        let id = u32::try_from(self.id).ok()?;
-        if let Some(handler) = self.shared.bus.take_handler(id) {
-            return Some(handler);
-        }
-        let now = self.shared.state.borrow().now;
-        let due = self.shared.kernel.get()?.timers().next().is_some_and(|at| at <= now);
-        due.then(Timers::interrupt)
-    }
-
-    fn point(&self, point: Point) -> Verdict {
-        let (turn, hung) = {
-            let mut state = self.shared.state.borrow_mut();
-            state.now += POINT_NS;
-            state.points += 1;
-            if let Some(kernel) = self.shared.kernel.get() {
-                kernel.set_clock(state.now);
-            }
-            (state.random.below(YIELD_ONE_IN) == 0, state.points > state.fuel)
-        };
-        if self.unwinding() {
-            return Verdict::Pass;
-        }
-        self.shared.trap();
-        if hung {
-            self.shared.report(FindingKind::Hang { points: self.shared.state.borrow().points });
-            std::panic::resume_unwind(Box::new(Halt::Dying));
-        }
-        self.check_stack();
-        if turn {
-            self.yielder.suspend(Give::Turn);
-        }
-        if let Some(observer) = self.shared.observer.borrow_mut().as_mut() {
-            match observer.pass(&point) {
-                Answer::Pass => {}
-                Answer::Fail => return Verdict::Fail,
-                Answer::Remove => self.shared.bus.unplug_all(),
-            }
-        }
-        match self.shared.faults.borrow_mut().as_mut() {
-            Some(plan) if point.class.may_fail() => {
-                let hit = plan.seen == plan.nth;
-                plan.seen += 1;
-                if hit { Verdict::Fail } else { Verdict::Pass }
-            }
-            _ => Verdict::Pass,
-        }
-    }
-
-    fn emit(&self, finding: Finding) {
-        if let Some(kernel) = self.shared.kernel.get() {
-            kernel.report(finding);
-        }
-    }
-}
-
-type Payload = Box<dyn Any + Send>;
 type CpuCoroutine = Coroutine<Wake, Give, (), DefaultStack>;
 
 thread_local! {

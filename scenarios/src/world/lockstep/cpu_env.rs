@@ -1,0 +1,175 @@
+//! `CpuEnv`: the lockstep world as one CPU sees it.
+//!
+//! Parking and yielding suspend the CPU's coroutine; everything else is a look at the shared state. Neighbours:
+//! `guest_mem::env`, which this implements; the scheduler, which resumes.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use corosensei::Yielder;
+use lowzone_guest_mem::cpu::Halt;
+use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
+use lowzone_guest_mem::finding::{Finding, FindingKind};
+use lowzone_guest_mem::timer::Timers;
+
+use super::shared::{Shared, Waiting};
+use crate::explore::observer::Answer;
+
+/// Virtual nanoseconds that a point costs: time moves even in a loop that never parks.
+const POINT_NS: u64 = 10;
+/// At one point in this many another actor gets its turn.
+const YIELD_ONE_IN: u64 = 4;
+/// Points and waits that dying CPUs may pass before they are unwound: a loop that ignores its end would never see it.
+const LAST_STEPS: u64 = 1_000_000;
+
+/// Why a CPU gives way.
+pub(super) enum Give {
+    Turn,
+    Park,
+}
+
+/// The world as one CPU sees it.
+pub(super) struct CpuEnv<'y> {
+    pub(super) id: usize,
+    pub(super) shared: Rc<Shared>,
+    pub(super) yielder: &'y Yielder<Wake, Give>,
+}
+
+impl CpuEnv<'_> {
+    /// Whether this CPU must not suspend any more: a destructor that suspends while unwinding aborts the process.
+    ///
+    /// A dying CPU that goes on and on is unwound here.
+    fn unwinding(&self) -> bool {
+        if std::thread::panicking() {
+            return true;
+        }
+        let mut state = self.shared.state.borrow_mut();
+        if !state.dying {
+            return false;
+        }
+        state.last_steps += 1;
+        if state.last_steps > LAST_STEPS {
+            drop(state);
+            std::panic::resume_unwind(Box::new(Halt::Dying));
+        }
+        true
+    }
+
+    fn check_stack(&self) {
+        let here = 0_u8;
+        let address = (&raw const here).addr();
+        if address < self.shared.state.borrow().cpus[self.id].stack_limit {
+            std::panic::resume_unwind(Box::new("the stack is three quarters full"));
+        }
+    }
+}
+
+impl Env for CpuEnv<'_> {
+    fn now(&self) -> u64 {
+        self.shared.state.borrow().now
+    }
+
+    fn prepare(&self, on: Key) -> Ticket {
+        let mut state = self.shared.state.borrow_mut();
+        let number = state.next_ticket;
+        state.next_ticket += 1;
+        state.cpus[self.id].waiting = Some(Waiting { key: on, number, woken: false });
+        Ticket { number, irqs_off: false }
+    }
+
+    fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
+        loop {
+            let over = {
+                let unwinding = self.unwinding();
+                let mut state = self.shared.state.borrow_mut();
+                let now = state.now;
+                let cpu = &mut state.cpus[self.id];
+                let woken = cpu.waiting.as_ref().is_none_or(|w| w.number != ticket.number || w.woken);
+                let over = if woken {
+                    Some(Wake::Woken)
+                } else if until.is_some_and(|at| at <= now) {
+                    Some(Wake::TimedOut)
+                } else if unwinding {
+                    Some(Wake::Dying)
+                } else {
+                    None
+                };
+                if over.is_some() {
+                    cpu.waiting = None;
+                } else {
+                    cpu.parked = Some((until, !ticket.irqs_off));
+                }
+                over
+            };
+            if let Some(wake) = over {
+                return wake;
+            }
+            if self.yielder.suspend(Give::Park) == Wake::Irq {
+                return Wake::Irq;
+            }
+        }
+    }
+
+    fn wake(&self, on: Key, n: usize) {
+        let mut state = self.shared.state.borrow_mut();
+        let waiting = state.cpus.iter_mut().filter_map(|cpu| cpu.waiting.as_mut());
+        let mut waiting: Vec<_> = waiting.filter(|w| w.key == on && !w.woken).collect();
+        waiting.sort_by_key(|w| w.number);
+        waiting.into_iter().take(n).for_each(|w| w.woken = true);
+    }
+
+    fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
+        let id = u32::try_from(self.id).ok()?;
+        if let Some(handler) = self.shared.bus.take_handler(id) {
+            return Some(handler);
+        }
+        let now = self.shared.state.borrow().now;
+        let due = self.shared.kernel.get()?.timers().next().is_some_and(|at| at <= now);
+        due.then(Timers::interrupt)
+    }
+
+    fn point(&self, point: Point) -> Verdict {
+        let (turn, hung) = {
+            let mut state = self.shared.state.borrow_mut();
+            state.now += POINT_NS;
+            state.points += 1;
+            if let Some(kernel) = self.shared.kernel.get() {
+                kernel.set_clock(state.now);
+            }
+            (state.random.below(YIELD_ONE_IN) == 0, state.points > state.fuel)
+        };
+        if self.unwinding() {
+            return Verdict::Pass;
+        }
+        self.shared.trap();
+        if hung {
+            self.shared.report(FindingKind::Hang { points: self.shared.state.borrow().points });
+            std::panic::resume_unwind(Box::new(Halt::Dying));
+        }
+        self.check_stack();
+        if turn {
+            self.yielder.suspend(Give::Turn);
+        }
+        if let Some(observer) = self.shared.observer.borrow_mut().as_mut() {
+            match observer.pass(&point) {
+                Answer::Pass => {}
+                Answer::Fail => return Verdict::Fail,
+                Answer::Remove => self.shared.bus.unplug_all(),
+            }
+        }
+        match self.shared.faults.borrow_mut().as_mut() {
+            Some(plan) if point.class.may_fail() => {
+                let hit = plan.seen == plan.nth;
+                plan.seen += 1;
+                if hit { Verdict::Fail } else { Verdict::Pass }
+            }
+            _ => Verdict::Pass,
+        }
+    }
+
+    fn emit(&self, finding: Finding) {
+        if let Some(kernel) = self.shared.kernel.get() {
+            kernel.report(finding);
+        }
+    }
+}

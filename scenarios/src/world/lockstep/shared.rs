@@ -1,0 +1,105 @@
+//! What the CPUs' coroutines share with the scheduler: time, seed, who waits for what.
+//!
+//! Reached from one thread only. Neighbours: `cpu_env`, which changes it as a CPU, and the scheduler.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use lowzone_guest_mem::cpu::Halt;
+use lowzone_guest_mem::env::Key;
+use lowzone_guest_mem::finding::{Finding, FindingKind};
+use lowzone_guest_mem::kernel::KernelRef;
+
+use super::Exit;
+use crate::explore::observer::Observer;
+use crate::wire::InProc;
+use crate::world::Random;
+use crate::world::panics::Quiet;
+
+/// What a panic carries.
+pub(super) type Payload = Box<dyn Any + Send>;
+
+pub(super) struct Waiting {
+    pub(super) key: Key,
+    pub(super) number: u64,
+    pub(super) woken: bool,
+}
+
+#[derive(Default)]
+pub(super) struct CpuState {
+    pub(super) waiting: Option<Waiting>,
+    /// Parked with this ticket: until when, and whether interrupts may wake it.
+    pub(super) parked: Option<(Option<u64>, bool)>,
+    pub(super) stack_limit: usize,
+    /// How its body ended; it goes on to take interrupts.
+    pub(super) exit: Option<Exit>,
+}
+
+pub(super) struct State {
+    pub(super) random: Random,
+    pub(super) now: u64,
+    pub(super) next_ticket: u64,
+    pub(super) points: u64,
+    pub(super) fuel: u64,
+    pub(super) dying: bool,
+    /// Points and waits passed since `dying`.
+    pub(super) last_steps: u64,
+    pub(super) cpus: Vec<CpuState>,
+}
+
+/// What the CPUs' coroutines share with the scheduler.
+pub(super) struct Shared {
+    pub(super) kernel: KernelRef,
+    pub(super) bus: Arc<InProc>,
+    pub(super) state: RefCell<State>,
+    pub(super) faults: RefCell<Option<FaultPlan>>,
+    pub(super) observer: RefCell<Option<Observer>>,
+    pub(super) stop_at: Cell<Option<u64>>,
+}
+
+/// Fails the `nth` point that may fail, counted from 0.
+pub(super) struct FaultPlan {
+    pub(super) nth: u64,
+    pub(super) seen: u64,
+}
+
+impl Shared {
+    pub(super) fn irq_pending(&self, cpu: u32, now: u64) -> bool {
+        self.bus.pending(cpu)
+            || self.kernel.get().is_some_and(|kernel| kernel.timers().next().is_some_and(|at| at <= now))
+    }
+
+    pub(super) fn report(&self, kind: FindingKind) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let at = self.state.borrow().now;
+        kernel.report(Finding { kind, device: None, at, sites: Vec::new() });
+    }
+
+    /// Stops in the debugger once the record has come to the event asked for.
+    pub(super) fn trap(&self) {
+        if let (Some(event), Some(kernel)) = (self.stop_at.get(), self.kernel.get())
+            && kernel.trace().events() >= event
+        {
+            self.stop_at.set(None);
+            // Without a debugger the signal ends the program, which is what was asked for too.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TRAP);
+        }
+    }
+
+    /// Notes how a body ended; whether its CPU can go on.
+    pub(super) fn ended(&self, id: usize, result: Result<(), Payload>) -> bool {
+        let exit = match result {
+            Ok(()) => Exit::Finished,
+            Err(payload) if payload.downcast_ref::<Halt>().is_some() => Exit::Halted,
+            Err(payload) => {
+                let given = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let message = Quiet::take_last().or(given).unwrap_or_else(|| "a panic without a message".to_owned());
+                self.report(FindingKind::DriverPanic { message });
+                Exit::Panicked
+            }
+        };
+        self.state.borrow_mut().cpus[id].exit = Some(exit);
+        exit != Exit::Halted
+    }
+}
