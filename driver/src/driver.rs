@@ -41,6 +41,12 @@ pub enum ProbeError {
     /// The virtio transport or device.
     #[error(transparent)]
     Virtio(#[from] VirtioError),
+    /// The function has the right numbers and other registers than the driver knows (`-ENODEV`).
+    #[error("its id register reads {seen:#x}")]
+    WrongId {
+        /// What it reads.
+        seen: u32,
+    },
     /// What only this driver knows of.
     #[error("{source}")]
     Own {
@@ -70,6 +76,7 @@ impl ProbeError {
             Self::Mask(_) => -5,
             Self::Ioremap(_) | Self::Alloc(_) | Self::Coherent(_) | Self::Irq(_) => -12,
             Self::Virtio(error) => error.errno(),
+            Self::WrongId { .. } => -19,
             Self::Own { errno, .. } => *errno,
         }
     }

@@ -33,7 +33,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a scenario: a file, or one of those that `lowzone list` shows.
+    /// Run a scenario: a file, or one of those that `list` shows.
     Run(Run),
     /// Fail every allocation, mapping and register access of a scenario, one case each, and judge what the driver does.
     Explore(explore::cli::Explore),

@@ -56,6 +56,7 @@ const FILES: &[(&str, &str)] = templates![
     "src/main.rs" from "main.rs",
     "src/driver.rs" from "driver.rs",
     "src/device.rs" from "device.rs",
+    "src/regs.rs" from "regs.rs",
     "scenarios/first.toml" from "first.toml",
     "tests/explore.rs" from "explore.rs",
 ];

@@ -26,6 +26,12 @@ pub enum ExerciseError {
     /// It failed, and the driver says so: what it must do where it can't do the work.
     #[error(transparent)]
     Failed(Box<dyn Error + Send + Sync>),
+    /// The device ended it otherwise than well: [`Failed`](Self::Failed) for the many drivers that know no more.
+    #[error("the device ended it with state {state:#x}")]
+    Device {
+        /// What the device said.
+        state: u32,
+    },
     /// The driver says that it went well, and it did not: a false success.
     #[error("the result is {seen:#x}, it must be {expected:#x}")]
     WrongData {

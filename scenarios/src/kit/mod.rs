@@ -116,23 +116,4 @@ impl Kit {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_stock_kinds_are_what_a_scenario_is_checked_against_without_a_kit() {
-        assert_eq!(Kit::STOCK.kinds(), Kinds::default());
-        assert_eq!(Kit::STOCK.default_scenario(), "block/low-zone");
-    }
-
-    #[test]
-    fn ones_own_kind_goes_before_a_stock_one_of_the_same_name() {
-        const OWN: &[DriverKind] =
-            &[DriverKind { kind: Kind::new("virtio-blk").options(&["mine"]).disks(), make: stock::DRIVERS[0].make }];
-        let kit = Kit::new("x").drivers(OWN);
-        assert_eq!(kit.driver("virtio-blk").unwrap().kind.options, ["mine"]);
-        assert_eq!(kit.kinds().drivers[0].options, ["mine"]);
-        assert!(kit.device("virtio-blk").is_some() && kit.device("other").is_none());
-        assert!(kit.source("block/low-zone").is_none(), "a kit has its own scenarios only");
-    }
-}
+mod tests;

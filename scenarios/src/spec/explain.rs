@@ -57,6 +57,7 @@ fn plain(wanted: &str, path: Option<&KeyPath>) -> String {
         "u64" => u64::MAX,
         "a boolean" => return "true or false".to_owned(),
         "a string" | "string or table" => return "a text in quotes".to_owned(),
+        "a map" => return "a table".to_owned(),
         "a sequence" => return "a list".to_owned(),
         _ => return wanted.to_owned(),
     };

@@ -164,6 +164,22 @@ fn broken_files_say_where_and_what() {
             "story = 's'\n[expect]\ncanary = 'dead'\n",
             "x.toml:3:10: unknown value 'dead' of 'canary' / there is: hit, intact",
         ),
+        (
+            "story = 's'\n[driver]\nkind = 'virtio-blq'\n[[step]]\nprobe = {}\n",
+            "x.toml:3:8: unknown value 'virtio-blq' of 'kind' / did you mean 'virtio-blk'?",
+        ),
+        (
+            "story = 's'\n[driver]\noptions = { depth = 1 }\n[[step]]\nprobe = {}\n",
+            "x.toml:3:13: unknown key 'depth' / nothing goes in this table",
+        ),
+        (
+            "story = 's'\n[driver.options]\ndepth = -1\n",
+            "x.toml:3:9: wrong value of 'depth': found integer -1, expected a whole number from 0, a text in quotes, true or false",
+        ),
+        (
+            "story = 's'\n[driver]\noptions = 1\n",
+            "x.toml:3:11: wrong value of 'options': found integer 1, expected a table",
+        ),
         ("story = 's'\nstory = 't'\n", "x.toml:2:1: not valid TOML: duplicate key"),
         ("story = 's\n", "x.toml:1:11: not valid TOML: invalid literal string, expected `'`"),
     ] {
@@ -248,6 +264,9 @@ fn devices_are_told_apart_and_have_one_store() {
 fn steps_fit_their_devices() {
     for (step, column, wanted) in [
         ("{ io = { device = \"vdb\" } }", 19, "no device 'vdb' / did you mean 'vda'?"),
+        ("{ exercise = { device = \"vdb\" } }", 25, "no device 'vdb' / did you mean 'vda'?"),
+        ("{ exercise = { device = \"vda\", times = 0 } }", 40, "'times' is 0; it goes from 1 to 1000000000"),
+        ("{ exercise = { device = \"vda\", tiems = 1 } }", 32, "unknown key 'tiems' / did you mean 'times'?"),
         ("{ io = { device = \"vda\", requests = 0 } }", 37, "'requests' is 0; it goes from 1 to 1000000000"),
         (
             "{ io = { device = \"vda\", requests = 3 } }",

@@ -1,47 +1,20 @@
 //! The device: it adds up the bytes of a buffer, by DMA.
 //!
-//! The driver writes the address of a descriptor to DESC_LO and DESC_HI, and START to CONTROL. The device reads the
-//! descriptor, then the buffer, writes sum and state into the descriptor, sets DONE in STATUS and interrupts. DONE
-//! written to STATUS acknowledges; RESET written to CONTROL stops whatever goes on, at once.
+//! [`crate::regs`] says how a driver talks to it. It is two halves: [`Registers`], which answer at once, and a
+//! [`Worker`], which the lab calls for one phase of work at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowzone::device::misbehave::{LATE, Mishap, Script};
-use lowzone::device::pci::config::Identity;
 use lowzone::device::pci::{Endpoint, EndpointSpec, Registers, Signals, Width};
 use lowzone::device::vm_memory::{Bytes, GuestAddress};
 use lowzone::device::{Next, Worker};
 use lowzone::kit::{DeviceEnv, DeviceKind, DeviceMemory, Kind, MakeError, Plugged};
 
+use crate::regs::*;
+
 pub const KIND: DeviceKind = DeviceKind { kind: Kind::new("sum"), make };
-/// Vendor and device number, class and so on.
-pub const IDENTITY: Identity =
-    Identity { vendor: 0x1b36, device: 0x5511, class: 0x12_0000, revision: 1, subsystem_vendor: 0, subsystem: 0 };
-
-/// Registers of BAR 0, 32 bits each, and what is in them.
-pub const REGISTERS: u64 = 0x1000;
-pub const ID: u64 = 0x00;
-pub const DESC_LO: u64 = 0x04;
-pub const DESC_HI: u64 = 0x08;
-pub const CONTROL: u64 = 0x0c;
-pub const STATUS: u64 = 0x10;
-pub const MAGIC: u32 = 0x4d55_5331;
-pub const START: u32 = 1;
-pub const RESET: u32 = 2;
-pub const DONE: u32 = 1;
-
-/// The descriptor, little-endian: address and length of the buffer; state, 0 until the device is through; the sum.
-pub const ADDR: usize = 0;
-pub const LEN: usize = 8;
-pub const STATE: usize = 12;
-pub const SUM: usize = 16;
-pub const DESC_BYTES: usize = 24;
-pub const GOOD: u32 = 1;
-pub const BAD: u32 = 2;
-/// Bytes of a buffer at most.
-const MOST: u32 = 64 << 10;
-
-/// What is to be done next: one phase a call, so that the lab can put anything between two.
+/// What is to be done next. Between two phases the lab may put anything: an unmapping, a reset, a removal.
 enum Job {
     Fetch,
     Add { addr: u64, len: u32 },

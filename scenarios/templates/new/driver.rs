@@ -4,7 +4,6 @@
 //! the device is stopped before memory that it might still touch is unmapped or freed; no wait is without an end;
 //! nothing that the device says is believed unchecked.
 
-use std::fmt;
 use std::sync::Arc;
 
 use lowzone::driver::bus::Bdf;
@@ -12,42 +11,20 @@ use lowzone::driver::pci::{Msix, PciDevice, PciId};
 use lowzone::driver::{Driver, ProbeError};
 use lowzone::guest_mem::dma::{Coherent, ToDevice, dma_bit_mask};
 use lowzone::guest_mem::env::{IrqHandler, IrqReturn};
-use lowzone::guest_mem::gfp::GFP_KERNEL;
-use lowzone::guest_mem::iomem::IoMem;
 use lowzone::guest_mem::irq::{IrqLine, request_irq};
-use lowzone::guest_mem::lock::Mutex;
-use lowzone::guest_mem::wait::WaitQueue;
-use lowzone::guest_mem::{Cpu, KBuf};
+use lowzone::guest_mem::{Cpu, KBuf, gfp::GFP_KERNEL, iomem::IoMem, lock::Mutex, wait::WaitQueue};
 use lowzone::kit::{DriverKind, DriverSpec, ExerciseError, Kind, LabDriver, MakeError};
 
-use crate::device::*;
+use crate::regs::*;
 
 pub const KIND: DriverKind = DriverKind { kind: Kind::new("sum"), make };
 
-const ENODEV: i32 = -19;
 /// Bytes of one exercise.
 const BYTES: usize = 2048;
 
 fn make(spec: &DriverSpec) -> Result<Arc<dyn LabDriver>, MakeError> {
     let timeout = u64::from(spec.deadline_ms) * 1_000_000;
     Ok(Arc::new(SumDriver { mask: dma_bit_mask(spec.dma_mask), timeout, bound: Mutex::new(Vec::new()) }))
-}
-
-/// What only this device can say wrong.
-#[derive(Debug)]
-enum Odd {
-    Id(u32),
-    State(u32),
-}
-
-impl std::error::Error for Odd {}
-impl fmt::Display for Odd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => write!(f, "its id register reads {id:#x}"),
-            Self::State(state) => write!(f, "it ended a request with state {state}"),
-        }
-    }
 }
 
 /// What requests and the interrupt handler share.
@@ -101,7 +78,7 @@ impl Engine {
         cpu.dma_rmb(); // The sum is read after the state that announced it.
         match self.desc.read_u32(cpu, STATE) {
             GOOD => Ok(self.desc.read_u64(cpu, SUM)),
-            state => Err(ExerciseError::failed(Odd::State(state))),
+            state => Err(ExerciseError::Device { state }),
         }
     }
 }
@@ -121,7 +98,7 @@ impl Bound {
         let regs = device.map_bar(cpu, 0, 0, REGISTERS)?;
         let id = regs.readl(cpu, ID);
         if id != MAGIC {
-            return Err(ProbeError::own(ENODEV, Odd::Id(id)));
+            return Err(ProbeError::WrongId { seen: id });
         }
         let desc = device.dma().alloc_coherent(cpu, DESC_BYTES, GFP_KERNEL)?;
         let engine = Arc::new(Engine { regs, desc, done: WaitQueue::new(), turn: Mutex::new(()) });

@@ -3,6 +3,7 @@
 
 mod device;
 mod driver;
+mod regs;
 
 use lowzone::kit::{Entry, Kit};
 
