@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::cli::{CliError, source};
 use crate::expect;
+use crate::explore::case::{Prepared, Verdict};
+use crate::explore::inventory::Inventory;
 use crate::kit::Kit;
 use crate::lab::{Control, Lab, Verify};
 use crate::spec::load;
@@ -55,4 +57,33 @@ pub(crate) fn lockstep(seconds: u64) -> Result<ExitCode, CliError> {
         if good { "every run as expected" } else { "NOT every run as expected" }
     )?;
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Runs every case of block/low-zone's campaign on this thread, again and again: oracle, ledger and leak check on,
+/// recycling and the recovery after each case included.
+pub(crate) fn explore(seconds: u64) -> Result<ExitCode, CliError> {
+    let scenario = load(&source(&Kit::STOCK, SCENARIO)?, &[])?;
+    let prepared = Prepared::new(SCENARIO, &scenario, 1);
+    let cases = Inventory::count(&prepared)?.strikes();
+    let limit = Duration::from_secs(seconds);
+    let begun = Instant::now();
+    let (mut done, mut wrong) = (0_u64, 0_u64);
+    let mut best = Duration::MAX;
+    while begun.elapsed() < limit {
+        let round = Instant::now();
+        for case in &cases {
+            wrong += u64::from(prepared.judge(std::slice::from_ref(case))?.verdict == Verdict::Wrong);
+            done += 1;
+        }
+        best = best.min(round.elapsed());
+    }
+    let rate = |cases: u128, took: Duration| cases * 1_000_000 / took.as_micros().max(1);
+    writeln!(
+        anstream::stdout(),
+        "explore {SCENARIO}, one core: {} cases/s in the best round of {}, {} over all {done} cases, {wrong} wrong",
+        rate(cases.len() as u128, best),
+        cases.len(),
+        rate(u128::from(done), begun.elapsed())
+    )?;
+    Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -88,6 +88,12 @@ enum BenchWhat {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Cases of block/low-zone's campaign a second on one core, with oracle and recovery.
+    Explore {
+        /// How long to measure, in seconds.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
 }
 
 /// What ends the program with exit code 2.
@@ -136,6 +142,7 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
         Some(Command::New(options)) => fresh::write(&options),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
+        Some(Command::Bench(Bench { what: BenchWhat::Explore { seconds } })) => bench::explore(seconds),
     };
     match outcome {
         Ok(code) => code,
