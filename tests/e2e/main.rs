@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod bad_input;
+mod explore;
 mod hostile_device;
 mod probe_unwinds;
+mod readme;
 mod shows_1_low_zone;
 mod shows_2_copy_image;
 mod shows_3_digests;

@@ -1,0 +1,81 @@
+//! Campaigns, as a user runs them: complete by count, the same for any number of jobs, repeatable by token.
+
+use std::fs;
+
+use lowzone::explore::case::{Keep, Prepared};
+use lowzone::explore::inventory::{Inventory, InventoryError};
+use lowzone_tests::program::{lowzone, workspace};
+use lowzone_tests::scenario::embedded;
+
+#[test]
+fn explore_counts_what_the_kernel_recorded() {
+    let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[]), 1);
+    let inventory = Inventory::count(&prepared).unwrap();
+    let observed = prepared.observe(&[], Keep { points: true, events: true, stop_at: None }).unwrap();
+    // The record goes on through the recovery, which the observer does not see.
+    let faulty = usize::try_from(observed.result.events).unwrap();
+    let events = observed.lab.take_events().into_iter().map(|(_, record)| record.kind).filter(|kind| !kind.is_detail());
+    let events: Vec<_> = events.take(faulty).collect();
+    inventory.agree_with(&events).unwrap();
+    let mut short = inventory.clone();
+    short.points.pop();
+    assert!(matches!(short.agree_with(&events), Err(InventoryError::Incomplete { .. })));
+}
+
+#[test]
+fn explore_passes_every_allocation_site_of_the_driver() {
+    let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[]), 1);
+    let inventory = Inventory::count(&prepared).unwrap();
+    let sites: Vec<_> = inventory.points.iter().map(|point| point.site.to_string()).collect();
+    let calls = ["alloc_coherent(cpu", ".map_single::<", "request_irq(cpu", ".map_bar(cpu", ".set_mask(cpu", ".set_coherent_mask(cpu"];
+    let mut found = 0;
+    for file in ["driver/src/blk/queue.rs", "driver/src/blk/disk.rs", "driver/src/virtio/ring.rs"] {
+        let text = fs::read_to_string(workspace().join(file)).unwrap();
+        for (number, line) in (1..).zip(text.lines()) {
+            // The pin is asked for only where there is no MSI-X.
+            if calls.iter().any(|call| line.contains(call)) && !line.contains("pci.intx()") {
+                found += 1;
+                let site = format!("{file}:{number}");
+                assert!(sites.contains(&site), "{site} is never passed: {line}");
+            }
+        }
+    }
+    assert!(found >= 6, "the scan found only {found} calls");
+}
+
+#[test]
+fn explore_is_the_same_for_any_number_of_jobs_and_finds_a_clean_driver_clean() {
+    let one = lowzone(["explore", "block/low-zone", "--jobs", "1", "--json"]);
+    let two = lowzone(["explore", "block/low-zone", "--jobs", "2", "--json"]);
+    assert_eq!(one.code, Some(0), "{}", one.stderr);
+    assert_eq!(one.stdout, two.stdout);
+    let json = one.json();
+    assert_eq!((json["wrong"].as_array().map(Vec::len), json["missing"].as_array().map(Vec::len)), (Some(0), Some(0)));
+    assert!(json["cases"].as_u64() > Some(500), "{}", json["cases"]);
+}
+
+#[test]
+fn explore_is_red_when_a_case_is_left_out() {
+    let seen = lowzone(["explore", "block/low-zone", "--omit", "3"]);
+    assert_eq!(seen.code, Some(1));
+    assert!(seen.stdout.contains("1 not carried out"), "{}", seen.stdout);
+}
+
+#[test]
+fn explore_replays_a_case_and_refuses_a_stale_token() {
+    let json = lowzone(["explore", "block/low-zone", "--json"]).json();
+    let mark = json["fingerprint"].as_str().unwrap().to_owned();
+    let good = lowzone(["replay", &format!("block/low-zone@{mark}:1:coherent:probe/init_vqs#0")]);
+    assert_eq!(good.code, Some(0), "{}", good.stderr);
+    assert!(good.stdout.contains("FailedRight") && good.stdout.contains("parts from the clean run"), "{}", good.stdout);
+    for (token, told) in [
+        ("block/low-zone@0000000000:1:slab:io#0".to_owned(), "another version of block/low-zone"),
+        (format!("block/low-zone@{mark}:1:slab:nowhere#0"), "not reached any more"),
+        (format!("block/low-zone@{mark}:1:slob:io#0"), "is no fault"),
+        ("what".to_owned(), "is no token"),
+    ] {
+        let bad = lowzone(["replay", &token]);
+        assert_eq!(bad.code, Some(2), "{token}");
+        assert!(bad.stderr.contains(told), "{}", bad.stderr);
+    }
+}
