@@ -27,7 +27,14 @@ fn explore_passes_every_allocation_site_of_the_driver() {
     let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[]), 1);
     let inventory = Inventory::count(&prepared).unwrap();
     let sites: Vec<_> = inventory.points.iter().map(|point| point.site.to_string()).collect();
-    let calls = ["alloc_coherent(cpu", ".map_single::<", "request_irq(cpu", ".map_bar(cpu", ".set_mask(cpu", ".set_coherent_mask(cpu"];
+    let calls = [
+        "alloc_coherent(cpu",
+        ".map_single::<",
+        "request_irq(cpu",
+        ".map_bar(cpu",
+        ".set_mask(cpu",
+        ".set_coherent_mask(cpu",
+    ];
     let mut found = 0;
     for file in ["driver/src/blk/queue.rs", "driver/src/blk/disk.rs", "driver/src/virtio/ring.rs"] {
         let text = fs::read_to_string(workspace().join(file)).unwrap();
