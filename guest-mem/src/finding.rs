@@ -26,8 +26,6 @@ pub enum Resource {
     Coherent,
     /// A streaming DMA mapping.
     Mapping,
-    /// Slots of the bounce pool.
-    SwiotlbSlots,
     /// A register window.
     IoMem,
     /// A requested interrupt.
@@ -47,7 +45,6 @@ impl fmt::Display for Resource {
             Self::Slab => "kmalloc object",
             Self::Coherent => "coherent DMA memory",
             Self::Mapping => "DMA mapping",
-            Self::SwiotlbSlots => "swiotlb slots",
             Self::IoMem => "ioremap",
             Self::Irq => "interrupt",
             Self::Vector => "interrupt vector",

@@ -18,7 +18,7 @@ pub(crate) struct New {
     /// The crate's name, and that of the folder to be made for it here.
     name: String,
     /// The lowzone that it depends on: a folder with its sources, or the URL of a git repository. Default: the sources
-    /// that this program was built from, if they are still there, else lowzone's repository.
+    /// that this program was built from, if they are still there.
     #[arg(long, value_name = "PATH|URL")]
     lowzone: Option<String>,
 }
@@ -34,13 +34,14 @@ pub(crate) enum NewError {
     Exists { path: PathBuf },
     #[error("{} is not lowzone: no Cargo.toml with the package lowzone there, nor in its folder scenarios", .path.display())]
     NotLowzone { path: PathBuf },
+    #[error("lowzone's sources are no longer where this program was built from: say where, with --lowzone PATH|URL")]
+    NoSources,
     #[error("{}: {source}", .path.display())]
     Write { path: PathBuf, source: io::Error },
 }
 
 /// Where this program's sources were when it was built.
 const SOURCES: &str = env!("CARGO_MANIFEST_DIR");
-const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
 
 macro_rules! templates {
     ($($file:literal from $template:literal),* $(,)?) => {
@@ -140,7 +141,7 @@ impl Lowzone {
         match given {
             Some(url) if url.contains("://") || url.starts_with("git@") => Ok(Self::Git(url.to_owned())),
             Some(path) => Self::package(Path::new(path)),
-            None => Ok(Self::package(Path::new(SOURCES)).unwrap_or_else(|_| Self::Git(REPOSITORY.to_owned()))),
+            None => Self::package(Path::new(SOURCES)).map_err(|_| NewError::NoSources),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Progress and Ctrl-C: what a person sees and says while a scenario runs.
 //!
-//! A thread of its own draws a bar (on a terminal only, after a second) and listens for Ctrl-C, which asks the steps to
+//! A thread of its own draws a bar (on a terminal only, after a moment) and listens for Ctrl-C, which asks the steps to
 //! end with everything in flight completed. The lab's own thread never waits for it.
 
 use std::io::IsTerminal;
@@ -16,7 +16,7 @@ use crate::lab::Control;
 /// How often the bar is drawn.
 const TICK: Duration = Duration::from_millis(100);
 /// What ends within this many ticks gets no bar.
-const PATIENCE: u32 = 10;
+const PATIENCE: u32 = 3;
 
 /// The thread that draws and listens; it ends when this drops.
 pub(crate) struct Watch {
