@@ -339,12 +339,4 @@ impl Lockstep {
             kernel.trace().emit(Producer(0), record);
         }
     }
-
-    /// Lets the devices finish what they have begun, for at most `calls` calls.
-    pub fn settle(&mut self, calls: u64) {
-        for _ in 0..calls {
-            let Some(index) = self.devices.iter().position(|d| d.worker.ready()) else { return };
-            self.service(index);
-        }
-    }
 }
