@@ -110,6 +110,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Campaign(#[from] explore::campaign::CampaignError),
     #[error(transparent)]
+    Journal(#[from] explore::journal::JournalError),
+    #[error(transparent)]
     Token(#[from] explore::token::TokenError),
     #[error(transparent)]
     New(#[from] fresh::NewError),

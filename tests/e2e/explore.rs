@@ -12,10 +12,7 @@ fn explore_counts_what_the_kernel_recorded() {
     let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[]), 1);
     let inventory = Inventory::count(&prepared).unwrap();
     let observed = prepared.observe(&[], Keep { points: true, events: true, stop_at: None }).unwrap();
-    // The record goes on through the recovery, which the observer does not see.
-    let faulty = usize::try_from(observed.result.events).unwrap();
-    let events = observed.lab.take_events().into_iter().map(|(_, record)| record.kind).filter(|kind| !kind.is_detail());
-    let events: Vec<_> = events.take(faulty).collect();
+    let events = observed.recorded();
     inventory.agree_with(&events).unwrap();
     let mut short = inventory.clone();
     short.points.pop();
@@ -85,4 +82,57 @@ fn explore_replays_a_case_and_refuses_a_stale_token() {
         assert_eq!(bad.code, Some(2), "{token}");
         assert!(bad.stderr.contains(told), "{}", bad.stderr);
     }
+}
+
+fn journal(name: &str) -> String {
+    let path = std::env::temp_dir().join(format!("lowzone-journal-{}-{name}", std::process::id()));
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn explore_with_two_jobs_has_two_children_at_work() {
+    for jobs in [1, 2] {
+        let path = journal(&format!("jobs-{jobs}"));
+        let seen = lowzone(["explore", "block/low-zone", "--jobs", &jobs.to_string(), "--journal", &path]);
+        assert_eq!(seen.code, Some(0), "{}", seen.stderr);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let lines = text.lines().skip(1).map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let children: std::collections::BTreeSet<_> = lines.map(|line| line["child"].as_u64().unwrap()).collect();
+        assert_eq!(children.len(), jobs, "{children:?}");
+        assert!(!children.contains(&u64::from(std::process::id())));
+    }
+}
+
+#[test]
+fn explore_goes_on_where_a_journal_ends_and_refuses_one_that_is_torn_or_foreign() {
+    let (whole, cut) = (journal("whole"), journal("cut"));
+    let full = lowzone(["explore", "block/low-zone", "--json", "--journal", &whole]);
+    let text = fs::read_to_string(&whole).unwrap();
+    let half: Vec<_> = text.lines().take(300).collect();
+    fs::write(&cut, half.join("\n") + "\n").unwrap();
+    let again = lowzone(["explore", "block/low-zone", "--json", "--resume", &cut, "--journal", &cut]);
+    assert_eq!((again.code, &again.stdout), (Some(0), &full.stdout));
+    // Numbers count the cases of a run; what was done and how it ended is what must be there.
+    let cases = |text: &str| {
+        let lines = text.lines().skip(1).map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let records = lines.map(|line| format!("{} {}", line["record"]["faults"], line["record"]["outcome"]));
+        records.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert!(cases(&fs::read_to_string(&cut).unwrap()) == cases(&text), "the journal is not complete again");
+
+    fs::write(&cut, &text[..text.len() - 20]).unwrap();
+    let refusal = |args: &[&str], told: &str| {
+        let seen = lowzone(args);
+        assert_eq!(seen.code, Some(2), "{told}");
+        assert!(seen.stderr.contains(told), "{}", seen.stderr);
+    };
+    let last = format!("{cut}:{}: not a whole line", text.lines().count());
+    refusal(&["explore", "block/low-zone", "--resume", &cut], &last);
+    refusal(&["explore", "block/low-zone", "--seed", "2", "--resume", &whole], "the journal is of 'block/low-zone@");
+    fs::write(&cut, "").unwrap();
+    refusal(&["explore", "block/low-zone", "--resume", &cut], ":1: not a whole line");
+    refusal(&["explore", "block/low-zone", "--resume", "/nowhere/journal"], "/nowhere/journal: ");
+    fs::remove_file(&whole).unwrap();
+    fs::remove_file(&cut).unwrap();
 }

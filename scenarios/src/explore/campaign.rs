@@ -1,7 +1,7 @@
 //! The campaign itself: every case once, in child processes, in any order, with the same result.
 //!
 //! Each of the `--jobs` threads feeds a child of its own and takes the next cases from one shared counter. A child that
-//! dies, or that says nothing for ten seconds, costs the case it had begun, which is told as such; the rest of its
+//! dies, or that runs on without passing a point (`heartbeat`), costs the case it had begun, which is told as such; the rest of its
 //! batch goes to the next child. Results are kept by case number, so they don't depend on who ran what.
 
 use std::io::{BufRead, BufReader, Write};
@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::case::{Outcome, Verdict};
+use super::heartbeat;
 use super::place::Strike;
 
-/// A child that says nothing for this long passes no points any more.
-const SILENCE: Duration = Duration::from_secs(10);
+/// A child that says nothing for this long, and does not end itself, neither runs nor waits for anything of the lab's.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Cases that are sent to a child at once.
 const BATCH: usize = 16;
 
@@ -42,22 +43,6 @@ pub enum CampaignError {
     /// No child could be started.
     #[error("cannot start a child process: {0}")]
     Spawn(std::io::Error),
-    /// The journal can't be written or read.
-    #[error("{path}: {source}")]
-    Journal {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A line of the journal is not whole.
-    #[error("{path}:{line}: not a whole line of a journal")]
-    Torn {
-        /// The file.
-        path: String,
-        /// The line.
-        line: usize,
-    },
 }
 
 /// How a campaign is run.
@@ -193,7 +178,7 @@ impl Campaign<'_> {
                     }
                     continue;
                 }
-                Err(RecvTimeoutError::Timeout) => "it passed no points any more: an endless loop".to_owned(),
+                Err(RecvTimeoutError::Timeout) => format!("it said nothing for {} s", SILENCE.as_secs()),
                 Err(RecvTimeoutError::Disconnected) => death(&mut worker.child),
             };
             let _ = worker.child.kill();
@@ -233,6 +218,9 @@ fn death(child: &mut Child) -> String {
             Some(11) => "it died of SIGSEGV: a stack overflow".to_owned(),
             Some(6) => "it died of SIGABRT: a panic while unwinding".to_owned(),
             Some(signal) => format!("it died of signal {signal}"),
+            None if status.code() == Some(heartbeat::LOOPS.into()) => {
+                "it ran on without passing a point: an endless loop".to_owned()
+            }
             None => format!("it ended: {status}"),
         },
         Err(error) => format!("it is gone: {error}"),
@@ -247,6 +235,7 @@ fn dead(why: String) -> Outcome {
         site: String::new(),
         natural: true,
         digest: String::new(),
+        record: Vec::new(),
         window: Vec::new(),
     }
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use lowzone_device::misbehave::{Mishap, Script};
+use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use serde::{Deserialize, Serialize};
 
 use super::observer::{Observer, Seen};
@@ -15,6 +16,7 @@ use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
 use crate::spec::{ProbeStep, RemoveStep, Scenario, Step};
+use crate::trace;
 use crate::world::Exit;
 
 /// Points that one case may pass: a hundred times what a clean one does.
@@ -47,6 +49,9 @@ pub struct Outcome {
     pub natural: bool,
     /// The digest of the run.
     pub digest: String,
+    /// The events before the first finding, or before the fault where none was made; empty unless it was wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub record: Vec<String>,
     /// The points that a second fault could strike, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub window: Vec<String>,
@@ -88,6 +93,8 @@ pub struct Observed {
     pub points: Vec<Seen>,
     /// Where in the list the first fault struck.
     pub hit_at: Option<usize>,
+    /// The events before the first fault struck.
+    pub before_hit: Vec<(Producer, Record)>,
     /// Whether every planned fault struck.
     pub struck: bool,
     /// Interrupt messages sent.
@@ -100,6 +107,24 @@ pub struct Observed {
     pub removable: bool,
     /// The lab, for whoever wants its record.
     pub lab: Lab,
+}
+
+impl Observed {
+    /// The kinds of the events of the faulty part, in order; empty unless they were kept, and after the first call.
+    ///
+    /// The record goes on through the recovery, which no observer sees.
+    pub fn recorded(&self) -> Vec<Kind> {
+        let faulty = usize::try_from(self.result.events).unwrap_or(usize::MAX);
+        let kinds = self.lab.take_events().into_iter().map(|(_, record)| record.kind);
+        kinds.filter(|kind| !kind.is_detail()).take(faulty).collect()
+    }
+
+    /// The events before the first finding, or before the fault where no finding was made, one line each.
+    fn record_of_failure(&self) -> Vec<String> {
+        let (kernel, devices) = (self.lab.kernel(), self.lab.devices());
+        let found = trace::around(kernel, 1, &devices);
+        if found.is_empty() { trace::rows(kernel, &self.before_hit, &devices) } else { found }
+    }
 }
 
 impl Prepared {
@@ -161,8 +186,21 @@ impl Prepared {
             None
         };
         result.log.dedup();
-        let (points, hit_at) = (observer.take_list(), observer.hit_at());
-        Ok(Observed { result, recovery, exits, points, hit_at, struck, messages, completions, mishaps, removable, lab })
+        let (points, hit_at, before_hit) = (observer.take_list(), observer.hit_at(), observer.take_before_hit());
+        Ok(Observed {
+            result,
+            recovery,
+            exits,
+            points,
+            hit_at,
+            before_hit,
+            struck,
+            messages,
+            completions,
+            mishaps,
+            removable,
+            lab,
+        })
     }
 
     /// The scenario's own steps, then the rebind phase; exits that were no proper end.
@@ -311,7 +349,9 @@ pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
         (true, false) => Verdict::Absorbed,
     };
     let point = seen.hit_at.and_then(|at| seen.points.get(at));
+    let record = if verdict == Verdict::Wrong { seen.record_of_failure() } else { Vec::new() };
     Outcome {
+        record,
         verdict,
         why,
         struck: seen.struck,

@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::campaign::{Campaign, CampaignError, Case, Record};
+use super::campaign::{Campaign, Case, Record};
 use super::case::{Keep, Prepared, judge};
 use super::inventory::Inventory;
+use super::journal::{self, Journal};
 use super::place::{Place, Strike};
 use super::report::Report;
 use super::token::{Token, TokenError};
@@ -96,8 +96,12 @@ pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError
     if let Some(omit) = options.omit.filter(|&omit| omit < cases.len()) {
         cases.remove(omit);
     }
-    let resumed = options.resume.as_deref().map(read_journal).transpose()?.unwrap_or_default();
-    let journal = options.journal.as_deref().map(Journal::create).transpose()?;
+    let clean = Token::new(&prepared, &[]);
+    let resumed = options.resume.as_deref().map(|path| journal::read(path, &clean)).transpose()?.unwrap_or_default();
+    let journal = options.journal.as_deref().map(|path| Journal::create(path, &clean)).transpose()?;
+    if let Some(journal) = &journal {
+        resumed.iter().for_each(|record| journal.write(record, std::process::id()));
+    }
     let mut records = run(options, &cases, &resumed, journal.as_ref())?;
     if options.pairs {
         let pairs = pairs(&records);
@@ -216,52 +220,6 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
-}
-
-/// A file with one JSON object a line: the child's process number, then the record.
-struct Journal {
-    path: String,
-    file: Mutex<BufWriter<File>>,
-    failed: Mutex<Option<std::io::Error>>,
-}
-
-impl Journal {
-    fn create(path: &str) -> Result<Self, CampaignError> {
-        let file = File::create(path).map_err(|source| CampaignError::Journal { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), file: Mutex::new(BufWriter::new(file)), failed: Mutex::default() })
-    }
-
-    fn write(&self, record: &Record, child: u32) {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let json = serde_json::json!({ "child": child, "record": record });
-        // Flushed line by line: what a killed campaign leaves behind is whole but for its last line.
-        if let Err(error) = writeln!(file, "{json}").and_then(|()| file.flush()) {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-    }
-
-    fn check(&self) -> Result<(), CampaignError> {
-        match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(source) => Err(CampaignError::Journal { path: self.path.clone(), source }),
-            None => Ok(()),
-        }
-    }
-}
-
-fn read_journal(path: &str) -> Result<Vec<Record>, CampaignError> {
-    #[derive(serde::Deserialize)]
-    struct Entry {
-        record: Record,
-    }
-    let text =
-        std::fs::read_to_string(path).map_err(|source| CampaignError::Journal { path: path.to_owned(), source })?;
-    let lines = (1..).zip(text.lines());
-    lines
-        .map(|(line, text)| {
-            let entry = serde_json::from_str::<Entry>(text);
-            entry.map(|entry| entry.record).map_err(|_| CampaignError::Torn { path: path.to_owned(), line })
-        })
-        .collect()
 }
 
 /// Repeats one case, with its record.

@@ -62,17 +62,18 @@ impl Inventory {
     /// # Errors
     /// [`InventoryError`].
     pub fn count(prepared: &Prepared) -> Result<Self, InventoryError> {
-        let (first, _) = Self::once(prepared)?;
-        let (second, observed) = Self::once(prepared)?;
+        let (first, _) = Self::once(prepared, false)?;
+        let (second, observed) = Self::once(prepared, true)?;
         if first != second {
             return Err(InventoryError::Unstable(first.points.len(), second.points.len()));
         }
         not_clean(&observed)?;
+        second.agree_with(&observed.recorded())?;
         Ok(second)
     }
 
-    fn once(prepared: &Prepared) -> Result<(Self, Observed), LabError> {
-        let mut observed = prepared.observe(&[], Keep { points: true, ..Keep::default() })?;
+    fn once(prepared: &Prepared, events: bool) -> Result<(Self, Observed), LabError> {
+        let mut observed = prepared.observe(&[], Keep { points: true, events, stop_at: None })?;
         let inventory = Self {
             points: std::mem::take(&mut observed.points),
             messages: observed.messages,

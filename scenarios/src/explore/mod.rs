@@ -7,12 +7,15 @@
 //! driver that overflows its stack or loops for ever costs one case and not the campaign.
 //!
 //! `place` names points; `observer` counts and strikes; `case` runs and judges one; `inventory` counts; `campaign`
-//! does them all; `worker` is the child; `token` names a case for ever; `report` prints.
+//! does them all; `worker` is the child, `heartbeat` its pulse; `journal` keeps
+//! what is done; `token` names a case for ever; `report` prints.
 
 pub mod campaign;
 pub mod case;
 pub(crate) mod cli;
+pub(crate) mod heartbeat;
 pub mod inventory;
+pub(crate) mod journal;
 pub mod observer;
 pub mod place;
 mod report;

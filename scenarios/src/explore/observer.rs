@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use lowzone_guest_mem::env::{Class, Point};
 use lowzone_guest_mem::site::{Scope, Site};
+use lowzone_guest_mem::trace::{AROUND, Producer, Record, Recorder};
 
 use super::place::{Place, Strike};
 
@@ -44,6 +45,8 @@ pub struct Observer {
     list: Option<Vec<Seen>>,
     /// How many points of the list came before the first hit.
     hit_at: Option<usize>,
+    /// The record before the first hit.
+    before_hit: Vec<(Producer, Record)>,
 }
 
 fn counts(class: Class) -> bool {
@@ -65,6 +68,18 @@ impl Observer {
     /// How many points came before the first that was struck.
     pub fn hit_at(&self) -> Option<usize> {
         self.hit_at
+    }
+
+    /// The events before the first point that was struck.
+    pub fn take_before_hit(&mut self) -> Vec<(Producer, Record)> {
+        std::mem::take(&mut self.before_hit)
+    }
+
+    /// Keeps the last events of a record, if no point was struck before.
+    pub(crate) fn keep_before_hit(&mut self, trace: &Recorder) {
+        if self.before_hit.is_empty() {
+            self.before_hit = trace.recent_of_all(AROUND);
+        }
     }
 
     /// Whether every planned point was reached.

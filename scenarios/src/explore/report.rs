@@ -16,6 +16,7 @@ use super::place::Strike;
 use super::token::{Token, fingerprint};
 
 const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
@@ -51,6 +52,8 @@ pub struct Wrong {
     pub natural: bool,
     /// What was wrong.
     pub why: Vec<String>,
+    /// The events before the first finding, or before the fault where none was made; none of a child that died.
+    pub record: Vec<String>,
 }
 
 /// A campaign, summed up.
@@ -118,6 +121,7 @@ impl Report {
                         site: record.outcome.site.clone(),
                         natural: record.outcome.natural,
                         why: record.outcome.why.clone(),
+                        record: record.outcome.record.clone(),
                     });
                 }
             }
@@ -190,6 +194,9 @@ impl Report {
             writeln!(out, "{BAD}wrong{BAD:#}  a fault injected at {} ({how})", or_device(&wrong.site))?;
             for why in &wrong.why {
                 writeln!(out, "       {}", why.replace('\n', "\n       "))?;
+            }
+            for line in &wrong.record {
+                writeln!(out, "       {DIM}{line}{DIM:#}")?;
             }
             writeln!(out, "       {program} replay '{}'\n", wrong.token)?;
         }

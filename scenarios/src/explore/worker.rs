@@ -7,11 +7,13 @@
 use std::io::{self, BufRead, Write};
 
 use super::case::Prepared;
+use super::heartbeat;
 use super::place::Strike;
 use crate::cli::CliError;
 
 /// Serves cases until standard input ends.
 pub(crate) fn serve(prepared: &Prepared) -> Result<(), CliError> {
+    heartbeat::watch();
     let mut out = io::stdout().lock();
     for line in io::stdin().lock().lines() {
         let line = line?;

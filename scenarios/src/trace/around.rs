@@ -25,9 +25,13 @@ use super::row::Row;
 /// assert!(lowzone::trace::around(machine.kernel(), 1, &[]).is_empty());
 /// ```
 pub fn around(kernel: &Kernel, finding: usize, devices: &[(u16, String, String)]) -> Vec<String> {
-    let records = kernel.trace().around(finding);
-    let names = names(kernel, &records, devices);
-    let events = assemble(&records);
+    rows(kernel, &kernel.trace().around(finding), devices)
+}
+
+/// Records of this kernel, one line each, the last numbered -1; `devices` as in [`around`].
+pub fn rows(kernel: &Kernel, records: &[(Producer, Record)], devices: &[(u16, String, String)]) -> Vec<String> {
+    let names = names(kernel, records, devices);
+    let events = assemble(records);
     let lines = events.iter().zip((1..=events.len()).rev());
     lines.map(|(event, back)| line(&Row::of(event, &names), back)).collect()
 }

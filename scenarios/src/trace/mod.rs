@@ -25,7 +25,7 @@ pub mod transaction;
 mod tx;
 pub mod writer;
 
-pub use around::around;
+pub use around::{around, rows};
 pub use error::TraceError;
 pub use event::Event;
 pub use format::{End, Header};

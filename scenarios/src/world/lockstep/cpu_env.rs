@@ -13,6 +13,7 @@ use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::timer::Timers;
 
 use super::shared::{Shared, Waiting};
+use crate::explore::heartbeat;
 use crate::explore::observer::Answer;
 
 /// Virtual nanoseconds that a point costs: time moves even in a loop that never parks.
@@ -133,6 +134,7 @@ impl Env for CpuEnv<'_> {
             let mut state = self.shared.state.borrow_mut();
             state.now += POINT_NS;
             state.points += 1;
+            heartbeat::beat(state.points);
             if let Some(kernel) = self.shared.kernel.get() {
                 kernel.set_clock(state.now);
             }
@@ -151,7 +153,11 @@ impl Env for CpuEnv<'_> {
             self.yielder.suspend(Give::Turn);
         }
         if let Some(observer) = self.shared.observer.borrow_mut().as_mut() {
-            match observer.pass(&point) {
+            let answer = observer.pass(&point);
+            if let (Answer::Fail | Answer::Remove, Some(kernel)) = (answer, self.shared.kernel.get()) {
+                observer.keep_before_hit(kernel.trace());
+            }
+            match answer {
                 Answer::Pass => {}
                 Answer::Fail => return Verdict::Fail,
                 Answer::Remove => self.shared.bus.unplug_all(),
