@@ -2,6 +2,7 @@
 //!
 //! It wraps the stock driver. Where one small allocation of its own fails, it dies as its option `how` says.
 #![forbid(unsafe_code)]
+#![allow(clippy::panic, reason = "that is what it is for")]
 
 use std::hint::black_box;
 use std::sync::Arc;
