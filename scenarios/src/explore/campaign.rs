@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::case::{Outcome, Verdict};
+use super::detector::Detector;
 use super::place::Strike;
 
 /// A child that says nothing for this long passes no points any more.
@@ -243,6 +244,7 @@ fn dead(why: String) -> Outcome {
     Outcome {
         verdict: Verdict::Wrong,
         why: vec![why],
+        detector: Some(Detector::ChildDeath.into()),
         struck: true,
         site: String::new(),
         natural: true,
