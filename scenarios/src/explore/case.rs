@@ -1,7 +1,8 @@
 //! One case: a scenario with faults planned, run and judged.
 //!
 //! The scenario's steps run as they stand (shortened by its `[explore]` table), then a phase "rebind" probes again,
-//! does a little I/O, shuts down and removes. After that nothing may be left. Then, on the same kernel and with no
+//! does a little I/O, shuts down and removes. Each removal, and that shutdown, finds disks with requests in flight that
+//! nobody waits for. After that nothing may be left. Then, on the same kernel and with no
 //! faults, probe, a verified round trip and remove must work. Neighbours: `observer`, `lab`.
 
 use std::sync::Arc;
