@@ -229,7 +229,7 @@ mod tests {
     fn a_campaign_that_ends_with_its_clean_run_counts_no_cases() {
         let answer = |json: &str| serde_json::from_str::<Answer>(json).unwrap();
         let stopped = answer(
-            r#"{"stopped":true,"wrong":[{"token":"t","detector":{"by":"leak"},"why":["x"]}],"verdicts":[["clean","wrong"]],"more":1}"#,
+            r#"{"stopped":true,"wrong":[{"token":"t","detector":{"by":"leak"},"why":[]}],"verdicts":[["clean","wrong"]],"x":1}"#,
         );
         assert_eq!((stopped.stopped, stopped.wrong.len()), (Some(true), 1));
         let whole = answer(r#"{"wrong":[],"verdicts":[["slab:io#0","absorbed"]]}"#);

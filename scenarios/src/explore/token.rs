@@ -1,9 +1,9 @@
 //! Tokens: one case as a line of text that repeats it, in another process, on another day.
 //!
-//! `block/low-zone@1f3a9c02d4:1:slab:io#2+map:io#3` is scenario, fingerprint of its text, seed, faults; the clean run has
-//! the word `clean` for its faults. A point is named
-//! without its source line, so a token outlives the fix that moves it. A token of another scenario or of a point that
-//! is not passed any more is refused with the reason. Neighbours: `place`, the command line.
+//! `block/low-zone@1f3a9c02d4:1:slab:io#2+map:io#3` is scenario, fingerprint of its text, seed, faults; the token of
+//! the clean run has the word `clean` for its faults. A point is named without its source line, so a token outlives
+//! the fix that moves it. A token of another scenario or of a point that is not passed any more is refused with the
+//! reason. Neighbours: `place`, the command line.
 
 use std::fmt;
 use std::str::FromStr;

@@ -167,7 +167,10 @@ fn coherent_memory_freed_with_another_length_is_told_and_gone() {
 fn a_buffer_freed_under_its_holder_is_freed_twice() {
     let lab = Lab::new();
     let cpu = lab.cpu();
-    for buf in [KBuf::kmalloc(&cpu, 64, GFP_KERNEL).unwrap(), KBuf::pages(&cpu, 1, GFP_KERNEL).unwrap()] {
+    let ways: [fn(&Cpu<'_>) -> KBuf; 2] =
+        [|cpu| KBuf::kmalloc(cpu, 64, GFP_KERNEL).unwrap(), |cpu| KBuf::pages(cpu, 1, GFP_KERNEL).unwrap()];
+    for allocate in ways {
+        let buf = allocate(&cpu);
         let before = lab.findings().len();
         free_buffer(&cpu, &buf);
         assert_eq!((lab.findings().len(), lab.leaks().len()), (before, 0), "the first free is an honest one");
