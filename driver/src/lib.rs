@@ -11,6 +11,8 @@
 pub mod blk;
 pub mod bus;
 pub mod driver;
+#[cfg(lowzone_mutants)]
+pub mod mutant;
 pub mod pci;
 pub mod virtio;
 

@@ -30,6 +30,8 @@ pub enum Halt {
     Dying,
     /// The CPU waits for a lock that it holds itself: on hardware it would spin for ever.
     SelfDeadlock,
+    /// The code on it was killed in the middle, as by an oops.
+    Oops,
 }
 
 /// The CPU that runs this code.

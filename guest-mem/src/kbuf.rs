@@ -14,7 +14,7 @@ use crate::env::{Class, Verdict};
 use crate::finding::FindingKind;
 use crate::gfp::Gfp;
 use crate::kernel::{Kernel, KernelRef};
-use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
+use crate::page::{Pages, alloc_pages, give_block, report_bad_free, trace_release};
 use crate::site::Owner;
 use crate::slab::{Allocation, ZERO_SIZE_PTR, get_order};
 use crate::trace::{Kind, owner_word};
@@ -173,6 +173,15 @@ impl KBuf {
             let _ = kernel.ram().write(at, from);
         }
         Ok(())
+    }
+
+    /// Frees its memory and leaves the buffer with its holder, for misuse: dropping it frees it again.
+    pub(crate) fn free_under(&self, kernel: &Kernel, by: Owner) {
+        match &self.backing {
+            Backing::ZeroSize => {}
+            Backing::Slab { phys, .. } => kfree_raw(kernel, *phys, by),
+            Backing::Pages(pages) => give_block(kernel, pages.phys(), pages.order()),
+        }
     }
 
     fn machine(&self) -> Option<KernelRef> {

@@ -337,6 +337,11 @@ impl Lab {
         self.run_bodies(step::bodies(&self.bench, verb, number))
     }
 
+    /// Leaves every disk with requests that nobody waits for.
+    pub(crate) fn leave_in_flight(&mut self) -> Vec<Exit> {
+        self.run_bodies(vec![step::leave_in_flight(&self.bench)])
+    }
+
     /// Stops every device's DMA as before a shutdown; memory stays.
     pub(crate) fn shutdown(&mut self) -> Vec<Exit> {
         self.run_bodies(vec![step::shutdown(&self.bench)])

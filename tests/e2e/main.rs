@@ -8,6 +8,7 @@ mod explore;
 mod hostile_device;
 mod probe_unwinds;
 mod readme;
+mod seeded_bugs;
 mod shows_1_low_zone;
 mod shows_2_copy_image;
 mod shows_3_digests;

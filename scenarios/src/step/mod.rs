@@ -1,6 +1,6 @@
 //! Steps: what each verb of a scenario does, as bodies for the world's CPUs.
 //!
-//! One noun a file: `bind` (probe, remove), `io`, `exercise`, `copy`, `raw` (raw_read, irq_alloc), `canary`; `data` is the buffers
+//! One noun a file: `bind` (probe, remove), `io`, `exercise`, `copy`, `raw` (raw_read, irq_alloc), `canary`, `flight` (a campaign's own); `data` is the buffers
 //! they share. Neighbours: `lab`, which runs the bodies; `driver::blk`, which they use as any caller would.
 
 mod bind;
@@ -8,6 +8,7 @@ pub(crate) mod canary;
 mod copy;
 mod data;
 mod exercise;
+mod flight;
 mod io;
 mod raw;
 
@@ -18,6 +19,7 @@ use crate::spec::Step;
 use crate::world::Body;
 
 pub(crate) use bind::shutdown;
+pub(crate) use flight::leave as leave_in_flight;
 
 /// The bodies of one step, one for each CPU that takes part.
 pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> {
