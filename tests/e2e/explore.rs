@@ -14,7 +14,7 @@ fn explore_counts_what_the_kernel_recorded() {
     let observed = prepared.observe(&[], Keep { points: true, events: true, stop_at: None }).unwrap();
     // The record goes on through the recovery, which the observer does not see.
     let faulty = usize::try_from(observed.result.events).unwrap();
-    let events = observed.lab.take_events().into_iter().map(|(_, record)| record.kind).filter(|kind| !kind.is_detail());
+    let events = observed.lab.take_events().into_iter().map(|(_, record)| record);
     let events: Vec<_> = events.take(faulty).collect();
     inventory.agree_with(&events).unwrap();
     let mut short = inventory.clone();
