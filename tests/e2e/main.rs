@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod explore;
+mod faults;
 mod hostile_device;
 mod probe_unwinds;
 mod readme;
