@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
-use crate::spec::{Set, Source, SpecError, schema_with};
+use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
 use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, trace};
 
@@ -68,6 +68,10 @@ struct Run {
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
+    /// Make requests of a class fail, as Linux's fault injection does; in the place of the file's [fault.CLASS].
+    /// May be given several times. For instance --fault 'slab:probability=50,times=-1,ignore-gfp-wait=N'.
+    #[arg(long, value_name = "SPEC")]
+    fault: Vec<String>,
     /// Write the record of the run to this file, for `lowzone trace`.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -235,6 +239,7 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     let source = source(kit, options.scenario.as_deref().unwrap_or(kit.default_scenario()))?;
     let sets = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let scenario = kit.load(&source, &sets)?;
+    let faults = faults(&options.fault)?;
     if options.trace.is_some() && options.seed.len() > 1 {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
@@ -245,6 +250,7 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     let mut code = 0;
     for &seed in &options.seed {
         let mut lab = Lab::with_kit(kit, &source.name, scenario.clone(), seed, Verify::Sha256, control.clone())?;
+        lab.inject(&faults);
         if compared {
             lab.capture();
         }

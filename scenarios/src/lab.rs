@@ -17,13 +17,14 @@ use lowzone_driver::bus::{Bdf, PciBus};
 use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::DmaDevice;
+use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig, MachineError};
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use thiserror::Error;
 
 use crate::kit::{DeviceEnv, Kit, LabDriver, MakeError};
-use crate::result::RunResult;
-use crate::spec::{Device, Scenario, Step, StoreSpec};
+use crate::result::{FaultRow, RunResult};
+use crate::spec::{Device, FaultError, Scenario, Step, StoreSpec};
 use crate::step;
 use crate::trace::writer::Joined;
 use crate::trace::{Header, TraceError, Writer};
@@ -60,6 +61,9 @@ pub enum LabError {
         /// What is wrong, in its kind's words.
         source: MakeError,
     },
+    /// What is made to fail; a scenario that was loaded has nothing wrong there.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
     /// A kind that the program doesn't have; a scenario that was loaded in it has none such.
     #[error("no kind '{kind}' of {what}")]
     NoKind {
@@ -243,7 +247,8 @@ impl Lab {
             slots.push(plug(kit, (&machine, &wire), device, store.map(Arc::new), &mut workers)?);
         }
         let driver = make_driver(kit, &scenario)?;
-        let world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
+        let mut world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
+        world.inject(scenario.fault.spec()?);
         let bench = Arc::new(Bench {
             kernel: machine.kernel(),
             bus: wire.clone(),
@@ -259,6 +264,12 @@ impl Lab {
             result: Mutex::new(RunResult::new(name, &scenario, seed)),
         });
         Ok(Self { scenario, wire, bench, world, stream: None, machine })
+    }
+
+    /// Has these injectors at work beside the scenario's, each in the place of one of its class.
+    pub fn inject(&mut self, faults: &FaultSpec) {
+        let all = faults.attrs().iter().cloned().fold(self.world.injectors(), FaultSpec::with);
+        self.world.inject(all);
     }
 
     /// Keeps every event of the run in memory, for [`Lab::take_events`].
@@ -394,6 +405,7 @@ impl Lab {
             result.errors.extend(resized);
             result.add_device(slot);
         }
+        result.faults = self.world.injectors().attrs().iter().map(FaultRow::of).collect();
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());
         result
     }

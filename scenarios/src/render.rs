@@ -9,7 +9,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use crate::expect::Mismatch;
-use crate::result::{IoRow, RunResult};
+use crate::result::{FaultRow, IoRow, RunResult};
 
 const BOLD: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -54,9 +54,10 @@ fn print(out: &mut dyn Write, table: &mut Table, right_from: usize) -> io::Resul
 pub(crate) fn line(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     let bounces: u64 = r.devices.iter().map(|d| d.bounces).sum();
     let requests: u64 = r.devices.iter().map(|d| d.requests).sum();
+    let faults: String = r.faults.iter().map(|f| format!("  {} of {} {} failed", f.failed, f.asked, f.class)).collect();
     writeln!(
         out,
-        "seed {:<6} digest {}  {requests} requests  {}  {bounces} bounces  {} transactions  {} findings  {} leaks",
+        "seed {:<6} digest {}  {requests} requests  {}  {bounces} bounces  {} transactions  {} findings  {} leaks{faults}",
         r.seed,
         r.digest,
         bytes(r.bytes()),
@@ -237,6 +238,9 @@ fn summary(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
         "         peak {} in flight, {ooo} out of order, {} bounce slots at most, {} events",
         r.peak_in_flight, r.swiotlb_peak, r.events
     )?;
+    for FaultRow { class, asked, eligible, failed } in &r.faults {
+        writeln!(out, "fault    {class}: {asked} asked, {eligible} eligible, {failed} failed")?;
+    }
     if let Some(canary) = r.canary {
         writeln!(out, "canary   {canary:?}")?;
     }

@@ -3,6 +3,7 @@
 //! Neighbours: `lab` fills it, `expect` judges it, `render` prints it. No wall clock and no host address is in it: the
 //! same scenario and seed give the same result, byte for byte.
 
+use lowzone_guest_mem::fault::{FaultAttr, Tally};
 use lowzone_guest_mem::kernel::Kernel;
 use lowzone_guest_mem::site::Owner;
 use lowzone_guest_mem::stats;
@@ -164,6 +165,26 @@ pub struct QueueRow {
     pub indirect: u64,
 }
 
+/// What one injector did.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct FaultRow {
+    /// The class whose requests it decided.
+    pub class: String,
+    /// Requests of the class.
+    pub asked: u64,
+    /// Of them, those that mask, order and cache let through, so that an attribute decided.
+    pub eligible: u64,
+    /// Of them, those that were made to fail.
+    pub failed: u64,
+}
+
+impl FaultRow {
+    pub(crate) fn of(attr: &FaultAttr) -> Self {
+        let Tally { requests, eligible, forced } = attr.tally();
+        Self { class: attr.class().name().to_owned(), asked: requests, eligible, failed: forced }
+    }
+}
+
 /// One finding.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct FindingRow {
@@ -205,6 +226,9 @@ pub struct RunResult {
     pub failed_requests: u64,
     /// What became of the canary.
     pub canary: Option<CanaryState>,
+    /// What was made to fail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultRow>,
     /// What was found.
     pub findings: Vec<FindingRow>,
     /// What was left over.

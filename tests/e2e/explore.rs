@@ -10,14 +10,19 @@ use lowzone_tests::scenario::embedded;
 
 #[test]
 fn explore_counts_what_the_kernel_recorded() {
-    let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[]), 1);
-    let inventory = Inventory::count(&prepared).unwrap();
-    let observed = prepared.observe(&[], Keep { points: true, events: true, stop_at: None }).unwrap();
-    let events = observed.recorded();
-    inventory.agree_with(&events).unwrap();
-    let mut short = inventory.clone();
-    short.points.pop();
-    assert!(matches!(short.agree_with(&events), Err(InventoryError::Incomplete { .. })));
+    // Buffers from slabs, which take pages of their own, and buffers that are too large for them.
+    for bytes in ["step[1].io.bytes=8K", "step[1].io.bytes=16K"] {
+        let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[bytes]), 1);
+        let inventory = Inventory::count(&prepared).unwrap();
+        let observed = prepared.observe(&[], Keep { points: true, events: true, stop_at: None }).unwrap();
+        let events = observed.recorded();
+        inventory.agree_with(&events).unwrap();
+        let in_slabs = inventory.by_class().get("slab").copied().unwrap_or(0);
+        assert_eq!(in_slabs > 0, bytes.ends_with("8K"), "{bytes}");
+        let mut short = inventory.clone();
+        short.points.pop();
+        assert!(matches!(short.agree_with(&events), Err(InventoryError::Incomplete { .. })));
+    }
 }
 
 #[test]

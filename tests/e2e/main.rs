@@ -5,6 +5,7 @@
 mod bad_input;
 mod containment;
 mod explore;
+mod faults;
 mod hostile_device;
 mod probe_unwinds;
 mod readme;

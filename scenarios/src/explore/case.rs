@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use lowzone_device::misbehave::{Mishap, Script};
-use lowzone_guest_mem::trace::{Kind, Producer, Record};
+use lowzone_guest_mem::trace::{Producer, Record};
 use serde::{Deserialize, Serialize};
 
 use super::detector::{Detected, Detector, Reasons};
@@ -115,13 +115,12 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// The kinds of the events of the faulty part, in order; empty unless they were kept, and after the first call.
+    /// The events of the faulty part, in order; empty unless they were kept, and after the first call.
     ///
     /// The record goes on through the recovery, which no observer sees.
-    pub fn recorded(&self) -> Vec<Kind> {
+    pub fn recorded(&self) -> Vec<Record> {
         let faulty = usize::try_from(self.result.events).unwrap_or(usize::MAX);
-        let kinds = self.lab.take_events().into_iter().map(|(_, record)| record.kind);
-        kinds.filter(|kind| !kind.is_detail()).take(faulty).collect()
+        self.lab.take_events().into_iter().map(|(_, record)| record).take(faulty).collect()
     }
 
     /// The events before the first finding, or before the fault where no finding was made, one line each.

@@ -23,6 +23,7 @@ pub(crate) const DEFAULT: &str = "block/low-zone";
 
 pub(crate) const ENTRIES: &[Entry] = embedded![
     "block/copy-image",
+    "block/flaky-memory",
     "block/leak",
     "block/low-zone",
     "block/no-bus-master",

@@ -45,6 +45,7 @@ pub(super) fn check(scenario: &Scenario, kinds: &Kinds) -> Checked {
     devices(&scenario.device, &kinds.devices)?;
     driver(&scenario.driver, &kinds.drivers)?;
     steps(scenario, kinds)?;
+    super::fault::check(&scenario.fault)?;
     expect(scenario, &scenario.expect)
 }
 

@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use super::Size;
+use super::{FaultError, Size};
 
 /// What is wrong.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -125,6 +125,9 @@ pub enum Problem {
     /// A text that can't be the name of a finding.
     #[error("'{name}' is no name of a finding: lower-case words with '-' between them")]
     FindingName { name: String },
+    /// Something made to fail that can't be.
+    #[error(transparent)]
+    Fault(FaultError),
     /// A `--set` that is not `path=value`.
     #[error("'{text}' is not of the form path=value")]
     SetForm { text: String },
@@ -176,6 +179,7 @@ impl Problem {
             Self::BoundTwice { .. } => "put a remove = {} step before it".to_owned(),
             Self::RawCoherent => "take \"high\" or \"low\"".to_owned(),
             Self::NoCanary => "add a step such as canary = { device = \"vda\" }".to_owned(),
+            Self::Fault(error) => return error.help(),
             Self::SetForm { .. } => "for instance --set machine.ram=2G".to_owned(),
             Self::SetAmbiguous { paths, .. } => format!("give the full path: {}", paths.join(", ")),
             Self::SetNowhere { near: Some(near), .. } => format!("did you mean '{near}'?"),

@@ -91,6 +91,10 @@ pub struct IoStep {
     /// Where the buffers come from. Default "high".
     #[serde(default)]
     pub memory: Memory,
+    /// The flags its buffers are allocated with; "low" and "coherent" choose their zone themselves. Default
+    /// "GFP_KERNEL".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gfp: Option<AllocGfp>,
     /// Which requests are made. Default "write-read".
     #[serde(default)]
     pub pattern: Pattern,
@@ -218,17 +222,17 @@ pub struct IrqAllocStep {
     pub device: String,
     /// The flags it allocates with. Default "GFP_ATOMIC".
     #[serde(default)]
-    pub gfp: IrqGfp,
+    pub gfp: AllocGfp,
 }
 
-/// Flags of an allocation in an interrupt handler.
+/// Flags of an allocation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-pub enum IrqGfp {
+pub enum AllocGfp {
     /// Never sleeps.
     #[default]
     #[serde(rename = "GFP_ATOMIC")]
     Atomic,
-    /// May sleep, which a handler must not.
+    /// May sleep, which an interrupt handler must not.
     #[serde(rename = "GFP_KERNEL")]
     Kernel,
 }

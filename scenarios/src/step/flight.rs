@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use lowzone_driver::blk::{Disk, Request, SubmitError};
 use lowzone_guest_mem::Cpu;
+use lowzone_guest_mem::gfp::GFP_KERNEL;
 use thiserror::Error;
 
 use super::data::{self, BufferError};
@@ -48,7 +49,7 @@ pub(crate) fn leave(bench: &Arc<Bench>) -> Body {
 }
 
 fn send(cpu: &Cpu<'_>, slot: &Slot, disk: &Disk) -> Result<(), NotSent> {
-    let buffer = data::allocate(cpu, &slot.dma, Memory::High, BYTES)?;
+    let buffer = data::allocate(cpu, &slot.dma, Memory::High, BYTES, GFP_KERNEL)?;
     drop(disk.submit_more(cpu, 0, Request::read(0, buffer))?);
     Ok(())
 }
