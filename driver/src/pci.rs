@@ -3,7 +3,7 @@
 //! [`enumerate`] does what firmware and kernel do at boot: it sizes each BAR and places it in the bus's window. A
 //! driver then enables decoding, becomes bus master, walks capabilities (bounded: a device may lie in circles) and
 //! takes interrupts. Mirrors drivers/pci/probe.c, setup-res.c and msi/msi.c; PCI 3.0 chapter 6.
-//! Neighbours: `bus`, `driver`. Left out: bridges, I/O ports, prefetchable windows, multi-message MSI.
+//! Neighbours: `bus`, `driver`; plain MSI and function reset are modules below. Left out: bridges, I/O ports, prefetchable windows, multi-message MSI.
 
 use std::sync::Arc;
 
@@ -17,6 +17,11 @@ use lowzone_guest_mem::{Cpu, PhysAddr};
 use thiserror::Error;
 
 use crate::bus::{Bdf, PciBus, Vector};
+
+mod msi;
+mod reset;
+
+pub use msi::Msi;
 
 const COMMAND: u16 = 0x04;
 const STATUS: u16 = 0x06;
@@ -84,6 +89,12 @@ pub enum PciError {
         /// The function.
         at: Bdf,
     },
+    /// Nobody answers where the function was.
+    #[error("{at} does not answer")]
+    Gone {
+        /// The function.
+        at: Bdf,
+    },
     /// Registers could not be mapped.
     #[error(transparent)]
     Ioremap(#[from] IoremapError),
@@ -95,6 +106,7 @@ impl PciError {
         match self {
             Self::NoRoom { .. } | Self::Ioremap(_) => -12,
             Self::NoVectors { .. } => -28,
+            Self::Gone { .. } => -19,
             Self::NoBar { .. } | Self::NoCapability { .. } | Self::NoIntx { .. } => -22,
         }
     }
