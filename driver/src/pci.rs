@@ -29,6 +29,7 @@ const BAR0: u16 = 0x10;
 const CAPABILITIES: u16 = 0x34;
 const COMMAND_MEMORY: u32 = 1 << 1;
 const COMMAND_MASTER: u32 = 1 << 2;
+const COMMAND_INTX_OFF: u32 = 1 << 10;
 const STATUS_CAP_LIST: u32 = 1 << 4;
 /// A capability list longer than config space can hold is a circle.
 const MAX_CAPABILITIES: usize = 48;
@@ -253,6 +254,11 @@ impl PciDevice {
     /// Lets it do DMA and raise MSI (`pci_set_master`).
     pub fn set_master(&self) {
         self.command(COMMAND_MASTER, 0);
+    }
+
+    /// Lets it assert its pin, or keeps it from that (`pci_intx`). Any context.
+    pub fn set_intx(&self, on: bool) {
+        if on { self.command(0, COMMAND_INTX_OFF) } else { self.command(COMMAND_INTX_OFF, 0) }
     }
 
     /// Every capability as `(id, offset)`, at most as many as config space holds.

@@ -53,6 +53,7 @@ pub struct Moved {
 
 /// What the interrupt handler needs.
 struct Core {
+    pci: Arc<PciDevice>,
     regs: IoMem,
     causes: AtomicU32,
     changed: WaitQueue,
@@ -61,9 +62,12 @@ struct Core {
 impl IrqHandler for Core {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
         let causes = self.regs.readl(cpu, CAUSES);
-        // The pin may be shared; all-ones is no device.
+        if causes == u32::MAX {
+            // No device, or one that does not answer now: if it is its pin that is up, nobody could lower it.
+            self.pci.set_intx(false);
+        }
         if causes == 0 || causes == u32::MAX {
-            return IrqReturn::None;
+            return IrqReturn::None; // The pin may be shared.
         }
         self.regs.writel(cpu, ACKNOWLEDGE, causes);
         self.causes.fetch_or(causes, Ordering::Release);
@@ -86,7 +90,6 @@ struct Interrupt {
 
 /// A device in service.
 pub struct Edu {
-    pci: Arc<PciDevice>,
     core: Arc<Core>,
     interrupt: Locked<Option<Interrupt>>,
     buffer: Coherent,
@@ -110,15 +113,15 @@ impl Edu {
         let regs = pci.map_bar(cpu, 0, 0, BYTES)?;
         identify(cpu, &regs)?;
         let buffer = pci.dma().alloc_coherent(cpu, COHERENT_BYTES, GFP_KERNEL)?;
-        let core = Arc::new(Core { regs, causes: AtomicU32::new(0), changed: WaitQueue::new() });
+        let core = Arc::new(Core { pci: pci.clone(), regs, causes: AtomicU32::new(0), changed: WaitQueue::new() });
         let msi = if options.msi { pci.enable_msi(cpu).ok() } else { None };
         let irq = msi.as_ref().map_or_else(|| pci.intx(), |msi| Ok(msi.irq()))?;
+        pci.set_intx(true);
         let line = request_irq(cpu, irq, core.clone())?;
         if options.bus_master {
             pci.set_master();
         }
         Ok(Self {
-            pci: pci.clone(),
             core,
             interrupt: Locked::new(Some(Interrupt { line, msi })),
             buffer,
@@ -131,7 +134,7 @@ impl Edu {
 
     /// The function it is made of.
     pub fn pci(&self) -> &Arc<PciDevice> {
-        &self.pci
+        &self.core.pci
     }
 
     /// The driver's own coherent memory, 4 KiB, for whoever moves bytes with [`Edu::transfer`].
@@ -185,11 +188,12 @@ impl Edu {
     }
 
     fn streaming<D: Direction>(&self, cpu: &Cpu<'_>, way: Way, buf: KBuf, len: usize) -> Result<Moved, TransferError> {
+        let _span = cpu.span("streaming");
         if len > buf.len() {
             return Err(TransferError { buf, why: EduError::Length { len } });
         }
         let failed = |error: MapError<KBuf>| TransferError { buf: error.buf, why: error.why.into() };
-        let mapped = self.pci.dma().map_single::<D>(cpu, buf).map_err(failed)?;
+        let mapped = self.core.pci.dma().map_single::<D>(cpu, buf).map_err(failed)?;
         let (at, bounced) = (mapped.dma_addr(), mapped.bounced());
         let moved = self.transfer(cpu, way, at, len);
         let buf = mapped.unmap(cpu);
@@ -237,6 +241,7 @@ impl Edu {
         match self.core.changed.wait_event_timeout(cpu, self.timeout, told) {
             Ok(()) => Ok(()),
             Err(WaitError::TimedOut { .. }) if over() => {
+                self.core.pci.set_intx(true);
                 self.missed.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
@@ -249,16 +254,17 @@ impl Edu {
 
     /// Ends whatever the device does: by a reset, or, where that is of no use, by cutting it off.
     fn stop(&self, cpu: &Cpu<'_>) {
-        let _span = cpu.span("stop");
-        self.pci.disable();
-        if self.pci.reset().is_err() {
+        let (_span, pci) = (cpu.span("stop"), &self.core.pci);
+        pci.disable();
+        if pci.reset().is_err() {
             return;
         }
-        self.pci.enable();
+        pci.enable();
+        pci.set_intx(true);
         if !self.core.idle(cpu) {
-            self.pci.disable();
+            pci.disable();
         } else if self.bus_master {
-            self.pci.set_master();
+            pci.set_master();
         }
     }
 
@@ -275,7 +281,7 @@ impl Edu {
         self.core.regs.writel(cpu, STATUS, 0);
         let causes = self.core.regs.readl(cpu, CAUSES);
         self.core.regs.writel(cpu, ACKNOWLEDGE, causes);
-        self.pci.disable();
+        self.core.pci.disable();
     }
 }
 

@@ -290,13 +290,16 @@ pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
     for row in result.exercises.iter().filter(|row| row.wrong > 0) {
         why.push(format!("false success: {} results of {} are wrong", row.wrong, row.label));
     }
+    for row in result.dma.iter().filter(|row| row.wrong) {
+        why.push(format!("false success: {} brought other bytes than were sent", row.label));
+    }
     for errno in &result.probe_errors {
         if !strikes.iter().any(|strike| fits(strike, *errno)) {
             why.push(format!("probe returned {errno}, which does not say what failed"));
         }
     }
     if let Some(recovery) = &seen.recovery {
-        let right = recovery.exercises.iter().all(|row| row.wrong == 0);
+        let right = recovery.exercises.iter().all(|row| row.wrong == 0) && !recovery.dma.iter().any(|row| row.wrong);
         let whole = right && recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
         if !whole || recovery.failed_requests > 0 {
             why.push(format!("it does not work again afterwards: {}", recovery.errors.join("; ")));
