@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod bad_input;
+mod edu;
 mod explore;
 mod hostile_device;
 mod probe_unwinds;
