@@ -101,6 +101,12 @@ impl KBuf {
         Self { len: len.min(4096 << pages.order()), owner: pages.owner(), backing: Backing::Pages(pages) }
     }
 
+    /// The same memory, of which the bytes from `len` on are no longer used: neither copied nor mapped.
+    pub fn truncated(mut self, len: usize) -> Self {
+        self.len = self.len.min(len);
+        self
+    }
+
     /// How many bytes were asked for.
     pub fn len(&self) -> usize {
         self.len

@@ -4,6 +4,7 @@
 //! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
 //! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig, MachineError};
+use lowzone_guest_mem::page::Pages;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use thiserror::Error;
 
@@ -155,6 +157,10 @@ pub(crate) struct Bench {
     pub(crate) seed: u64,
     /// The buffer whose low alias carries the canary, and that alias's address.
     pub(crate) canary: Mutex<Option<Canary>>,
+    /// What `hold` steps took.
+    pub(crate) held: Mutex<Vec<Pages>>,
+    /// What the last `dma` step left in a device's buffer, where that is known.
+    pub(crate) sent: Mutex<BTreeMap<String, Vec<u8>>>,
     /// A span that every step opens first: a campaign's phases.
     pub(crate) phase: Mutex<Option<&'static str>>,
     pub(crate) result: Mutex<RunResult>,
@@ -260,6 +266,8 @@ impl Lab {
             verify,
             seed,
             canary: Mutex::default(),
+            held: Mutex::default(),
+            sent: Mutex::default(),
             phase: Mutex::default(),
             result: Mutex::new(RunResult::new(name, &scenario, seed)),
         });
@@ -397,6 +405,7 @@ impl Lab {
     /// Ends the run: what was seen so far, and what is left over.
     pub(crate) fn finish(&mut self) -> RunResult {
         step::canary::check(&self.bench);
+        lock(&self.bench.held).clear();
         let kernel = self.machine.kernel();
         let mut result = std::mem::take(&mut *lock(&self.bench.result));
         for slot in &self.bench.slots {

@@ -9,7 +9,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use crate::expect::Mismatch;
-use crate::result::{FaultRow, IoRow, RunResult};
+use crate::result::{DmaRow, FaultRow, IoRow, RunResult};
 
 const BOLD: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -83,6 +83,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     rings(out, r, verbose)?;
     io_steps(out, r)?;
     exercises(out, r)?;
+    transfers(out, r)?;
     copies(out, r)?;
     if verbose {
         queues(out, r)?;
@@ -168,6 +169,35 @@ fn exercises(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
         ]);
     }
     if r.exercises.is_empty() { Ok(()) } else { print(out, &mut t, 2) }
+}
+
+fn transfers(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    let mut t = table(&["dma", "device", "mask", "memory", "zone", "address", "told", "bytes", "result"]);
+    let bits = |mask: u64| format!("{} bits", mask.count_ones());
+    for row in &r.dma {
+        t.add_row([
+            row.label.clone(),
+            row.device.clone(),
+            bits(if row.memory == "coherent" { row.coherent_mask } else { row.mask }),
+            row.memory.clone(),
+            row.zone.clone(),
+            format!("{:#x}", row.phys),
+            row.told.map_or_else(|| "nothing".to_owned(), |at| format!("{at:#x}")),
+            bytes(row.bytes),
+            outcome(row).to_owned(),
+        ]);
+    }
+    if r.dma.is_empty() { Ok(()) } else { print(out, &mut t, usize::MAX) }
+}
+
+fn outcome(row: &DmaRow) -> &'static str {
+    match row {
+        DmaRow { wrong: true, .. } => "wrong",
+        DmaRow { failed, .. } if !failed.is_empty() => "failed",
+        DmaRow { bounced: true, .. } => "bounced",
+        DmaRow { compared: true, .. } => "verified",
+        _ => "done",
+    }
 }
 
 fn copies(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {

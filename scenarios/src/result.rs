@@ -115,6 +115,39 @@ pub struct ExerciseRow {
     pub bytes: u64,
 }
 
+/// One `dma` step.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct DmaRow {
+    /// Its label.
+    pub label: String,
+    /// The device.
+    pub device: String,
+    /// Where the memory was asked for.
+    pub memory: String,
+    /// Which way the bytes went.
+    pub dir: String,
+    /// The streaming mask that the driver had promised.
+    pub mask: u64,
+    /// The coherent mask.
+    pub coherent_mask: u64,
+    /// The zone that the memory lay in; empty if there was none.
+    pub zone: String,
+    /// Its guest-physical address.
+    pub phys: u64,
+    /// The address that the device was told; `None` if it was told nothing.
+    pub told: Option<u64>,
+    /// Whether it went through the bounce pool.
+    pub bounced: bool,
+    /// Bytes moved, both ways.
+    pub bytes: u64,
+    /// Why it failed; empty if it did not.
+    pub failed: String,
+    /// Whether other bytes came back than were sent, and nobody said so.
+    pub wrong: bool,
+    /// Whether bytes came back and were compared.
+    pub compared: bool,
+}
+
 /// One device's totals.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct DeviceRow {
@@ -214,6 +247,9 @@ pub struct RunResult {
     /// The `exercise` steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exercises: Vec<ExerciseRow>,
+    /// The `dma` steps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dma: Vec<DmaRow>,
     /// The devices.
     pub devices: Vec<DeviceRow>,
     /// The queues.
@@ -315,6 +351,7 @@ impl RunResult {
         let exercises = self.exercises.iter().map(|row| row.bytes).sum::<u64>();
         self.io.iter().map(|row| row.bytes).sum::<u64>()
             + exercises
+            + self.dma.iter().map(|row| row.bytes).sum::<u64>()
             + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
     }
 }

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod containment;
+mod edu;
 mod explore;
 mod faults;
 mod hostile_device;

@@ -339,6 +339,9 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
     for row in result.exercises.iter().filter(|row| row.wrong > 0) {
         why.add(Detector::FalseSuccess, format!("false success: {} results of {} are wrong", row.wrong, row.label));
     }
+    for row in result.dma.iter().filter(|row| row.wrong) {
+        why.add(Detector::FalseSuccess, format!("false success: {} brought other bytes than were sent", row.label));
+    }
     for errno in &result.probe_errors {
         if !strikes.iter().any(|strike| fits(strike, *errno)) {
             why.add(Detector::Errno, format!("probe returned {errno}, which does not say what failed"));
@@ -354,7 +357,7 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
 
 /// What was wrong with the clean part after it.
 fn recovery_reasons(recovery: &RunResult, why: &mut Reasons) {
-    let right = recovery.exercises.iter().all(|row| row.wrong == 0);
+    let right = recovery.exercises.iter().all(|row| row.wrong == 0) && !recovery.dma.iter().any(|row| row.wrong);
     let whole = right && recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
     if !whole || recovery.failed_requests > 0 {
         let text = format!("it does not work again afterwards: {}", recovery.errors.join("; "));

@@ -34,6 +34,10 @@ pub(crate) const ENTRIES: &[Entry] = embedded![
     "block/too-wide-wrap",
     "block/use-after-unmap",
     "block/wrong-direction",
+    "edu/clamp",
+    "edu/selftest",
+    "edu/swiotlb-out-of-reach",
+    "edu/three-lows",
 ];
 
 /// All embedded scenarios, sorted by name.

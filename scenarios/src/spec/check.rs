@@ -25,7 +25,7 @@ impl Fault {
 /// The outcome of one check.
 pub(super) type Checked = Result<(), Fault>;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// Data is measured in sectors of this many bytes.
 pub(super) const SECTOR: u64 = 512;
 /// More RAM, or a larger store, than any host here could back.
