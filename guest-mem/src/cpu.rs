@@ -193,13 +193,8 @@ impl<'w> Cpu<'w> {
         let (kind, addr, len) = event;
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let event = Record { ts: self.env.now(), addr, len, kind, dev, tag };
-        let details = rest.iter().map(|&(kind, addr, len, owner)| Record {
-            addr,
-            len,
-            kind,
-            tag: owner_word(owner),
-            ..event
-        });
+        let details =
+            rest.iter().map(|&(kind, addr, len, owner)| Record { addr, len, kind, tag: owner_word(owner), ..event });
         self.kernel().trace().emit_with(self.producer(), event, details);
     }
 

@@ -140,10 +140,15 @@ impl Recorder {
         if mode & SHARED != 0 {
             return self.emit_shared(who, record, []);
         }
+        self.count(who, &record);
+        self.keep(mode, who, record);
+    }
+
+    #[inline]
+    fn count(&self, who: Producer, record: &Record) {
         let word = u64::from(record.len) | u64::from(record.kind.number()) << 32 | u64::from(who.0) << 48;
         self.digest.store(fold(self.digest.load(Ordering::Relaxed), word), Ordering::Relaxed);
         self.events.store(self.events.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        self.keep(mode, who, record);
     }
 
     /// Records one event with its details: the rest of it, no events of their own, so the digest ignores them.
@@ -152,7 +157,8 @@ impl Recorder {
         if mode & SHARED != 0 {
             return self.emit_shared(who, record, details);
         }
-        self.emit(who, record);
+        self.count(who, &record);
+        self.keep(mode, who, record);
         details.into_iter().for_each(|detail| self.keep(mode, who, detail));
     }
 

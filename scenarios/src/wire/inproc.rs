@@ -244,15 +244,21 @@ impl InProc {
     /// Whether an interrupt waits for `cpu`.
     pub fn pending(&self, cpu: u32) -> bool {
         let mut state = lock(&self.interrupts.state);
-        let mut released = Vec::new();
         if !state.late.is_empty() {
-            released = state.release_late(self.interrupts.kernel.get().map_or(0, Kernel::clock));
+            drop(state);
+            self.release_late();
+            state = lock(&self.interrupts.state);
         }
         let queued = usize::try_from(cpu).ok().and_then(|at| state.pending.get(at));
-        let pending = queued.is_some_and(|queue| !queue.is_empty()) || self.interrupts.line(&state, cpu).is_some();
-        drop(state);
-        released.into_iter().for_each(|target| self.interrupts.stir(Stir::Cpu(target)));
-        pending
+        queued.is_some_and(|queue| !queue.is_empty()) || self.interrupts.line(&state, cpu).is_some()
+    }
+
+    /// Sends the messages that were held back and are due.
+    #[cold]
+    pub fn release_late(&self) {
+        let now = self.interrupts.kernel.get().map_or(0, Kernel::clock);
+        let targets = lock(&self.interrupts.state).release_late(now);
+        targets.into_iter().for_each(|target| self.interrupts.stir(Stir::Cpu(target)));
     }
 
     /// Takes the next interrupt of `cpu` that has a handler; one that has none is dropped.

@@ -1,7 +1,7 @@
 //! The threads world: CPUs are OS threads, device workers event loops, and time is real.
 //!
 //! Each CPU of the machine has a thread for the world's whole life, and so has each worker; between steps they sleep.
-//! Whoever waits looks for a while before it sleeps ([`poll`]), so that a request costs no trip through the host's
+//! Whoever waits looks for a while before it sleeps (`poll`), so that a request costs no trip through the host's
 //! scheduler. Interrupts are taken by the CPU that they are for, at its points, in its waits, or by its idle task.
 //!
 //! What can't go on is told and torn down: a deadlock when it happens, a step in which nothing moves after the
@@ -148,8 +148,8 @@ impl Threads {
         self.shared.fuel.store(points, Ordering::Relaxed);
     }
 
-    /// Limits how long neither a device nor an interrupt may have moved anything before a step is given up: longer
-    /// than any single wait of a driver. A minute unless set.
+    /// Limits how long points may be passed with no device and no interrupt moving anything, before a step is given up;
+    /// ten times as long where none are passed. A minute unless set.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }

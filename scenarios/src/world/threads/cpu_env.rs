@@ -108,8 +108,7 @@ impl<'s> CpuEnv<'s> {
         if irqs_on {
             let late = self.shared.bus.next_late();
             if late.is_some_and(|at| at <= self.now.get()) {
-                self.shared.bus.pending(u32::try_from(self.id).unwrap_or(u32::MAX));
-                return;
+                return self.shared.bus.release_late();
             }
             due = [until, self.shared.next_timer(), late].into_iter().flatten().min();
         }

@@ -59,9 +59,9 @@ mod tests {
     #[test]
     fn short_sleeps_make_the_look_longer_and_long_ones_end_it() {
         let mut poll = Poll::new();
-        [60, 150, 150].map(|us| poll.slept(Duration::from_micros(us)));
+        [60, 150, 150].into_iter().for_each(|us| poll.slept(Duration::from_micros(us)));
         assert_eq!(poll.0, MOST);
-        [0; 3].map(|_| poll.slept(Duration::from_millis(1)));
+        (0..3).for_each(|_| poll.slept(Duration::from_millis(1)));
         assert_eq!(poll.0, Duration::ZERO);
         poll.slept(Duration::from_micros(10));
         assert_eq!(poll.0, START);

@@ -12,6 +12,9 @@ use super::shared::Shared;
 /// How often somebody looks, while nobody tells.
 const TICK: Duration = Duration::from_millis(10);
 
+/// How much more patience there is while no points are passed.
+const COMPUTING: u32 = 10;
+
 /// Why nothing more is waited for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Over {
@@ -80,7 +83,10 @@ pub(super) fn watch(shared: &Shared, patience: Duration, done: impl Fn() -> bool
         suspected = stuck;
         if now.io != last.io {
             since = Instant::now();
-        } else if since.elapsed() > patience {
+        }
+        // Who passes points polls; who passes none may have much to compute, and is given more time.
+        let limit = if now.points == last.points { patience.saturating_mul(COMPUTING) } else { patience };
+        if since.elapsed() > limit {
             return Over::Hang;
         }
         last = now;
