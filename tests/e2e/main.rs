@@ -21,3 +21,4 @@ mod shows_7_recycling;
 mod shows_7_teardown;
 mod stopped;
 mod teardown_order;
+mod threads;

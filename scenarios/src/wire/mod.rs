@@ -7,5 +7,5 @@
 pub mod inproc;
 pub mod tap;
 
-pub use inproc::InProc;
+pub use inproc::{InProc, Stir};
 pub use tap::LabTap;
