@@ -6,9 +6,8 @@
 //! right, is nothing left, does the same driver work again on the same kernel? Cases run in child processes, so that a
 //! driver that overflows its stack or loops for ever costs one case and not the campaign.
 //!
-//! `place` names points; `observer` counts and strikes; `case` runs and judges one; `detector` names who told that one
-//! was wrong; `inventory` counts; `campaign` does them all; `worker` is the child; `token` names a case for ever;
-//! `report` prints.
+//! `place` names points; `observer` counts and strikes; `case` runs and judges one; `detector` names who told
+//! that one was wrong; `inventory` counts; `campaign` does them all; `worker` is the child; `token` names a case for ever; `report` prints.
 
 pub mod campaign;
 pub mod case;
