@@ -42,8 +42,9 @@ fn explore_passes_every_allocation_site_of_the_driver() {
     for file in ["driver/src/blk/queue.rs", "driver/src/blk/disk.rs", "driver/src/virtio/ring.rs"] {
         let text = fs::read_to_string(workspace().join(file)).unwrap();
         for (number, line) in (1..).zip(text.lines()) {
-            // The pin is asked for only where there is no MSI-X.
-            if calls.iter().any(|call| line.contains(call)) && !line.contains("pci.intx()") {
+            // The pin is asked for only where there is no MSI-X; a seeded bug's own call is in another build.
+            let elsewhere = line.contains("pci.intx()") || line.contains("Arc::new(Dangling");
+            if calls.iter().any(|call| line.contains(call)) && !elsewhere {
                 found += 1;
                 let site = format!("{file}:{number}");
                 assert!(sites.contains(&site), "{site} is never passed: {line}");
