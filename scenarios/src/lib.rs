@@ -17,6 +17,7 @@ pub mod lab;
 mod progress;
 mod render;
 pub mod result;
+mod serve;
 pub mod spec;
 mod step;
 pub mod trace;

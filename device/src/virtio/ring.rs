@@ -204,6 +204,7 @@ impl Ring {
         self.queue.set_next_avail(next.wrapping_add(1));
         let mut chain = Chain { head: u16::from_le(head), second: None, descs: self.spare.pop().unwrap_or_default() };
         chain.descs.clear();
+        mem.tap().took(chain.head);
         self.walk(mem, &mut chain)?;
         Ok(chain)
     }
@@ -241,6 +242,7 @@ impl Ring {
         let element = u64::from(len) << 32 | u64::from(id);
         mem.write_obj(element.to_le(), GuestAddress(slot)).map_err(|error| refused(mem, error))?;
         mem.moved(slot, 8, true);
+        mem.tap().gave(id, len);
         self.used = self.used.wrapping_add(1);
         self.staged = self.staged.wrapping_add(1);
         Ok(())
