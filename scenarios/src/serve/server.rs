@@ -15,6 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use lowzone_device::store::NullStore;
 use lowzone_guest_mem::trace::Kind;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -39,6 +40,8 @@ pub(super) fn keep(file: &File) -> Result<i32, ServeError> {
 
 /// A store in memory that outlives connections.
 pub(super) fn memory(size: u64) -> Result<File, ServeError> {
+    // What is no size for this is none for any store.
+    NullStore::new(size)?;
     let system = || ServeError::system("memory for the store");
     let file: File =
         memfd_create("lowzone-store", MemfdFlags::CLOEXEC).map_err(|error| system()(error.into()))?.into();

@@ -12,6 +12,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, recv};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use vhost::vhost_user::message::FrontendReq;
@@ -83,9 +85,8 @@ fn messages(peer: UnixStream, backend: &Arc<Mutex<Backend>>) -> Result<(), Serve
             Err(source) => {
                 let trouble = backend.lock().unwrap_or_else(PoisonError::into_inner).take_trouble();
                 return Err(trouble.unwrap_or(match source {
-                    Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_) => {
-                        ServeError::Cut { got: HEADER }
-                    }
+                    // Gone while it was answered.
+                    Error::Disconnected | Error::SocketBroken(_) => return Ok(()),
                     source => ServeError::Message { name, source },
                 }));
             }
@@ -94,37 +95,53 @@ fn messages(peer: UnixStream, backend: &Arc<Mutex<Backend>>) -> Result<(), Serve
     Ok(())
 }
 
-/// Looks at the header of the next message; `None` if the peer is gone.
+/// Waits for the next message, all of it, and looks at its header; `None` if the peer is gone.
 fn header(peer: &UnixStream) -> Result<Option<[u32; 3]>, ServeError> {
-    let mut begun: Option<Instant> = None;
-    loop {
-        let mut bytes = [0; HEADER];
-        let got = match recv(peer, &mut bytes[..], RecvFlags::PEEK) {
-            Ok((_, got)) => got,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(rustix::io::Errno::CONNRESET) => 0,
+    let mut bytes = [0; HEADER];
+    let mut peek = || loop {
+        match recv(peer, &mut bytes[..], RecvFlags::PEEK) {
+            Ok((_, got)) => return Ok((got, bytes)),
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok((0, bytes)),
             Err(error) => return Err(ServeError::system("the connection")(error.into())),
-        };
-        let since = *begun.get_or_insert_with(Instant::now);
-        match got {
-            0 => return Ok(None),
-            HEADER => {
-                let (words, _) = bytes.as_chunks::<4>();
-                let word = |at: usize| words.get(at).map_or(0, |word| u32::from_le_bytes(*word));
-                return Ok(Some([word(0), word(1), word(2)]));
-            }
-            _ if gone(peer) => return Err(ServeError::Cut { got }),
-            _ if since.elapsed() > PATIENCE => {
-                return Err(ServeError::Stalled { got, seconds: PATIENCE.as_secs() });
-            }
-            _ => std::thread::sleep(Duration::from_millis(1)),
         }
+    };
+    if peek()?.0 == 0 {
+        return Ok(None);
+    }
+    let begun = Instant::now();
+    wait_for(peer, HEADER, begun)?;
+    let (_, bytes) = peek()?;
+    let (words, _) = bytes.as_chunks::<4>();
+    let word = |at: usize| words.get(at).map_or(0, |word| u32::from_le_bytes(*word));
+    let header = [word(0), word(1), word(2)];
+    check(header)?;
+    wait_for(peer, HEADER + usize::try_from(header[2]).unwrap_or(LIMIT), begun)?;
+    Ok(Some(header))
+}
+
+/// Waits until `needed` bytes of a message are there.
+fn wait_for(peer: &UnixStream, needed: usize, begun: Instant) -> Result<(), ServeError> {
+    loop {
+        // Asked first: what was sent before the peer went is there then.
+        let over = gone(peer);
+        let got = ioctl_fionread(peer).map_err(|error| ServeError::system("the connection")(error.into()))?;
+        let got = usize::try_from(got).unwrap_or(usize::MAX);
+        if got >= needed {
+            return Ok(());
+        }
+        if over {
+            return Err(ServeError::Cut { got });
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(ServeError::Stalled { got, seconds: PATIENCE.as_secs() });
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 /// Whether the peer has closed its side.
 fn gone(peer: &UnixStream) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(peer, PollFlags::RDHUP)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
