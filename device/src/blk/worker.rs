@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use super::request::{Disk, Piece, Request, Work};
 use crate::counters::Counters;
@@ -230,7 +230,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
             .zip(usize::try_from(piece.len).ok())
             .and_then(|(start, len)| self.common.id.get(start..start + len));
         let Some(part) = part else { return 0 };
-        if self.mem.write_slice(part, GuestAddress(piece.addr)).is_err() {
+        if self.mem.put(piece.addr, part).is_err() {
             return 0;
         }
         self.mem.moved(piece.addr, part.len(), true);

@@ -1,6 +1,6 @@
 //! The device's side of a split ring: chains out, used elements in, and when to interrupt.
 //!
-//! The available index and the driver's doorbell are virtio-queue's. What it does differently from what a laboratory
+//! Descriptors and the driver's doorbell are virtio-queue's. What it does differently from what a laboratory
 //! needs is done here: it turns a refused access, a loop or a bad table into a shorter chain, so the descriptors are
 //! walked here and every such thing is a [`RingError`]; it ignores NO_INTERRUPT; and it shows the driver each used
 //! element by itself, where [`Ring::stage`] and [`Ring::commit`] show many at once.
@@ -15,7 +15,7 @@ use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Error as QueueError, Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{GuestAddress, GuestMemory};
 
 use super::queue::QueueConfig;
 use super::{EVENT_IDX, INDIRECT_DESC};
@@ -183,8 +183,9 @@ impl Ring {
     /// # Errors
     /// [`RingError`] if the index can't be read or says more than the ring holds.
     pub fn waiting<M: GuestMemory, T: Tap>(&self, mem: &BusMaster<M, T>) -> Result<u16, RingError> {
-        let index = self.queue.avail_idx(mem, Ordering::Acquire).map_err(|error| broken(mem, error))?.0;
-        mem.moved(self.config.avail.wrapping_add(2), 2, false);
+        let at = self.config.avail.wrapping_add(2);
+        let index = mem.load16(at, Ordering::Acquire).map_err(|error| refused(mem, error))?;
+        mem.moved(at, 2, false);
         let (next, size) = (self.queue.next_avail(), self.config.size);
         match index.wrapping_sub(next) {
             waiting if waiting > size => Err(RingError::AvailIndex { index, next, size }),
@@ -199,10 +200,10 @@ impl Ring {
     pub(crate) fn take<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<Chain, RingError> {
         let (next, size) = (self.queue.next_avail(), self.config.size);
         let slot = self.config.avail.wrapping_add(4 + 2 * u64::from(next % size));
-        let head = mem.load::<u16>(GuestAddress(slot), Ordering::Acquire).map_err(|error| refused(mem, error))?;
+        let head = mem.load16(slot, Ordering::Acquire).map_err(|error| refused(mem, error))?;
         mem.moved(slot, 2, false);
         self.queue.set_next_avail(next.wrapping_add(1));
-        let mut chain = Chain { head: u16::from_le(head), second: None, descs: self.spare.pop().unwrap_or_default() };
+        let mut chain = Chain { head, second: None, descs: self.spare.pop().unwrap_or_default() };
         chain.descs.clear();
         mem.tap().took(chain.head);
         self.walk(mem, &mut chain)?;
@@ -240,7 +241,7 @@ impl Ring {
     ) -> Result<(), RingError> {
         let slot = self.config.used.wrapping_add(4 + 8 * u64::from(self.used % self.config.size));
         let element = u64::from(len) << 32 | u64::from(id);
-        mem.write_obj(element.to_le(), GuestAddress(slot)).map_err(|error| refused(mem, error))?;
+        mem.put(slot, &element.to_le_bytes()).map_err(|error| refused(mem, error))?;
         mem.moved(slot, 8, true);
         mem.tap().gave(id, len);
         self.used = self.used.wrapping_add(1);
@@ -255,7 +256,7 @@ impl Ring {
     pub(crate) fn commit<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<(), RingError> {
         self.added = self.added.wrapping_add(std::mem::take(&mut self.staged));
         let at = self.config.used.wrapping_add(2);
-        mem.store(self.used.to_le(), GuestAddress(at), Ordering::Release).map_err(|error| refused(mem, error))?;
+        mem.store16(at, self.used, Ordering::Release).map_err(|error| refused(mem, error))?;
         mem.moved(at, 2, true);
         Ok(())
     }
@@ -302,9 +303,9 @@ impl Ring {
         let event_idx = self.queue.event_idx_enabled();
         let within = if event_idx { 4 + 2 * u64::from(self.config.size) } else { 0 };
         let at = self.config.avail.wrapping_add(within);
-        let wish = mem.load::<u16>(GuestAddress(at), Ordering::Relaxed).map_err(|error| refused(mem, error))?;
+        let wish = mem.load16(at, Ordering::Relaxed).map_err(|error| refused(mem, error))?;
         mem.moved(at, 2, false);
-        let (wish, added) = (u16::from_le(wish), std::mem::take(&mut self.added));
+        let added = std::mem::take(&mut self.added);
         if event_idx {
             // Passed: the index the driver named is among those added since it was last asked.
             let passed = self.used.wrapping_sub(wish).wrapping_sub(1) < added;
@@ -351,9 +352,12 @@ impl Ring {
     ) -> Result<Descriptor, RingError> {
         // A table at the end of the address space wraps, and then faults as any other bad address does.
         let at = table.wrapping_add(16 * u64::from(index));
-        let descriptor = mem.read_obj(GuestAddress(at)).map_err(|error| refused(mem, error))?;
-        mem.moved(at, size_of::<Descriptor>(), false);
-        Ok(descriptor)
+        let mut bytes = [0; size_of::<Descriptor>()];
+        mem.fetch(at, &mut bytes).map_err(|error| refused(mem, error))?;
+        mem.moved(at, bytes.len(), false);
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        let (addr, len) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]));
+        Ok(Descriptor::new(addr, len, u16::from_le_bytes([m, n]), u16::from_le_bytes([o, p])))
     }
 
     /// Collects the segments of `chain`. Every turn adds one or enters the one indirect table: it ends.

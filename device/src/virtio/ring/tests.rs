@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use virtio_queue::QueueOwnedT;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::*;
 use crate::pci::{Beyond, BusMasterGate, Refusal};
