@@ -322,8 +322,7 @@ impl Ram {
     /// Gives part of the file back to the host; it reads as zeros from then on.
     fn punch(&self, offset: u64, bytes: u64) -> Result<(), RamError> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&self.file, mode, offset, bytes)
-            .map_err(|e| RamError::Host { bytes, source: e.into() })
+        rustix::fs::fallocate(&self.file, mode, offset, bytes).map_err(|e| RamError::Host { bytes, source: e.into() })
     }
 }
 

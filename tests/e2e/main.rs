@@ -7,6 +7,7 @@ mod containment;
 mod explore;
 mod hostile_device;
 mod probe_unwinds;
+mod qtest;
 mod readme;
 mod shows_1_low_zone;
 mod shows_2_copy_image;
