@@ -202,7 +202,7 @@ fn interrupts_come_by_pin_and_by_message() {
         assert_eq!((causes(&cpu, &seen), regs.readl(&cpu, 0x08)), (1, 120));
         irq.free(&cpu);
 
-        let vector = rig.alone.bus.alloc_vector(0).unwrap();
+        let vector = rig.bus.alloc_vector(0).unwrap();
         let cap = pci.find_capability(5).unwrap();
         pci.config_write(cap + 4, Width::B4, u32::try_from(vector.addr).unwrap());
         pci.config_write(cap + 8, Width::B4, 0);
@@ -218,7 +218,7 @@ fn interrupts_come_by_pin_and_by_message() {
         regs.writeq(&cpu, 0x98, 0b101);
         assert_eq!(causes(&cpu, &seen), 0x100);
         irq.free(&cpu);
-        rig.alone.bus.free_vector(vector.irq);
+        rig.bus.free_vector(vector.irq);
     }
     drop(devices);
     rig.assert_clean();

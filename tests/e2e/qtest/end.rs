@@ -1,6 +1,7 @@
 //! How it ends: in order, by death, by silence, and when it never begins.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lowzone_driver::blk::{BlkDriver, BlkOptions, Data, Request};
@@ -12,11 +13,17 @@ use lowzone_guest_mem::{KBuf, PhysAddr};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::{Rig, end, small};
+use lowzone::wire::InProc;
 use lowzone::wire::qtest::{BlkPeer, Drive, Peer, Qemu, QtestError};
 use lowzone_tests::peer;
 
 fn pid(rig: &Rig) -> Pid {
-    Pid::from_raw(i32::try_from(rig.alone.bus.process_id()).unwrap()).unwrap()
+    Pid::from_raw(i32::try_from(rig.bus.process_id()).unwrap()).unwrap()
+}
+
+fn start(machine: &Machine, peers: &[Peer]) -> Result<Qemu, QtestError> {
+    let kernel = machine.kernel_ref();
+    Qemu::start(kernel, Arc::new(InProc::new(kernel, 2)), peers)
 }
 
 fn disk() -> Peer {
@@ -35,7 +42,7 @@ fn it_ends_with_the_bus_and_leaves_ram_clean() {
     let ram = rig.machine.kernel().ram();
     // Written by QEMU alone: no dirty map knows of it.
     let at = PhysAddr::new(0x30_0000);
-    rig.alone.bus.write(at, Width::B4, 0x5eed_5eed);
+    rig.bus.write(at, Width::B4, 0x5eed_5eed);
     assert_eq!(ram.load::<u32>(at).unwrap(), 0x5eed_5eed);
     assert_eq!(end(rig), "");
     assert!(test_kill_process(pid).is_err(), "killed and reaped");
@@ -63,7 +70,7 @@ fn its_death_is_one_error_and_hangs_nobody() {
     drop(disk);
     unbind(&cpu, &driver, &devices[0]);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    let failure = rig.alone.bus.failure().unwrap();
+    let failure = rig.bus.failure().unwrap();
     assert_eq!(failure, "QEMU ended: signal: 9 (SIGKILL)");
 }
 
@@ -75,12 +82,12 @@ fn what_qemu_refuses_is_quoted() {
     let machine = Machine::acquire(small()).unwrap();
     let image = Drive::Image { path: PathBuf::from("/nowhere/a,b"), read_only: false };
     let peer = Peer::Blk { drive: image, options: BlkPeer::default() };
-    let error = Qemu::start(machine.kernel_ref(), 2, &[peer]).err().unwrap().to_string();
+    let error = start(&machine, &[peer]).err().unwrap().to_string();
     assert!(error.starts_with("QEMU ended: exit status: 1: "), "{error}");
     assert!(error.contains("Could not open '/nowhere/a,b': No such file or directory"), "{error}");
     let peer =
         Peer::Blk { drive: Drive::Null { bytes: 1 << 20 }, options: BlkPeer { queue_size: 3, ..BlkPeer::default() } };
-    let error = Qemu::start(machine.kernel_ref(), 2, &[peer]).err().unwrap().to_string();
+    let error = start(&machine, &[peer]).err().unwrap().to_string();
     assert!(error.contains("queue-size"), "{error}");
 }
 
@@ -91,6 +98,6 @@ fn a_machine_that_qemu_cant_lay_out_is_refused() {
     }
     let config = MachineConfig { ram: 6 << 30, low: 0xe000_0000, ..MachineConfig::default() };
     let machine = Machine::acquire(config).unwrap();
-    let error = Qemu::start(machine.kernel_ref(), 2, &[]).err().unwrap();
+    let error = start(&machine, &[]).err().unwrap();
     assert!(matches!(error, QtestError::Split { low: 0xe000_0000, .. }), "{error}");
 }

@@ -13,6 +13,7 @@ use lowzone_guest_mem::finding::Finding;
 use lowzone_guest_mem::kernel::{KernelRef, Machine, MachineConfig};
 use lowzone_guest_mem::timer::Timers;
 
+use lowzone::wire::InProc;
 use lowzone::wire::qtest::{Peer, Qemu};
 
 mod blk;
@@ -22,7 +23,7 @@ mod end;
 /// The smallest world: one CPU in real time, whose only company is the emulator.
 struct Alone {
     kernel: KernelRef,
-    bus: Arc<Qemu>,
+    controller: Arc<InProc>,
     begun: Instant,
     tickets: Cell<u64>,
     woken: RefCell<Vec<(Key, u64, bool)>>,
@@ -48,7 +49,7 @@ impl Env for Alone {
                 Wake::Woken
             } else if until.is_some_and(|at| at <= self.now()) {
                 Wake::TimedOut
-            } else if !ticket.irqs_off && (self.bus.pending(0) || self.timer_due()) {
+            } else if !ticket.irqs_off && (self.controller.pending(0) || self.timer_due()) {
                 return Wake::Irq;
             } else {
                 drop(waiting);
@@ -65,7 +66,7 @@ impl Env for Alone {
     }
 
     fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
-        self.bus.take_handler(0).or_else(|| self.timer_due().then(Timers::interrupt))
+        self.controller.take_handler(0).or_else(|| self.timer_due().then(Timers::interrupt))
     }
 
     fn point(&self, _point: Point) -> Verdict {
@@ -86,18 +87,21 @@ impl Alone {
 /// A machine, the emulator on its RAM, and its first device.
 struct Rig {
     alone: Alone,
+    bus: Arc<Qemu>,
     machine: Machine,
 }
 
 impl Rig {
     fn new(config: MachineConfig, peers: &[Peer]) -> Self {
         let machine = Machine::acquire(MachineConfig { cpus: 1, ..config }).unwrap();
-        let bus = Qemu::start(machine.kernel_ref(), 1, peers).unwrap_or_else(|error| panic!("{error}"));
+        let kernel = machine.kernel_ref();
+        let controller = Arc::new(InProc::new(kernel, 1));
+        let bus = Qemu::start(kernel, controller.clone(), peers).unwrap_or_else(|error| panic!("{error}"));
         let bus = Arc::new(bus);
         machine.kernel().set_io_space(bus.clone());
-        let kernel = machine.kernel_ref();
-        let alone = Alone { kernel, bus, begun: Instant::now(), tickets: Cell::new(0), woken: RefCell::default() };
-        Self { alone, machine }
+        let (tickets, woken) = (Cell::new(0), RefCell::default());
+        let alone = Alone { kernel, controller, begun: Instant::now(), tickets, woken };
+        Self { alone, bus, machine }
     }
 
     fn cpu(&self) -> Cpu<'_> {
@@ -105,7 +109,7 @@ impl Rig {
     }
 
     fn devices(&self) -> Vec<Arc<PciDevice>> {
-        let bus: Arc<dyn PciBus> = self.alone.bus.clone();
+        let bus: Arc<dyn PciBus> = self.bus.clone();
         let dma = |at: Bdf| {
             (at.device >= Qemu::place(0).device).then(|| DmaDevice::new(self.machine.kernel_ref(), &at.to_string()))
         };
@@ -114,12 +118,12 @@ impl Rig {
 
     fn assert_clean(&self) {
         let kernel = self.machine.kernel();
-        assert_eq!(self.alone.bus.failure(), None);
+        assert_eq!(self.bus.failure(), None);
         let findings: Vec<_> = kernel.findings().iter().map(ToString::to_string).collect();
         assert!(findings.is_empty(), "{findings:#?}");
         let leaks = lowzone_guest_mem::stats::leaks(kernel);
         assert!(leaks.is_empty(), "{leaks:#?}");
-        assert_eq!(self.alone.bus.vectors(), 0);
+        assert_eq!(self.alone.controller.vectors(), 0);
     }
 }
 
@@ -129,8 +133,7 @@ fn small() -> MachineConfig {
 
 /// Ends the emulator; what it printed.
 fn end(rig: Rig) -> String {
-    let Rig { alone, machine } = rig;
-    let bus = alone.bus;
+    let Rig { bus, machine, .. } = rig;
     // The kernel holds the bus as well.
     drop(machine);
     Arc::into_inner(bus).unwrap().quit()

@@ -14,16 +14,16 @@ use std::time::Duration;
 
 use lowzone_driver::bus::{Bdf, PciBus, Vector};
 use lowzone_guest_mem::PhysAddr;
-use lowzone_guest_mem::env::IrqHandler;
 use lowzone_guest_mem::iospace::{IoSpace, Width};
 use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::ram::{LOW_LIMIT, Ram};
 
 use super::QtestError;
-use super::irq::{INPUTS, Interrupts};
+use super::mailbox::{INPUTS, Mailbox};
 use super::peer::Peer;
 use super::process::{Process, path_of};
 use super::protocol::{Client, Failure, LIMIT};
+use crate::wire::InProc;
 
 /// Where BARs may be placed: from the top of possible low RAM to the I/O APIC.
 const WINDOW: (u64, u64) = (LOW_LIMIT, 0xfec0_0000 - LOW_LIMIT);
@@ -43,16 +43,12 @@ const SLEEP_AFTER: u32 = 10_000;
 const NAP: Duration = Duration::from_micros(50);
 const SLEEP: Duration = Duration::from_millis(1);
 
-/// Raises the interrupt of a CPU: the world's.
-pub type Notify = Arc<dyn Fn() + Send + Sync>;
-
 /// What the keeper and the CPUs share.
 struct Shared {
     client: Mutex<Client>,
     process: Mutex<Process>,
-    interrupts: Interrupts,
+    mailbox: Mailbox,
     failure: Mutex<Option<QtestError>>,
-    notify: Mutex<Option<Notify>>,
     dead: AtomicBool,
     stop: AtomicBool,
     /// Rounds in which the keeper found nothing.
@@ -70,11 +66,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Qemu {
-    /// Starts an emulator over the RAM of a machine of `cpus` CPUs, with these devices.
+    /// Starts an emulator with these devices over the RAM of a machine, whose interrupts go to `controller`.
     ///
     /// # Errors
     /// [`QtestError`]: it isn't installed, can't lay RAM out like the machine's, or refuses its options.
-    pub fn start(kernel: KernelRef, cpus: u32, peers: &[Peer]) -> Result<Self, QtestError> {
+    pub fn start(kernel: KernelRef, controller: Arc<InProc>, peers: &[Peer]) -> Result<Self, QtestError> {
         let refused = |said: &str| QtestError::Ended { said: said.to_owned() };
         let ram = kernel.get().ok_or_else(|| refused("the machine is gone"))?.ram();
         let mut args = machine_args(ram)?;
@@ -85,7 +81,7 @@ impl Qemu {
         let (tell, told) = mpsc::sync_channel(1);
         // The emulator dies with the thread that starts it, hence the keeper does.
         let keeper = std::thread::Builder::new().name("qemu".to_owned()).spawn(move || {
-            match Shared::start((kernel, cpus), args, files) {
+            match Shared::start((kernel, controller), args, files) {
                 Ok(shared) => {
                     let shared = Arc::new(shared);
                     if tell.send(Ok(shared.clone())).is_ok() {
@@ -110,26 +106,6 @@ impl Qemu {
     /// What went wrong first; then the bus is dead and there will be nothing more.
     pub fn failure(&self) -> Option<String> {
         lock(&self.shared.failure).as_ref().map(ToString::to_string)
-    }
-
-    /// Calls `notify` whenever an interrupt came in, on the keeper's thread.
-    pub fn set_notify(&self, notify: Option<Notify>) {
-        *lock(&self.shared.notify) = notify;
-    }
-
-    /// Whether an interrupt waits for `cpu`.
-    pub fn pending(&self, cpu: u32) -> bool {
-        self.shared.interrupts.pending(cpu)
-    }
-
-    /// Takes the next interrupt of `cpu` that has a handler; one that has none is dropped.
-    pub fn take_handler(&self, cpu: u32) -> Option<Arc<dyn IrqHandler>> {
-        self.shared.interrupts.take_handler(cpu)
-    }
-
-    /// How many vectors are allocated.
-    pub fn vectors(&self) -> usize {
-        self.shared.interrupts.allocated()
     }
 
     /// What QEMU printed so far; its standard output comes late, when it ends.
@@ -190,15 +166,18 @@ fn machine_args(ram: &Ram) -> Result<Vec<String>, QtestError> {
 }
 
 impl Shared {
-    fn start((kernel, cpus): (KernelRef, u32), args: Vec<String>, files: Vec<File>) -> Result<Self, QtestError> {
+    fn start(
+        (kernel, controller): (KernelRef, Arc<InProc>),
+        args: Vec<String>,
+        files: Vec<File>,
+    ) -> Result<Self, QtestError> {
         let (process, stream) = Process::start(args, files)?;
         let client = Client::new(stream, LIMIT).map_err(|source| QtestError::Host { what: "socket", source })?;
         let shared = Self {
             client: Mutex::new(client),
             process: Mutex::new(process),
-            interrupts: Interrupts::new(kernel, cpus),
+            mailbox: Mailbox::new(kernel, controller),
             failure: Mutex::default(),
-            notify: Mutex::default(),
             dead: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             idle: AtomicU32::new(0),
@@ -218,7 +197,7 @@ impl Shared {
         }
         let mut client = lock(&self.client);
         let answer = exchange(&mut client);
-        client.take_lines().for_each(|line| self.interrupts.set_line(line));
+        client.take_lines().for_each(|line| self.mailbox.set_line(line));
         drop(client);
         answer.map_err(|failure| self.fail(failure)).ok()
     }
@@ -249,21 +228,16 @@ impl Shared {
                 drop(client);
                 self.ask(Client::listen);
             }
-            let found = self.interrupts.sweep();
-            if found && let Some(notify) = lock(&self.notify).clone() {
-                notify();
+            if self.mailbox.collect() {
+                self.idle.store(0, Ordering::Relaxed);
             }
-            let idle = if found { 0 } else { self.idle.fetch_add(1, Ordering::Relaxed) };
-            match idle {
+            match self.idle.fetch_add(1, Ordering::Relaxed) {
                 0..NAP_AFTER => std::thread::yield_now(),
                 NAP_AFTER..SLEEP_AFTER => std::thread::sleep(NAP),
                 _ => {
                     self.idle.store(SLEEP_AFTER, Ordering::Relaxed);
                     std::thread::sleep(SLEEP);
                 }
-            }
-            if found {
-                self.idle.store(0, Ordering::Relaxed);
             }
         }
     }
@@ -304,20 +278,20 @@ impl PciBus for Qemu {
     }
 
     fn alloc_vector(&self, cpu: u32) -> Option<Vector> {
-        self.shared.interrupts.alloc(cpu)
+        self.shared.mailbox.alloc(cpu)
     }
 
     fn free_vector(&self, irq: u32) {
-        self.shared.interrupts.free(irq);
+        self.shared.mailbox.free(irq);
     }
 
     fn intx(&self, at: Bdf) -> Option<u32> {
-        let pin = self.config_read(at, INTERRUPT_PIN, Width::B1);
-        (1..=4).contains(&pin).then(|| Interrupts::line_of(at, pin - 1))
+        let pin = u8::try_from(self.config_read(at, INTERRUPT_PIN, Width::B1)).ok()?;
+        (1..=4).contains(&pin).then(|| self.shared.mailbox.line_of(at, pin - 1))
     }
 
     fn take_irq(&self, cpu: u32) -> Option<u32> {
-        self.shared.interrupts.take(cpu)
+        self.shared.mailbox.take_irq(cpu)
     }
 
     /// QEMU's functions have no reset of their own on a conventional bus (no FLR): decoding and DMA are turned off.

@@ -1,6 +1,6 @@
 //! Which devices QEMU gets, as its command line.
 //!
-//! Each takes a slot of bus 0, from [`FIRST_SLOT`] up: the ones before are the host bridge's and the ISA bridge's.
+//! Each takes a slot of bus 0, from 2 up: the ones before are the host bridge's and the ISA bridge's.
 //! Neighbours: `process`, which runs the line; `spec`, whose devices are mapped on these. Left out: what QEMU's devices
 //! can't be told, such as how many address bits they decode.
 
