@@ -1,7 +1,8 @@
 //! Drivers, and the PCI core they are written against.
 //!
 //! [`Driver`] is what a driver implements; [`pci`] finds functions, assigns their BARs and matches them by id;
-//! [`virtio`] is the driver's half of the transport and of the split ring; [`blk`] is the virtio block driver.
+//! [`virtio`] is the driver's half of the transport and of the split ring; [`blk`] is the virtio block driver,
+//! [`edu`] that of QEMU's educational device.
 //! A driver reaches its device only through [`bus::PciBus`] and `guest_mem::IoSpace`, both implemented by a wire, so
 //! the same driver talks to the emulated device in process and to a peer in another.
 //!
@@ -11,6 +12,9 @@
 pub mod blk;
 pub mod bus;
 pub mod driver;
+pub mod edu;
+#[cfg(lowzone_mutants)]
+pub mod mutant;
 pub mod pci;
 pub mod virtio;
 

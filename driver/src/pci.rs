@@ -3,7 +3,7 @@
 //! [`enumerate`] does what firmware and kernel do at boot: it sizes each BAR and places it in the bus's window. A
 //! driver then enables decoding, becomes bus master, walks capabilities (bounded: a device may lie in circles) and
 //! takes interrupts. Mirrors drivers/pci/probe.c, setup-res.c and msi/msi.c; PCI 3.0 chapter 6.
-//! Neighbours: `bus`, `driver`. Left out: bridges, I/O ports, prefetchable windows, multi-message MSI.
+//! Neighbours: `bus`, `driver`; plain MSI and function reset are modules below. Left out: bridges, I/O ports, prefetchable windows, multi-message MSI.
 
 use std::sync::Arc;
 
@@ -18,12 +18,18 @@ use thiserror::Error;
 
 use crate::bus::{Bdf, PciBus, Vector};
 
+mod msi;
+mod reset;
+
+pub use msi::Msi;
+
 const COMMAND: u16 = 0x04;
 const STATUS: u16 = 0x06;
 const BAR0: u16 = 0x10;
 const CAPABILITIES: u16 = 0x34;
 const COMMAND_MEMORY: u32 = 1 << 1;
 const COMMAND_MASTER: u32 = 1 << 2;
+const COMMAND_INTX_OFF: u32 = 1 << 10;
 const STATUS_CAP_LIST: u32 = 1 << 4;
 /// A capability list longer than config space can hold is a circle.
 const MAX_CAPABILITIES: usize = 48;
@@ -84,6 +90,12 @@ pub enum PciError {
         /// The function.
         at: Bdf,
     },
+    /// Nobody answers where the function was.
+    #[error("{at} does not answer")]
+    Gone {
+        /// The function.
+        at: Bdf,
+    },
     /// Registers could not be mapped.
     #[error(transparent)]
     Ioremap(#[from] IoremapError),
@@ -95,6 +107,7 @@ impl PciError {
         match self {
             Self::NoRoom { .. } | Self::Ioremap(_) => -12,
             Self::NoVectors { .. } => -28,
+            Self::Gone { .. } => -19,
             Self::NoBar { .. } | Self::NoCapability { .. } | Self::NoIntx { .. } => -22,
         }
     }
@@ -241,6 +254,11 @@ impl PciDevice {
     /// Lets it do DMA and raise MSI (`pci_set_master`).
     pub fn set_master(&self) {
         self.command(COMMAND_MASTER, 0);
+    }
+
+    /// Lets it assert its pin, or keeps it from that (`pci_intx`). Any context.
+    pub fn set_intx(&self, on: bool) {
+        if on { self.command(0, COMMAND_INTX_OFF) } else { self.command(COMMAND_INTX_OFF, 0) }
     }
 
     /// Every capability as `(id, offset)`, at most as many as config space holds.

@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
 
 use crate::env::{Class, Env, Key, Point, Ticket, Verdict, Wake};
+use crate::fault::{Caller, Request};
 use crate::finding::{Finding, FindingKind};
 use crate::kernel::{Kernel, KernelRef};
 use crate::lock;
@@ -30,6 +31,8 @@ pub enum Halt {
     Dying,
     /// The CPU waits for a lock that it holds itself: on hardware it would spin for ever.
     SelfDeadlock,
+    /// The code on it was killed in the middle, as by an oops.
+    Oops,
 }
 
 /// The CPU that runs this code.
@@ -134,6 +137,11 @@ impl<'w> Cpu<'w> {
         self.preempt_count.get() >= HARDIRQ
     }
 
+    /// Whether neither a softirq nor a hard-interrupt handler runs (`in_task`).
+    pub fn in_task(&self) -> bool {
+        self.preempt_count.get() < SOFTIRQ
+    }
+
     /// Whether sleeping is forbidden here.
     pub fn in_atomic(&self) -> bool {
         self.preempt_count.get() != 0 || self.irqs_disabled()
@@ -153,24 +161,26 @@ impl<'w> Cpu<'w> {
         }
     }
 
-    /// Passes a point: the world may run others, deliver interrupts here, or ask for a failure.
+    /// Passes a point for `size` bytes, or what else its class counts: the world may run others, deliver interrupts
+    /// here, or ask for a failure.
     #[track_caller]
-    pub fn point(&self, class: Class, detail: u64) -> Verdict {
-        self.point_for(class, detail, self.owner())
+    pub fn point(&self, class: Class, size: u64) -> Verdict {
+        self.point_for(class, size, self.owner())
     }
 
     /// [`Cpu::point`] on behalf of `owner`.
-    pub fn point_for(&self, class: Class, detail: u64, owner: Owner) -> Verdict {
-        self.point_as(class, detail, owner, true)
+    pub fn point_for(&self, class: Class, size: u64, owner: Owner) -> Verdict {
+        self.pass(Request::new(class, size), owner, true)
     }
 
-    /// [`Cpu::point_for`] where only injection can fail (`natural` unset).
-    pub(crate) fn point_as(&self, class: Class, detail: u64, owner: Owner, natural: bool) -> Verdict {
+    /// Passes the point of a request; only injection can fail it where `natural` is unset.
+    pub(crate) fn pass(&self, request: Request, owner: Owner, natural: bool) -> Verdict {
         let held = lock::held();
         if held > 0 {
             self.emit(FindingKind::LabLockHeld { held }, None, vec![("at", owner)]);
         }
-        let verdict = self.env.point(Point { class, owner, detail, natural });
+        let caller = if self.in_task() { Caller::Task } else { Caller::Interrupt };
+        let verdict = self.env.point(Point { request: request.by(caller), owner, natural });
         self.irq_window();
         verdict
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cpu::Cpu;
+use crate::fault::Request;
 use crate::finding::Finding;
 use crate::site::Owner;
 
@@ -168,12 +169,10 @@ impl FromStr for Class {
 /// A place that can fail or be reordered, as it is reached.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// What kind of place.
-    pub class: Class,
+    /// What is asked for: tells the kind of place.
+    pub request: Request,
     /// The source line and scope path.
     pub owner: Owner,
-    /// The size, address or order asked for: shown, never compared.
-    pub detail: u64,
     /// Whether a real machine can fail here; else only injection does.
     pub natural: bool,
 }

@@ -7,7 +7,7 @@
 //!
 //! A pure data structure: no lock, no CPU, no clock; chance comes from the caller. Mirrors `lib/fault-inject.c`,
 //! `mm/failslab.c` and `mm/fail_page_alloc.c` of 6.1. Neighbours: `attribute` knows names and values, `request` what
-//! is asked, `spec` the text; a world asks at each point. Left out: filters by stack (off on x86-64 in 6.1), limits
+//! is asked at each [`crate::env::Point`], `spec` the text; a world asks it. Left out: filters by stack (off on x86-64 in 6.1), limits
 //! on the rate of messages (none by default), `fail-nth` shared by all injectors of a task (here each class has its
 //! own).
 
@@ -19,7 +19,6 @@ use crate::gfp::Gfp;
 mod attribute;
 #[cfg(test)]
 mod golden;
-mod nearest;
 mod request;
 mod spec;
 #[cfg(test)]
@@ -149,12 +148,12 @@ impl FaultAttr {
     /// Decides a request (`should_fail`); `true` = it fails. A request of another class always passes.
     ///
     /// `random` gives evenly distributed bits and is called once at most, when chance decides: also at 100 percent.
-    pub fn should_fail(&mut self, request: &Request<'_>, random: &mut dyn FnMut() -> u32) -> bool {
+    pub fn should_fail(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> bool {
         self.inject(request, random).is_some()
     }
 
     /// [`FaultAttr::should_fail`], telling of a failure what the log gets. `None` = the request passes.
-    pub fn inject(&mut self, request: &Request<'_>, random: &mut dyn FnMut() -> u32) -> Option<Forced> {
+    pub fn inject(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> Option<Forced> {
         if request.class != self.class {
             return None;
         }
@@ -176,7 +175,7 @@ impl FaultAttr {
     }
 
     /// What the injector never touches (`__should_failslab`, `__should_fail_alloc_page`): no counter moves.
-    fn spares(&self, request: &Request<'_>) -> bool {
+    fn spares(&self, request: &Request) -> bool {
         request.gfp.contains(Gfp::NOFAIL)
             || (self.ignore_gfp_wait && request.gfp.may_sleep())
             || (self.ignore_gfp_highmem && request.gfp.contains(Gfp::HIGHMEM))
@@ -185,7 +184,7 @@ impl FaultAttr {
     }
 
     /// The tests of `should_fail_ex`, in its order: each may move a counter that the next ones don't see.
-    fn strikes(&mut self, request: &Request<'_>, random: &mut dyn FnMut() -> u32) -> bool {
+    fn strikes(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> bool {
         if self.fail_nth > 0 && request.caller != Caller::Interrupt {
             self.fail_nth -= 1;
             return self.fail_nth == 0;

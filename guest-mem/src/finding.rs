@@ -140,6 +140,12 @@ pub enum FindingKind {
         /// The size of the thing.
         size: u64,
     },
+    /// The NULL of an allocation that failed was used.
+    #[error("BUG: kernel NULL pointer dereference, address: 0000000000000000 ({what})")]
+    NullDereference {
+        /// What should have lain there.
+        what: &'static str,
+    },
     /// A handle of an earlier machine was used on this one.
     #[error("a {what} of an earlier machine was used")]
     Stale {
@@ -216,6 +222,7 @@ impl FindingKind {
             Self::Leak { .. } => "leak",
             Self::BadFree(_) => "bad-free",
             Self::OutOfBounds { .. } => "out-of-bounds",
+            Self::NullDereference { .. } => "null-dereference",
             Self::Stale { .. } => "stale-handle",
             Self::GfpFixup { .. } => "gfp-fixup",
             Self::NobodyCared { .. } => "nobody-cared",
@@ -253,7 +260,7 @@ impl FindingKind {
             Self::Leak { resource: Resource::Slab, .. } => Some("CONFIG_DEBUG_KMEMLEAK"),
             Self::BadFree(_) => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
             Self::GfpFixup { .. } | Self::NobodyCared { .. } => Some("any"),
-            Self::DriverPanic { .. } => Some("any (an oops)"),
+            Self::NullDereference { .. } | Self::DriverPanic { .. } => Some("any (an oops)"),
             Self::Deadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),
             _ => None,

@@ -166,7 +166,7 @@ impl IoMem {
     #[track_caller]
     fn read(&self, cpu: &Cpu<'_>, offset: u64, width: Width) -> u64 {
         let Some(at) = self.place(cpu, offset, width) else { return width.ones() };
-        if cpu.point(Class::Mmio, at.get()) == Verdict::Fail {
+        if cpu.point(Class::Mmio, width.bytes().into()) == Verdict::Fail {
             return width.ones();
         }
         let value = self.io.read(at, width);
@@ -178,7 +178,7 @@ impl IoMem {
     fn write(&self, cpu: &Cpu<'_>, offset: u64, width: Width, value: u64) {
         let Some(at) = self.place(cpu, offset, width) else { return };
         // A write can't fail in a way its issuer sees.
-        let _ = cpu.point(Class::MmioWrite, at.get());
+        let _ = cpu.point(Class::MmioWrite, width.bytes().into());
         cpu.trace(Kind::MmioWrite, at.get(), usize::from(width.bytes()), 0, value);
         self.io.write(at, width, value);
     }

@@ -10,13 +10,14 @@ use thiserror::Error;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Cpu;
-use crate::env::{Class, Verdict};
+use crate::env::Verdict;
+use crate::fault::Request;
 use crate::finding::FindingKind;
-use crate::gfp::Gfp;
+use crate::gfp::{GFP_SLAB_BUG_MASK, Gfp};
 use crate::kernel::{Kernel, KernelRef};
-use crate::page::{Pages, alloc_pages, report_bad_free, trace_release};
+use crate::page::{Pages, alloc_pages, ask_for_pages, give_block, report_bad_free, trace_page_free, trace_release};
 use crate::site::Owner;
-use crate::slab::{Allocation, ZERO_SIZE_PTR, get_order};
+use crate::slab::{CacheId, Object, Refill, ZERO_SIZE_PTR, alloc_large, large_mask, large_order};
 use crate::trace::{Kind, owner_word};
 use crate::zone::{AllocError, ZoneKind};
 
@@ -66,19 +67,12 @@ impl KBuf {
         if gfp.may_sleep() {
             cpu.might_sleep("kmalloc");
         }
-        let natural = gfp.can_fail(get_order(len as u64));
-        let failed = cpu.point_as(Class::Slab, len as u64, owner, natural) == Verdict::Fail;
-        let placed = if failed && !gfp.contains(Gfp::NOFAIL) {
-            Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() })
-        } else {
-            let mut memory = cpu.kernel().memory.lock();
-            let memory = &mut *memory;
-            memory.kmalloc.alloc(&mut memory.zones, len, gfp, owner)
+        let placed = match CacheId::serving(len, gfp) {
+            Some(id) => small(cpu, id, len, gfp, owner),
+            None => large(cpu, len, gfp, owner),
         };
-        let placed = placed.inspect_err(|_| cpu.trace(Kind::Kmalloc, 0, len, 0, owner_word(owner)))?;
-        let Allocation::Object { object, fixed_up } = placed else {
-            return Ok(Self { backing: Backing::ZeroSize, len, owner });
-        };
+        let placed = placed.inspect_err(|_| cpu.trace(Kind::Kmalloc, 0, len, 0, owner_word(owner)));
+        let (object, fixed_up) = placed?;
         let (phys, zone) = (object.phys, object.zone);
         cpu.trace(Kind::Kmalloc, phys.get(), len, 0, owner_word(owner));
         if fixed_up {
@@ -105,6 +99,12 @@ impl KBuf {
     /// `len` bytes of a block of pages that holds at least as many.
     pub(crate) fn of_pages(pages: Pages, len: usize) -> Self {
         Self { len: len.min(4096 << pages.order()), owner: pages.owner(), backing: Backing::Pages(pages) }
+    }
+
+    /// The same memory, of which the bytes from `len` on are no longer used: neither copied nor mapped.
+    pub fn truncated(mut self, len: usize) -> Self {
+        self.len = self.len.min(len);
+        self
     }
 
     /// How many bytes were asked for.
@@ -175,6 +175,15 @@ impl KBuf {
         Ok(())
     }
 
+    /// Frees its memory and leaves the buffer with its holder, for misuse: dropping it frees it again.
+    pub(crate) fn free_under(&self, kernel: &Kernel, by: Owner) {
+        match &self.backing {
+            Backing::ZeroSize => {}
+            Backing::Slab { phys, .. } => kfree_raw(kernel, *phys, by),
+            Backing::Pages(pages) => give_block(kernel, pages.phys(), pages.order()),
+        }
+    }
+
     fn machine(&self) -> Option<KernelRef> {
         match &self.backing {
             Backing::ZeroSize => None,
@@ -214,15 +223,51 @@ impl Drop for KBuf {
     }
 }
 
+/// An object of a cache, which may have to grow first; the flag is that of [`crate::slab::Allocation::Object`].
+fn small(cpu: &Cpu<'_>, id: CacheId, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
+    let failed = cpu.pass(Request::object_of(id, gfp), owner, gfp.can_fail(0)) == Verdict::Fail;
+    if failed && !gfp.contains(Gfp::NOFAIL) {
+        return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() });
+    }
+    let [liked, smallest] = {
+        let mut memory = cpu.kernel().memory.lock();
+        if let Some(object) = memory.kmalloc.take(id, len, owner) {
+            return Ok((object, false));
+        }
+        memory.kmalloc.refills(id, gfp)
+    };
+    let grow = |refill: Refill| {
+        ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |memory| {
+            memory.kmalloc.grow(&mut memory.zones, refill, len, owner)
+        })
+    };
+    let object = grow(liked).or_else(|_| grow(smallest))?;
+    Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))
+}
+
+/// Whole pages, for what no cache is large enough.
+fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
+    let request = Request::pages(large_order(len)?, large_mask(gfp));
+    let object = ask_for_pages(cpu, request, owner, |memory| {
+        alloc_large(&mut memory.zones, len, gfp, owner).map(|object| (object.phys, object))
+    })?;
+    Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))
+}
+
 /// `kfree` of an address, for `Drop` and for misuse: a wrong one changes nothing and is reported.
 pub(crate) fn kfree_raw(kernel: &Kernel, phys: PhysAddr, by: Owner) {
     let freed = {
         let mut memory = kernel.memory.lock();
         let memory = &mut *memory;
-        memory.kmalloc.free(&mut memory.zones, phys)
+        memory.kmalloc.release(&mut memory.zones, phys)
     };
     match freed {
-        Ok(freed) => trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0), by),
+        Ok((freed, pages)) => {
+            trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0), by);
+            if let Some(block) = pages {
+                trace_page_free(kernel, block.pfn.phys(), block.order, by);
+            }
+        }
         Err(error) => report_bad_free(kernel, error.into(), by),
     }
 }

@@ -76,6 +76,12 @@ impl KernelLog {
         }
     }
 
+    /// Prints a text, a line for each of its lines, however often (`printk`).
+    pub fn print(&self, now: u64, text: &str) {
+        let lines = text.lines().map(|line| Line { at: now, text: line.to_owned() });
+        self.0.lock().lines.extend(lines);
+    }
+
     /// Every line so far.
     pub fn lines(&self) -> Vec<Line> {
         self.0.lock().lines.clone()

@@ -6,11 +6,13 @@
 //! high memory.
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::buddy::MAX_ORDER;
 use crate::cpu::Cpu;
 use crate::env::{Class, Verdict};
+use crate::fault::Request;
 use crate::finding::{BadFree, Finding, FindingKind};
 use crate::gfp::Gfp;
-use crate::kernel::{Kernel, KernelRef};
+use crate::kernel::{Kernel, KernelRef, Memory};
 use crate::site::Owner;
 use crate::trace::{Kind, Record, owner_word};
 use crate::zone::{AllocError, Block, ZoneKind};
@@ -44,6 +46,9 @@ impl Pages {
 /// The page allocator's front door, for every allocator above it.
 #[track_caller]
 pub(crate) fn take_block(cpu: &Cpu<'_>, order: u8, gfp: Gfp, class: Class, owner: Owner) -> Result<Block, AllocError> {
+    if order > MAX_ORDER {
+        return Err(AllocError::TooLarge { order });
+    }
     if gfp.may_sleep() {
         cpu.might_sleep("alloc_pages");
     }
@@ -58,27 +63,47 @@ pub(crate) fn take_block_quietly(
     class: Class,
     owner: Owner,
 ) -> Result<Block, AllocError> {
-    let failed = cpu.point_as(class, u64::from(order), owner, gfp.can_fail(order)) == Verdict::Fail;
+    let block = ask_for_pages(cpu, Request { class, ..Request::pages(order, gfp) }, owner, |memory| {
+        memory.zones.alloc(order, gfp, owner).map(|block| (block.pfn.phys(), block))
+    })?;
+    if gfp.contains(Gfp::ZERO) {
+        // The block came from a zone, so all of it is RAM.
+        let _ = cpu.kernel().ram().zero(block.pfn.phys(), PAGE_SIZE << order);
+    }
+    Ok(block)
+}
+
+/// The page allocator as all its callers meet it: the point, then `take` under the lock, then the event.
+///
+/// As in Linux, an injected failure leaves no event, and one of the allocator's own leaves one without an address.
+pub(crate) fn ask_for_pages<T>(
+    cpu: &Cpu<'_>,
+    request: Request,
+    owner: Owner,
+    take: impl FnOnce(&mut Memory) -> Result<(PhysAddr, T), AllocError>,
+) -> Result<T, AllocError> {
+    let Request { order, gfp, .. } = request;
+    let failed = cpu.pass(request, owner, gfp.can_fail(order)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
         return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone() });
     }
-    let block = cpu.kernel().memory.lock().zones.alloc(order, gfp, owner)?;
-    let at = block.pfn.phys();
-    cpu.trace(Kind::MmPageAlloc, at.get(), block_bytes(order), 0, owner_word(owner));
-    if gfp.contains(Gfp::ZERO) {
-        // The block came from a zone, so all of it is RAM.
-        let _ = cpu.kernel().ram().zero(at, PAGE_SIZE << order);
-    }
-    Ok(block)
+    let taken = take(&mut cpu.kernel().memory.lock());
+    let at = taken.as_ref().map_or(0, |(at, _)| at.get());
+    cpu.trace(Kind::MmPageAlloc, at, block_bytes(order), 0, owner_word(owner));
+    taken.map(|(_, taken)| taken)
 }
 
 /// Gives a block back; `Drop` calls this, so it has no CPU and no point.
 pub(crate) fn give_block(kernel: &Kernel, at: PhysAddr, order: u8) {
     let freed = kernel.memory.lock().zones.free(at.pfn(), order);
-    trace_release(kernel, Kind::MmPageFree, at, block_bytes(order), Owner::default());
+    trace_page_free(kernel, at, order, Owner::default());
     if let Err(error) = freed {
         report_bad_free(kernel, error.into(), Owner::default());
     }
+}
+
+pub(crate) fn trace_page_free(kernel: &Kernel, at: PhysAddr, order: u8, by: Owner) {
+    trace_release(kernel, Kind::MmPageFree, at, block_bytes(order), by);
 }
 
 pub(crate) fn trace_release(kernel: &Kernel, kind: Kind, at: PhysAddr, len: usize, by: Owner) {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::cpu::Cpu;
 use crate::dma::DmaDevice;
 use crate::env::{Class, Env, IrqHandler, IrqReturn, Key, Point, Ticket, Verdict, Wake};
+use crate::fault::Request;
 use crate::finding::Finding;
 use crate::kernel::{Kernel, KernelRef, Machine, MachineConfig};
 use crate::timer::Timers;
@@ -28,7 +29,7 @@ pub(crate) struct Solo {
     dying: Cell<bool>,
     /// Fails the point that may fail with this number, from 0.
     fail: Cell<Option<u64>>,
-    passed: RefCell<Vec<Class>>,
+    passed: RefCell<Vec<Request>>,
     parks: Cell<u32>,
 }
 
@@ -83,6 +84,11 @@ impl Solo {
 
     /// The classes of the points passed since the last call.
     pub(crate) fn points(&self) -> Vec<Class> {
+        self.requests().iter().map(|request| request.class).collect()
+    }
+
+    /// What was asked at the points passed since the last call.
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.passed.take()
     }
 
@@ -159,9 +165,9 @@ impl Env for Solo {
     }
 
     fn point(&self, point: Point) -> Verdict {
-        self.passed.borrow_mut().push(point.class);
+        self.passed.borrow_mut().push(point.request);
         match self.fail.get() {
-            Some(left) if point.class.may_fail() => {
+            Some(left) if point.request.class.may_fail() => {
                 self.fail.set(left.checked_sub(1));
                 if left == 0 { Verdict::Fail } else { Verdict::Pass }
             }

@@ -1,4 +1,4 @@
-//! The command line: `lowzone run`, `list`, `explore`, `replay`, `schema`, `bench`, `new`.
+//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `schema`, `bench`, `new`.
 //!
 //! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
 //! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
@@ -16,9 +16,9 @@ use thiserror::Error;
 use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
-use crate::spec::{Set, Source, SpecError, schema_with};
+use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
-use crate::{bench, compare, expect, explore, fresh, progress, render, trace};
+use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, trace};
 
 /// A laboratory for the memory half of device drivers.
 ///
@@ -39,6 +39,12 @@ enum Command {
     Explore(explore::cli::Explore),
     /// Repeat one case of a campaign by its token, with its record.
     Replay(explore::cli::Replay),
+    /// Try the stock campaign on bugs that were seeded into the driver, in a build of this program that has them.
+    Mutants(mutants::Mutants),
+    /// Name the seeded bugs of this program, as JSON.
+    #[cfg(lowzone_mutants)]
+    #[command(hide = true)]
+    Seeded,
     /// List the scenarios that come with the program.
     List,
     /// Print the JSON Schema of scenario files, for editors.
@@ -62,6 +68,10 @@ struct Run {
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
+    /// Make requests of a class fail, as Linux's fault injection does; in the place of the file's [fault.CLASS].
+    /// May be given several times. For instance --fault 'slab:probability=50,times=-1,ignore-gfp-wait=N'.
+    #[arg(long, value_name = "SPEC")]
+    fault: Vec<String>,
     /// Write the record of the run to this file, for `lowzone trace`.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -114,6 +124,11 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Token(#[from] explore::token::TokenError),
     #[error(transparent)]
+    Mutants(#[from] mutants::MutantsError),
+    #[cfg(lowzone_mutants)]
+    #[error(transparent)]
+    Mutant(#[from] crate::driver::mutant::UnknownMutant),
+    #[error(transparent)]
     New(#[from] fresh::NewError),
     #[error("{name}: {source}")]
     Read { name: String, source: std::io::Error },
@@ -134,11 +149,19 @@ pub fn main(kit: Kit) -> ExitCode {
     let matches = Cli::command().name(kit.name()).bin_name(kit.name()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let kit = &kit;
+    #[cfg(lowzone_mutants)]
+    if let Err(error) = crate::driver::mutant::chosen() {
+        complain(kit, &error.into());
+        return ExitCode::from(2);
+    }
     let outcome = match cli.command {
         None => run(kit, &Run { seed: vec![1], ..Run::default() }),
         Some(Command::Run(options)) => run(kit, &options),
         Some(Command::Explore(options)) => explore::cli::explore(kit, &options),
         Some(Command::Replay(options)) => explore::cli::replay(kit, &options),
+        Some(Command::Mutants(options)) => mutants::run(&options),
+        #[cfg(lowzone_mutants)]
+        Some(Command::Seeded) => mutants::seeded(),
         Some(Command::List) => list(kit),
         Some(Command::Schema) => print_schema(kit),
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
@@ -216,6 +239,7 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     let source = source(kit, options.scenario.as_deref().unwrap_or(kit.default_scenario()))?;
     let sets = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let scenario = kit.load(&source, &sets)?;
+    let faults = faults(&options.fault)?;
     if options.trace.is_some() && options.seed.len() > 1 {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
@@ -226,6 +250,7 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     let mut code = 0;
     for &seed in &options.seed {
         let mut lab = Lab::with_kit(kit, &source.name, scenario.clone(), seed, Verify::Sha256, control.clone())?;
+        lab.inject(&faults);
         if compared {
             lab.capture();
         }

@@ -40,6 +40,8 @@ pub fn check(expect: &Expect, result: &RunResult) -> Vec<Mismatch> {
     for row in &result.exercises {
         compare(&format!("results of {}", row.label), "none wrong".to_owned(), wrong_results(row.wrong));
     }
+    let wrong_data = result.dma.iter().filter(|row| row.wrong).count();
+    compare("wrong data", expect.wrong_data.to_string(), wrong_data.to_string());
     for row in result.copies.iter().filter(|_| !result.interrupted) {
         compare(&format!("SHA-256 of {} on its way", row.from), row.source.clone(), row.read.clone());
         compare(&format!("SHA-256 of {}", row.to), row.source.clone(), row.copy.clone());

@@ -4,6 +4,7 @@
 //! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
 //! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,13 +18,15 @@ use lowzone_driver::bus::{Bdf, PciBus};
 use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::DmaDevice;
+use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig, MachineError};
+use lowzone_guest_mem::page::Pages;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use thiserror::Error;
 
 use crate::kit::{DeviceEnv, Kit, LabDriver, MakeError};
-use crate::result::RunResult;
-use crate::spec::{Device, Scenario, Step, StoreSpec};
+use crate::result::{FaultRow, RunResult};
+use crate::spec::{Device, FaultError, Scenario, Step, StoreSpec};
 use crate::step;
 use crate::trace::writer::Joined;
 use crate::trace::{Header, TraceError, Writer};
@@ -60,6 +63,9 @@ pub enum LabError {
         /// What is wrong, in its kind's words.
         source: MakeError,
     },
+    /// What is made to fail; a scenario that was loaded has nothing wrong there.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
     /// A kind that the program doesn't have; a scenario that was loaded in it has none such.
     #[error("no kind '{kind}' of {what}")]
     NoKind {
@@ -151,6 +157,10 @@ pub(crate) struct Bench {
     pub(crate) seed: u64,
     /// The buffer whose low alias carries the canary, and that alias's address.
     pub(crate) canary: Mutex<Option<Canary>>,
+    /// What `hold` steps took.
+    pub(crate) held: Mutex<Vec<Pages>>,
+    /// What the last `dma` step left in a device's buffer, where that is known.
+    pub(crate) sent: Mutex<BTreeMap<String, Vec<u8>>>,
     /// A span that every step opens first: a campaign's phases.
     pub(crate) phase: Mutex<Option<&'static str>>,
     pub(crate) result: Mutex<RunResult>,
@@ -243,7 +253,8 @@ impl Lab {
             slots.push(plug(kit, (&machine, &wire), device, store.map(Arc::new), &mut workers)?);
         }
         let driver = make_driver(kit, &scenario)?;
-        let world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
+        let mut world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
+        world.inject(scenario.fault.spec()?);
         let bench = Arc::new(Bench {
             kernel: machine.kernel(),
             bus: wire.clone(),
@@ -255,10 +266,18 @@ impl Lab {
             verify,
             seed,
             canary: Mutex::default(),
+            held: Mutex::default(),
+            sent: Mutex::default(),
             phase: Mutex::default(),
             result: Mutex::new(RunResult::new(name, &scenario, seed)),
         });
         Ok(Self { scenario, wire, bench, world, stream: None, machine })
+    }
+
+    /// Has these injectors at work beside the scenario's, each in the place of one of its class.
+    pub fn inject(&mut self, faults: &FaultSpec) {
+        let all = faults.attrs().iter().cloned().fold(self.world.injectors(), FaultSpec::with);
+        self.world.inject(all);
     }
 
     /// Keeps every event of the run in memory, for [`Lab::take_events`].
@@ -337,6 +356,11 @@ impl Lab {
         self.run_bodies(step::bodies(&self.bench, verb, number))
     }
 
+    /// Leaves every disk with requests that nobody waits for.
+    pub(crate) fn leave_in_flight(&mut self) -> Vec<Exit> {
+        self.run_bodies(vec![step::leave_in_flight(&self.bench)])
+    }
+
     /// Stops every device's DMA as before a shutdown; memory stays.
     pub(crate) fn shutdown(&mut self) -> Vec<Exit> {
         self.run_bodies(vec![step::shutdown(&self.bench)])
@@ -381,6 +405,7 @@ impl Lab {
     /// Ends the run: what was seen so far, and what is left over.
     pub(crate) fn finish(&mut self) -> RunResult {
         step::canary::check(&self.bench);
+        lock(&self.bench.held).clear();
         let kernel = self.machine.kernel();
         let mut result = std::mem::take(&mut *lock(&self.bench.result));
         for slot in &self.bench.slots {
@@ -389,6 +414,7 @@ impl Lab {
             result.errors.extend(resized);
             result.add_device(slot);
         }
+        result.faults = self.world.injectors().attrs().iter().map(FaultRow::of).collect();
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());
         result
     }

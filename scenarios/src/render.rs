@@ -9,7 +9,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use crate::expect::Mismatch;
-use crate::result::{IoRow, RunResult};
+use crate::result::{DmaRow, FaultRow, IoRow, RunResult};
 
 const BOLD: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -54,9 +54,10 @@ fn print(out: &mut dyn Write, table: &mut Table, right_from: usize) -> io::Resul
 pub(crate) fn line(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     let bounces: u64 = r.devices.iter().map(|d| d.bounces).sum();
     let requests: u64 = r.devices.iter().map(|d| d.requests).sum();
+    let faults: String = r.faults.iter().map(|f| format!("  {} of {} {} failed", f.failed, f.asked, f.class)).collect();
     writeln!(
         out,
-        "seed {:<6} digest {}  {requests} requests  {}  {bounces} bounces  {} transactions  {} findings  {} leaks",
+        "seed {:<6} digest {}  {requests} requests  {}  {bounces} bounces  {} transactions  {} findings  {} leaks{faults}",
         r.seed,
         r.digest,
         bytes(r.bytes()),
@@ -82,6 +83,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     rings(out, r, verbose)?;
     io_steps(out, r)?;
     exercises(out, r)?;
+    transfers(out, r)?;
     copies(out, r)?;
     if verbose {
         queues(out, r)?;
@@ -169,6 +171,35 @@ fn exercises(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     if r.exercises.is_empty() { Ok(()) } else { print(out, &mut t, 2) }
 }
 
+fn transfers(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    let mut t = table(&["dma", "device", "mask", "memory", "zone", "address", "told", "bytes", "result"]);
+    let bits = |mask: u64| format!("{} bits", mask.count_ones());
+    for row in &r.dma {
+        t.add_row([
+            row.label.clone(),
+            row.device.clone(),
+            bits(if row.memory == "coherent" { row.coherent_mask } else { row.mask }),
+            row.memory.clone(),
+            row.zone.clone(),
+            format!("{:#x}", row.phys),
+            row.told.map_or_else(|| "nothing".to_owned(), |at| format!("{at:#x}")),
+            bytes(row.bytes),
+            outcome(row).to_owned(),
+        ]);
+    }
+    if r.dma.is_empty() { Ok(()) } else { print(out, &mut t, usize::MAX) }
+}
+
+fn outcome(row: &DmaRow) -> &'static str {
+    match row {
+        DmaRow { wrong: true, .. } => "wrong",
+        DmaRow { failed, .. } if !failed.is_empty() => "failed",
+        DmaRow { bounced: true, .. } => "bounced",
+        DmaRow { compared: true, .. } => "verified",
+        _ => "done",
+    }
+}
+
 fn copies(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     for row in &r.copies {
         let same = row.source == row.read && row.read == row.copy;
@@ -237,6 +268,9 @@ fn summary(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
         "         peak {} in flight, {ooo} out of order, {} bounce slots at most, {} events",
         r.peak_in_flight, r.swiotlb_peak, r.events
     )?;
+    for FaultRow { class, asked, eligible, failed } in &r.faults {
+        writeln!(out, "fault    {class}: {asked} asked, {eligible} eligible, {failed} failed")?;
+    }
     if let Some(canary) = r.canary {
         writeln!(out, "canary   {canary:?}")?;
     }

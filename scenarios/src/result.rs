@@ -3,6 +3,7 @@
 //! Neighbours: `lab` fills it, `expect` judges it, `render` prints it. No wall clock and no host address is in it: the
 //! same scenario and seed give the same result, byte for byte.
 
+use lowzone_guest_mem::fault::{FaultAttr, Tally};
 use lowzone_guest_mem::kernel::Kernel;
 use lowzone_guest_mem::site::Owner;
 use lowzone_guest_mem::stats;
@@ -114,6 +115,39 @@ pub struct ExerciseRow {
     pub bytes: u64,
 }
 
+/// One `dma` step.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct DmaRow {
+    /// Its label.
+    pub label: String,
+    /// The device.
+    pub device: String,
+    /// Where the memory was asked for.
+    pub memory: String,
+    /// Which way the bytes went.
+    pub dir: String,
+    /// The streaming mask that the driver had promised.
+    pub mask: u64,
+    /// The coherent mask.
+    pub coherent_mask: u64,
+    /// The zone that the memory lay in; empty if there was none.
+    pub zone: String,
+    /// Its guest-physical address.
+    pub phys: u64,
+    /// The address that the device was told; `None` if it was told nothing.
+    pub told: Option<u64>,
+    /// Whether it went through the bounce pool.
+    pub bounced: bool,
+    /// Bytes moved, both ways.
+    pub bytes: u64,
+    /// Why it failed; empty if it did not.
+    pub failed: String,
+    /// Whether other bytes came back than were sent, and nobody said so.
+    pub wrong: bool,
+    /// Whether bytes came back and were compared.
+    pub compared: bool,
+}
+
 /// One device's totals.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct DeviceRow {
@@ -164,6 +198,26 @@ pub struct QueueRow {
     pub indirect: u64,
 }
 
+/// What one injector did.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct FaultRow {
+    /// The class whose requests it decided.
+    pub class: String,
+    /// Requests of the class.
+    pub asked: u64,
+    /// Of them, those that mask, order and cache let through, so that an attribute decided.
+    pub eligible: u64,
+    /// Of them, those that were made to fail.
+    pub failed: u64,
+}
+
+impl FaultRow {
+    pub(crate) fn of(attr: &FaultAttr) -> Self {
+        let Tally { requests, eligible, forced } = attr.tally();
+        Self { class: attr.class().name().to_owned(), asked: requests, eligible, failed: forced }
+    }
+}
+
 /// One finding.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct FindingRow {
@@ -193,6 +247,9 @@ pub struct RunResult {
     /// The `exercise` steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exercises: Vec<ExerciseRow>,
+    /// The `dma` steps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dma: Vec<DmaRow>,
     /// The devices.
     pub devices: Vec<DeviceRow>,
     /// The queues.
@@ -205,6 +262,9 @@ pub struct RunResult {
     pub failed_requests: u64,
     /// What became of the canary.
     pub canary: Option<CanaryState>,
+    /// What was made to fail.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<FaultRow>,
     /// What was found.
     pub findings: Vec<FindingRow>,
     /// What was left over.
@@ -291,6 +351,7 @@ impl RunResult {
         let exercises = self.exercises.iter().map(|row| row.bytes).sum::<u64>();
         self.io.iter().map(|row| row.bytes).sum::<u64>()
             + exercises
+            + self.dma.iter().map(|row| row.bytes).sum::<u64>()
             + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
     }
 }

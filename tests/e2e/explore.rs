@@ -4,19 +4,25 @@ use std::fs;
 
 use lowzone::explore::case::{Keep, Prepared};
 use lowzone::explore::inventory::{Inventory, InventoryError};
+use lowzone_guest_mem::env::Class;
 use lowzone_tests::program::{lowzone, workspace};
 use lowzone_tests::scenario::embedded;
 
 #[test]
 fn explore_counts_what_the_kernel_recorded() {
-    let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[]), 1);
-    let inventory = Inventory::count(&prepared).unwrap();
-    let observed = prepared.observe(&[], Keep { points: true, events: true, stop_at: None }).unwrap();
-    let events = observed.recorded();
-    inventory.agree_with(&events).unwrap();
-    let mut short = inventory.clone();
-    short.points.pop();
-    assert!(matches!(short.agree_with(&events), Err(InventoryError::Incomplete { .. })));
+    // Buffers from slabs, which take pages of their own, and buffers that are too large for them.
+    for bytes in ["step[1].io.bytes=8K", "step[1].io.bytes=16K"] {
+        let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[bytes]), 1);
+        let inventory = Inventory::count(&prepared).unwrap();
+        let observed = prepared.observe(&[], Keep { points: true, events: true, stop_at: None }).unwrap();
+        let events = observed.recorded();
+        inventory.agree_with(&events).unwrap();
+        let in_slabs = inventory.by_class().get("slab").copied().unwrap_or(0);
+        assert_eq!(in_slabs > 0, bytes.ends_with("8K"), "{bytes}");
+        let mut short = inventory.clone();
+        short.points.pop();
+        assert!(matches!(short.agree_with(&events), Err(InventoryError::Incomplete { .. })));
+    }
 }
 
 #[test]
@@ -56,6 +62,20 @@ fn explore_is_the_same_for_any_number_of_jobs_and_finds_a_clean_driver_clean() {
     let json = one.json();
     assert_eq!((json["wrong"].as_array().map(Vec::len), json["missing"].as_array().map(Vec::len)), (Some(0), Some(0)));
     assert!(json["cases"].as_u64() > Some(500), "{}", json["cases"]);
+}
+
+#[test]
+fn explore_lets_go_of_disks_that_are_busy() {
+    let prepared = Prepared::new("block/low-zone", &embedded("block/low-zone", &[]), 1);
+    let inventory = Inventory::count(&prepared).unwrap();
+    let maps = |scope: &str| {
+        let here = inventory.points.iter().filter(|point| point.place.scope == scope);
+        here.filter(|point| point.place.class == Class::Map).count()
+    };
+    assert_eq!((maps("in_flight"), maps("rebind/in_flight")), (2, 2), "before the removal, and before the shutdown");
+    let mapped = inventory.points.iter().rposition(|point| point.place.scope == "in_flight").unwrap();
+    let next = inventory.points[mapped + 1].place.to_string();
+    assert!(next.starts_with("mmio") && next.contains(":remove#"), "nothing lies between them: {next}");
 }
 
 #[test]

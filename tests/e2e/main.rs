@@ -4,11 +4,14 @@
 
 mod bad_input;
 mod containment;
+mod edu;
 mod explore;
+mod faults;
 mod hostile_device;
 mod probe_unwinds;
 mod qtest;
 mod readme;
+mod seeded_bugs;
 mod shows_1_low_zone;
 mod shows_2_copy_image;
 mod shows_3_digests;

@@ -64,11 +64,30 @@ pub fn path() -> &'static Path {
     PATH.get_or_init(|| build(!cfg!(debug_assertions)))
 }
 
+/// The program with bugs seeded into its driver, where `lowzone mutants` looks for it.
+pub fn mutants() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let target = target().join("mutants");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--release", "--package", "lowzone", "--quiet", "--target-dir"]).arg(&target);
+        cargo.env("RUSTFLAGS", "--cfg lowzone_mutants").env_remove("CARGO_ENCODED_RUSTFLAGS");
+        let status = cargo.current_dir(workspace()).stdin(Stdio::null()).status().expect("cargo runs");
+        assert!(status.success(), "the program with seeded bugs does not build");
+        target.join("release").join("lowzone")
+    })
+}
+
 /// The program with arguments, in a pipe and without anybody's settings.
 pub fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(path());
+    command_of(path(), args)
+}
+
+/// A program with arguments, in a pipe and without anybody's settings.
+pub fn command_of<A: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
+    command.env("NO_COLOR", "1").env_remove("RUST_BACKTRACE").env_remove("LOWZONE_MUTANTS");
     command
 }
 

@@ -10,6 +10,8 @@ pub const FIRST: usize = 0x40;
 /// Where config space ends.
 pub const END: usize = 0x100;
 
+/// Capability id of MSI.
+pub const MSI: u8 = 0x05;
 /// Capability id of vendor-specific entries, virtio's own.
 pub const VENDOR: u8 = 0x09;
 /// Capability id of MSI-X.

@@ -174,6 +174,11 @@ impl ConfigSpace {
         u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
     }
 
+    /// The 32-bit register at `offset`, a multiple of 4.
+    pub(crate) fn dword(&self, offset: u8) -> u32 {
+        self.read(u16::from(offset), Width::B4)
+    }
+
     /// The command register.
     pub fn command(&self) -> u16 {
         u16::from_le_bytes([self.bytes[0x04], self.bytes[0x05]])

@@ -1,10 +1,10 @@
 //! `Endpoint`: a whole PCI function made of nothing but its registers, for devices with an interface of their own.
 //!
 //! An author writes [`Registers`] (what lies behind BAR 0) and workers; the rest is here: config space, BARs, MSI-X
-//! with the interrupt pin as fallback, the bus-master bit, function reset, surprise removal. [`Signals`] is what the
+//! or MSI with the interrupt pin as fallback, the bus-master bit, function reset, surprise removal. [`Signals`] is what the
 //! registers and the workers share with the function: their way to interrupt. MSI-X table and pending bits lie in a
 //! BAR of their own, BAR 2. Neighbours: `config`, `msix`, `busmaster`; virtio functions have [`crate::virtio::VirtioPci`].
-//! Left out: capabilities other than MSI-X, several windows.
+//! Left out: other capabilities, several windows.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::caps::{self, CapabilityList, CapsError};
 use super::config::{self, BarSpec, ConfigError, ConfigSpace, Identity};
+use super::msi::Msi;
 use super::msix::{ENTRY, Message, Msix};
 use super::{AccessError, BusMasterGate, IrqSink, PciFunction, Removable, Width};
 use crate::counters::Counters;
@@ -52,8 +53,10 @@ pub struct EndpointSpec {
     pub registers: u64,
     /// Whether BAR 0 may lie above 4 GiB.
     pub wide: bool,
-    /// MSI-X vectors, up to 2048; 0 for a function that has only its pin.
+    /// MSI-X vectors, up to 2048; 0 for a function without.
     pub vectors: u16,
+    /// Whether it has MSI, with one vector.
+    pub msi: bool,
 }
 
 /// The registers behind BAR 0. Any thread may call; state sits behind a lock of the implementor's own, and
@@ -74,8 +77,16 @@ struct State {
     msix: Msix,
     /// Where the MSI-X capability lies.
     msix_at: Option<u8>,
+    msi: Option<Msi>,
     raised: bool,
     pin: bool,
+}
+
+impl State {
+    /// The message that MSI sends now, if MSI is on.
+    fn msi(&self) -> Option<Message> {
+        self.msi.as_ref()?.message(&self.config)
+    }
 }
 
 /// A function's way to interrupt, with the bus-master bit that its DMA depends on.
@@ -124,8 +135,9 @@ impl Signals {
             writable[..2].copy_from_slice(&(MSIX_ENABLE | MSIX_MASK).to_le_bytes());
             msix_at = Some(list.push(caps::MSIX, &body, &writable)?);
         }
+        let msi = if spec.msi { Some(Msi::push(&mut list)?) } else { None };
         let config = ConfigSpace::new(&spec.identity, &bars, &list)?;
-        let state = State { config, msix: Msix::new(vectors), msix_at, raised: false, pin: false };
+        let state = State { config, msix: Msix::new(vectors), msix_at, msi, raised: false, pin: false };
         Ok(Arc::new(Self { gate: Arc::default(), irq, counters: Arc::default(), state: Mutex::new(state) }))
     }
 
@@ -139,14 +151,16 @@ impl Signals {
         Arc::clone(&self.counters)
     }
 
-    /// Interrupts: with MSI-X on by the message of `vector`, else by the pin, which stays up until
-    /// [`lower`](Self::lower).
+    /// Interrupts: with MSI-X on by the message of `vector`, with MSI on by the one it has, else by the pin, which
+    /// stays up until [`lower`](Self::lower).
     pub fn raise(&self, vector: u16) {
         let mut state = lock(&self.state);
         if state.msix.enabled() {
             if let Some(message) = state.msix.raise(vector) {
                 self.send(message);
             }
+        } else if let Some(message) = state.msi() {
+            self.send(message);
         } else {
             state.raised = true;
             self.settle(&mut state);
@@ -175,7 +189,8 @@ impl Signals {
             let Some(message) = state.msix.take_pending() else { break };
             self.send(message);
         }
-        let asserted = state.raised && !state.msix.enabled() && !self.gate.is_gone();
+        let messages = state.msix.enabled() || state.msi().is_some();
+        let asserted = state.raised && !messages && !self.gate.is_gone();
         state.config.set_interrupt_status(asserted);
         let pin = asserted && state.config.command() & config::COMMAND_INTX_OFF == 0;
         if pin != state.pin {
@@ -227,7 +242,7 @@ impl<R: Registers> Endpoint<R> {
     /// }
     ///
     /// let identity = Identity { vendor: 0x1234, device: 1, class: 0xff_0000, ..Identity::default() };
-    /// let signals = Signals::new(&EndpointSpec { identity, registers: 16, wide: false, vectors: 1 }, Arc::new(Nobody))?;
+    /// let signals = Signals::new(&EndpointSpec { identity, registers: 16, wide: false, vectors: 1, msi: false }, Arc::new(Nobody))?;
     /// let function = Endpoint::new(signals, Arc::new(Answer));
     /// assert_eq!(function.config_read(0, Width::B4), 0x0001_1234);
     /// assert_eq!(function.bar_read(0, 0, Width::B4), Ok(42));

@@ -2,7 +2,7 @@
 //!
 //! The capability's control word lives in config space; the function passes its two bits on with
 //! [`Msix::set_control`]. Neighbour: [`crate::virtio::pci`], which sends what [`Msix::raise`] and
-//! [`Msix::take_pending`] give. Mirrors PCI 3.0 section 6.8.2. Left out: plain MSI.
+//! [`Msix::take_pending`] give. Mirrors PCI 3.0 section 6.8.2. Plain MSI is [`super::msi`].
 
 use super::function::Width;
 

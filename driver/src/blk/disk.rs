@@ -16,6 +16,8 @@ use lowzone_guest_mem::{Cpu, PhysAddr};
 use crate::blk::queue::{BlkQueue, Gauge, Pending, QueueStats};
 use crate::blk::request::{Completed, Request, SubmitError, SubmitFailure};
 use crate::driver::ProbeError;
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::pci::{Msix, PciDevice};
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::transport::{NO_VECTOR, Transport};
@@ -99,6 +101,10 @@ struct QueueVector(Arc<BlkQueue>);
 impl IrqHandler for QueueVector {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
         let _span = cpu.span("vring_interrupt");
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::GfpKernelInHandler) {
+            drop(lowzone_guest_mem::KBuf::kmalloc(cpu, 64, lowzone_guest_mem::gfp::GFP_KERNEL));
+        }
         // With a vector of its own nobody else can have raised it, found something or not.
         self.0.reap(cpu);
         IrqReturn::Handled
@@ -112,6 +118,17 @@ impl IrqHandler for ConfigVector {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
         self.0.config_changed(cpu);
         IrqReturn::Handled
+    }
+}
+
+/// A handler's pointer to its device as C has it: it keeps nothing alive.
+#[cfg(lowzone_mutants)]
+struct Dangling(std::sync::Weak<Core>);
+
+#[cfg(lowzone_mutants)]
+impl IrqHandler for Dangling {
+    fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
+        self.0.upgrade().map_or(IrqReturn::None, |core| ConfigVector(core).hardirq(cpu))
     }
 }
 
@@ -330,6 +347,15 @@ impl Disk {
 
     /// Takes the disk out of service and gives everything back.
     pub(crate) fn tear_down(&self, cpu: &Cpu<'_>) {
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::FreeBeforeStop) {
+            self.core.queues.iter().for_each(|queue| queue.take_down(cpu));
+        }
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::RemoveWithoutStop) {
+            drop(self.interrupts.lock().take());
+            return self.core.queues.iter().for_each(|queue| queue.take_down(cpu));
+        }
         self.quiesce(cpu);
         for queue in &self.core.queues {
             queue.take_down(cpu);
@@ -417,6 +443,11 @@ fn request_lines(
     };
     let number = |entry: u16| msix.irq(entry).ok_or(VirtioError::NoVector { index: entry, vector: entry });
     let mut lines = vec![request_irq(cpu, number(0)?, Arc::new(ConfigVector(core.clone())))?];
+    #[cfg(lowzone_mutants)]
+    if mutant::is(Mutant::IrqNotFreed) {
+        lines.clear();
+        std::mem::forget(request_irq(cpu, number(0)?, Arc::new(Dangling(Arc::downgrade(core))))?);
+    }
     for (entry, queue) in (1_u16..).zip(&core.queues) {
         lines.push(request_irq(cpu, number(entry)?, Arc::new(QueueVector(queue.clone())))?);
     }

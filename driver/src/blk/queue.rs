@@ -10,6 +10,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::dma::misuse;
 use lowzone_guest_mem::dma::{Coherent, DmaDevice, FromDevice, ToDevice};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::lock::SpinLock;
@@ -18,6 +20,8 @@ use lowzone_guest_mem::{Cpu, DmaAddr};
 
 use crate::blk::request::{BlkError, Completed, Data, Op, Payload, Request, SubmitError, SubmitFailure, verdict};
 use crate::driver::ProbeError;
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::virtio::ring::{RingError, RingStats, Segment, Virtqueue};
 use crate::virtio::transport::Transport;
 
@@ -118,7 +122,18 @@ impl BlkQueue {
     ) -> Result<Self, ProbeError> {
         let vq = Virtqueue::new(cpu, dma, index, size, features)?;
         let status_at = (usize::from(size) * HEADER).next_multiple_of(CACHE_LINE);
-        let meta = dma.alloc_coherent(cpu, status_at + usize::from(size), GFP_KERNEL)?;
+        let meta = dma.alloc_coherent(cpu, status_at + usize::from(size), GFP_KERNEL);
+        #[cfg(lowzone_mutants)]
+        if meta.is_err() && mutant::is(Mutant::MissingNullCheck) {
+            misuse::null_dereference(cpu, "headers of a queue");
+        }
+        #[cfg(lowzone_mutants)]
+        if let Err(error) = meta
+            && mutant::is(Mutant::ThirdUnwindLeak)
+        {
+            vq.forget_tables();
+            return Err(error.into());
+        }
         let state = State {
             vq: Some(vq),
             slots: std::iter::repeat_with(|| Slot::Free).take(usize::from(size)).collect(),
@@ -131,7 +146,7 @@ impl BlkQueue {
             index,
             dma: dma.clone(),
             gauge: gauge.clone(),
-            meta,
+            meta: meta?,
             status_at,
             state: SpinLock::new(state),
             done: cells(size),
@@ -185,6 +200,10 @@ impl BlkQueue {
             (state.vq.take(), lost)
         };
         drop(lost);
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::CoherentWrongSize) {
+            return vq.into_iter().for_each(|vq| vq.free_as_legacy(cpu));
+        }
         drop(vq);
     }
 
@@ -221,10 +240,27 @@ impl BlkQueue {
     }
 
     fn map(&self, cpu: &Cpu<'_>, op: Op, data: Data) -> Result<(Payload, Option<DmaAddr>), SubmitError> {
-        let failed = |error: lowzone_guest_mem::dma::MapError<_>| SubmitError {
-            data: Data::Streaming(error.buf),
-            why: error.why.into(),
+        let failed = |error: lowzone_guest_mem::dma::MapError<_>| {
+            #[cfg(lowzone_mutants)]
+            if mutant::is(Mutant::DoubleFreeInRetry) {
+                misuse::free_buffer(cpu, &error.buf);
+            }
+            SubmitError { data: Data::Streaming(error.buf), why: error.why.into() }
         };
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::MappingErrorUnchecked)
+            && let Data::Streaming(buf) = data
+        {
+            return Ok(if op.device_writes() {
+                let mapped = misuse::map_blindly::<FromDevice>(cpu, &self.dma, buf);
+                let addr = mapped.dma_addr();
+                (Payload::In(mapped), Some(addr))
+            } else {
+                let mapped = misuse::map_blindly::<ToDevice>(cpu, &self.dma, buf);
+                let addr = mapped.dma_addr();
+                (Payload::Out(mapped), Some(addr))
+            });
+        }
         Ok(match data {
             Data::None => (Payload::None, None),
             Data::Streaming(buf) if op.device_writes() => {
@@ -349,6 +385,8 @@ impl BlkQueue {
         };
         let status = self.meta.read_u8(cpu, self.status_at + at);
         let result = verdict(op, status, wrote, data);
+        #[cfg(lowzone_mutants)]
+        let result = if mutant::is(Mutant::FalseSuccess) { Ok(()) } else { result };
         let completed = Completed { data: Some(self.unmap(cpu, payload)), result };
         state.stats.completed += 1;
         self.gauge.down();

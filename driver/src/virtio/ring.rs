@@ -178,6 +178,18 @@ impl Virtqueue {
         })
     }
 
+    /// The bug [`ThirdUnwindLeak`](crate::mutant::Mutant::ThirdUnwindLeak): everything is freed but the tables.
+    #[cfg(lowzone_mutants)]
+    pub(crate) fn forget_tables(self) {
+        std::mem::forget(self.tables);
+    }
+
+    /// The bug [`CoherentWrongSize`](crate::mutant::Mutant::CoherentWrongSize): the legacy `vring_size` has no events.
+    #[cfg(lowzone_mutants)]
+    pub(crate) fn free_as_legacy(self, cpu: &Cpu<'_>) {
+        lowzone_guest_mem::dma::misuse::free_coherent_as(cpu, self.ring, ring_len(self.size) - 2);
+    }
+
     /// What the device must be told.
     pub fn layout(&self) -> QueueLayout {
         let at = |offset: usize| self.ring.dma_addr().wrapping_add(offset as u64);

@@ -253,6 +253,13 @@ impl Coherent {
         let _ = cpu.point_for(Class::Release, self.len as u64, self.freed_by);
     }
 
+    /// Frees it as if it had `len` bytes, for misuse: the books are told that length, all its pages go.
+    #[track_caller]
+    pub(crate) fn free_as(mut self, cpu: &Cpu<'_>, len: usize) {
+        self.len = len;
+        self.free(cpu);
+    }
+
     /// Copies bytes out; nothing is copied if the range leaves the memory. Any context.
     #[track_caller]
     pub fn read(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) {

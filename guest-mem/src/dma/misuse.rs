@@ -2,14 +2,16 @@
 //!
 //! The types keep honest drivers from unmapping twice or touching a mapped buffer; a C driver has no such types, so
 //! scenarios need a way to do wrong. Nothing here bypasses the books: ledger and port see it all and report it.
-//! Neighbours: `streaming`, `kbuf`. Only scenarios and tests call this.
+//! Neighbours: `streaming`, `kbuf`. Only scenarios, tests and drivers with a bug seeded into them call this.
 
 use crate::addr::{DmaAddr, PhysAddr};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Halt};
+use crate::dma::coherent::Coherent;
 use crate::dma::device::DmaDevice;
-use crate::dma::direction::Dir;
-use crate::dma::streaming::{MapFailure, RawMapping, report_unmap};
+use crate::dma::direction::{Dir, Direction};
+use crate::dma::streaming::{MapFailure, Mapped, RawMapping, report_unmap};
 use crate::env::Class;
+use crate::finding::FindingKind;
 use crate::kbuf::{KBuf, kfree_raw};
 
 /// Maps a buffer without taking it (`dma_map_single`). Any context.
@@ -30,6 +32,12 @@ pub fn map_single_unchecked(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: 
     device.map_raw(cpu, buf, dir, false)
 }
 
+/// Maps a buffer and goes on whatever came of it: a failed mapping's address is all-ones. Any context.
+#[track_caller]
+pub fn map_blindly<D: Direction>(cpu: &Cpu<'_>, device: &DmaDevice, buf: KBuf) -> Mapped<KBuf, D> {
+    device.map_blindly(cpu, buf)
+}
+
 /// Asks whether an address is a failed mapping's, which counts as the check (`dma_mapping_error`). Any context.
 pub fn mapping_error(device: &DmaDevice, dma: DmaAddr) -> bool {
     device.state.ledger.lock().check(dma);
@@ -43,6 +51,12 @@ pub fn free_coherent(cpu: &Cpu<'_>, device: &DmaDevice, phys: PhysAddr, dma: Dma
     let _ = cpu.point_for(Class::Release, len, owner);
     let unmapped = device.state.ledger.lock().free_coherent(dma, len, phys, owner, cpu.now());
     report_unmap(device, &unmapped, owner);
+}
+
+/// Frees coherent memory with a length of the caller's own (`dma_free_coherent`). Interrupts on.
+#[track_caller]
+pub fn free_coherent_as(cpu: &Cpu<'_>, memory: Coherent, len: usize) {
+    memory.free_as(cpu, len);
 }
 
 /// Unmaps by numbers (`dma_unmap_single`): right or wrong, as often as called. Any context.
@@ -63,6 +77,19 @@ pub fn sync_single(cpu: &Cpu<'_>, device: &DmaDevice, dma: DmaAddr, len: u64, fo
 #[track_caller]
 pub fn kfree(cpu: &Cpu<'_>, phys: PhysAddr) {
     kfree_raw(cpu.kernel(), phys, cpu.owner());
+}
+
+/// Frees a buffer's memory under its holder's feet (`kfree`, `free_pages`); its drop frees it again. Any context.
+#[track_caller]
+pub fn free_buffer(cpu: &Cpu<'_>, buf: &KBuf) {
+    buf.free_under(cpu.kernel(), cpu.owner());
+}
+
+/// Uses the NULL of a failed allocation: reported, and the CPU stops as in an oops. Any context.
+#[track_caller]
+pub fn null_dereference(cpu: &Cpu<'_>, what: &'static str) -> ! {
+    cpu.emit(FindingKind::NullDereference { what }, None, vec![("at", cpu.owner())]);
+    cpu.halt(Halt::Oops)
 }
 
 #[cfg(test)]

@@ -91,6 +91,14 @@ impl DmaDevice {
             Err(why) => Err(MapError { buf, why }),
         }
     }
+
+    /// [`DmaDevice::map_single`] for misuse: nobody asks whether it failed, and `DMA_MAPPING_ERROR` is an address.
+    #[track_caller]
+    pub(crate) fn map_blindly<D: Direction>(&self, cpu: &Cpu<'_>, buf: KBuf) -> Mapped<KBuf, D> {
+        let failed = RawMapping { dma: DmaAddr::new(u64::MAX), len: buf.len() as u64, id: 0, bounced: false };
+        let raw = self.map_raw(cpu, &buf, D::DIR, false).unwrap_or(failed);
+        Mapped { device: self.clone(), raw, buf: Some(buf), direction: PhantomData }
+    }
 }
 
 impl<B, D: Direction> Mapped<B, D> {

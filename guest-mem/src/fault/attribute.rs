@@ -115,12 +115,14 @@ impl Attribute {
         Self::ALL.into_iter().find(|attribute| attribute.name() == name)
     }
 
-    /// Whether a class has it: masks, orders and caches exist only where memory is allocated.
+    /// Whether a class has it: masks, orders and caches exist only where memory is allocated, and vectors and masks
+    /// have no size.
     pub const fn applies_to(self, class: Class) -> bool {
         match self {
             Self::IgnoreGfpWait => matches!(class, Class::Page | Class::Slab | Class::Coherent),
             Self::IgnoreGfpHighmem | Self::MinOrder => matches!(class, Class::Page | Class::Coherent),
             Self::CacheFilter => matches!(class, Class::Slab),
+            Self::Space => !matches!(class, Class::IrqVector | Class::Mask),
             _ => true,
         }
     }

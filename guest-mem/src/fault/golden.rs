@@ -2,14 +2,19 @@
 //!
 //! Each row is either reproduced exactly or named in [`WAITING`] with the mechanism it waits for.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 use super::*;
+use crate::cpu::Cpu;
+use crate::env::Verdict;
 use crate::gfp::{__GFP_COMP, __GFP_NOFAIL, __GFP_NOWARN, GFP_ATOMIC, GFP_HIGHUSER, GFP_KERNEL, GFP_NOIO, GFP_NOWAIT};
 use crate::gfp::{__GFP_NOMEMALLOC, __GFP_NORETRY, __GFP_RECLAIM};
+use crate::kbuf::KBuf;
+use crate::kernel::{Machine, MachineConfig};
+use crate::page::alloc_pages;
 use crate::site::Owner;
 use crate::slab::Shape;
-use crate::zone::{AllocError, Layout, Zones};
+use kernel::World;
 
 mod kernel;
 
@@ -107,25 +112,14 @@ fn mask(case: &str) -> Gfp {
     gfp
 }
 
-/// Calls 24 times; the pattern, and the lines of the log.
-fn run(mut call: impl FnMut() -> (bool, Option<Message>)) -> (String, Vec<String>) {
-    let mut lines = Vec::new();
-    let pattern = (0..24).map(|_| {
-        let (failed, message) = call();
-        lines.extend(message.iter().flat_map(lines_of));
-        if failed { 'F' } else { '.' }
-    });
-    (pattern.collect(), lines)
+/// The pattern of 24 calls, each of which tells whether it failed.
+fn pattern(mut call: impl FnMut() -> bool) -> String {
+    (0..24).map(|_| if call() { 'F' } else { '.' }).collect()
 }
 
-fn lines_of(message: &Message) -> Vec<String> {
-    message.to_string().lines().map(str::to_owned).collect()
-}
-
-/// Asks with the draw least likely to fail: no row depends on chance.
-fn ask(attr: &mut FaultAttr, request: Option<Request<'_>>) -> (bool, Option<Message>) {
-    let forced = request.and_then(|request| attr.inject(&request, &mut || u32::MAX));
-    (forced.is_some(), forced.and_then(|forced| forced.message))
+/// Whether a request fails that none of the lab's allocators makes.
+fn refused(cpu: &Cpu<'_>, request: Request) -> bool {
+    cpu.pass(request, Owner::default(), true) == Verdict::Fail
 }
 
 /// Compares the log with what was measured of a probe; 1 if anything was. The measured log keeps 14 lines a probe.
@@ -161,7 +155,7 @@ fn check_state(row: &Row<'_>, case: &str, attr: &FaultAttr) {
     assert_eq!(attr.ignore_gfp_wait, row.flag("ignore_gfp_wait"), "{case}");
 }
 
-fn failslab_row(row: &Row<'_>, case: &str) -> usize {
+fn failslab_row(row: &Row<'_>, case: &str, machine: &Machine) -> usize {
     let times = match case {
         "defaults" => return check_defaults(row, &FaultAttr::new(Class::Slab)),
         "no_cache_filter_flagged_cache" => 2,
@@ -176,24 +170,21 @@ fn failslab_row(row: &Row<'_>, case: &str) -> usize {
     }
     let fail_nth = case.strip_prefix("fail_nth_").and_then(|rest| rest.split('_').next());
     attr.fail_nth = fail_nth.map_or(0, |nth| nth.parse().unwrap());
-    let unmarked = fail_nth.is_some() || case.contains("unmarked");
-    let gfp = mask(case);
-    let request = match case {
-        _ if case.contains("unflagged_cache") => Some(Request::slab(100, gfp, Some("unflagged"))),
-        _ if case.contains("flagged_cache") => Some(Request::slab(100, gfp, Some("flagged"))),
-        _ => {
-            let after = case.split_once("p100_kmalloc_").map(|(_, rest)| rest.split('_').next().unwrap());
-            let len = after.map_or_else(|| named(case, "size").unwrap_or(64), |len| len.parse().unwrap());
-            Request::kmalloc(usize::try_from(len).unwrap(), gfp, Some("kmalloc"))
-        }
-    };
-    let request = request.map(|request| request.by(if unmarked { Caller::Task } else { Caller::MarkedTask }));
-    let (pattern, lines) = run(|| ask(&mut attr, request));
+    let world = World::new(attr, fail_nth.is_none() && !case.contains("unmarked"));
+    let (gfp, cpu) = (mask(case), Cpu::new(0, machine.kernel_ref(), &world));
+    let after = case.split_once("p100_kmalloc_").map(|(_, rest)| rest.split('_').next().unwrap());
+    let len = after.map_or_else(|| named(case, "size").unwrap_or(64), |len| len.parse().unwrap());
+    let pattern = pattern(|| match case {
+        _ if case.contains("unflagged_cache") => refused(&cpu, Request::slab(100, gfp, Some("unflagged"))),
+        _ if case.contains("flagged_cache") => refused(&cpu, Request::slab(100, gfp, Some("flagged"))),
+        _ => KBuf::kmalloc(&cpu, usize::try_from(len).unwrap(), gfp).is_err(),
+    });
+    let attr = world.attr();
     assert_eq!(pattern, row.get("pattern"), "{case}");
     assert_eq!(attr.tally().forced, row.number::<u64>("fails"), "{case}");
     assert_eq!(attr.count, row.number::<u64>("count"), "{case}");
     check_state(row, case, &attr);
-    said(case, &lines)
+    said(case, &world.lines())
 }
 
 fn check_defaults(row: &Row<'_>, attr: &FaultAttr) -> usize {
@@ -214,13 +205,14 @@ fn check_defaults(row: &Row<'_>, attr: &FaultAttr) -> usize {
 
 #[test]
 fn failslab() {
+    let machine = Machine::acquire(MachineConfig::default()).unwrap();
     let said = Cell::new(0);
-    let check = |row: &Row<'_>, case: &str| said.set(said.get() + failslab_row(row, case));
+    let check = |row: &Row<'_>, case: &str| said.set(said.get() + failslab_row(row, case, &machine));
     assert_eq!(compare("failslab", FAILSLAB, |row| row.get("case").into(), check), 35);
     assert_eq!(said.get(), 24, "cases whose messages were compared");
 }
 
-fn failpage_row(row: &Row<'_>, case: &str, zones: &mut Zones) -> usize {
+fn failpage_row(row: &Row<'_>, case: &str, machine: &Machine) -> usize {
     let times = match case {
         "defaults" => return check_defaults(row, &FaultAttr::new(Class::Page)),
         "NOWARN_order4" => 2,
@@ -232,73 +224,81 @@ fn failpage_row(row: &Row<'_>, case: &str, zones: &mut Zones) -> usize {
     attr.min_order = row.number("min_order");
     attr.ignore_gfp_highmem = row.flag("ignore_gfp_highmem");
     let (order, gfp) = (row.number("order"), mask(case));
-    let (pattern, lines) = run(|| match zones.alloc(order, gfp, Owner::default()) {
-        // What no zone could ever have is refused before anybody is asked.
-        Err(AllocError::TooLarge { .. }) => (true, None),
-        Ok(block) => {
-            zones.free(block.pfn, order).unwrap();
-            ask(&mut attr, Some(Request::pages(order, gfp)))
-        }
-        Err(error) => panic!("{case}: {error}"),
-    });
+    let world = World::new(attr, false);
+    let cpu = Cpu::new(0, machine.kernel_ref(), &world);
+    let pattern = pattern(|| alloc_pages(&cpu, order, gfp).is_err());
+    let attr = world.attr();
     assert_eq!(pattern, row.get("pattern"), "{case}");
     assert_eq!(pattern.matches('F').count(), row.number::<usize>("fails"), "{case}");
     check_state(row, case, &attr);
-    said(case, &lines)
+    said(case, &world.lines())
 }
 
 #[test]
 fn failpage() {
-    let zones = RefCell::new(Zones::new(Layout::pc(64 << 20, 3 << 30).unwrap()));
+    let machine = Machine::acquire(MachineConfig::default()).unwrap();
     let said = Cell::new(0);
-    let check = |row: &Row<'_>, case: &str| said.set(said.get() + failpage_row(row, case, &mut zones.borrow_mut()));
+    let check = |row: &Row<'_>, case: &str| said.set(said.get() + failpage_row(row, case, &machine));
     assert_eq!(compare("failpage", FAILPAGE, |row| row.get("case").into(), check), 17);
     assert_eq!(said.get(), 11, "cases whose messages were compared");
 }
 
 /// What a cache of 700-byte objects asks for a new slab: the order it likes without waiting, silently, then the
-/// smallest one with the caller's mask. `Some` is the order it got.
-fn new_slab(attr: &mut FaultAttr) -> (Option<u8>, Vec<Message>) {
+/// smallest one with the caller's mask. The order it got.
+fn new_slab(cpu: &Cpu<'_>) -> Option<u8> {
     const STRIDE: u16 = 704;
     let liked = (GFP_KERNEL | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY | __GFP_NOMEMALLOC) - __GFP_RECLAIM;
     let tries = [
         Request::pages(Shape::preferred(STRIDE, 2).order, liked),
         Request::pages(Shape::smallest(STRIDE).order, GFP_KERNEL | __GFP_COMP),
     ];
-    let mut messages = Vec::new();
-    for request in tries {
-        let (failed, message) = ask(attr, Some(request));
-        messages.extend(message);
-        if !failed {
-            return (Some(request.order), messages);
-        }
-    }
-    (None, messages)
+    tries.into_iter().find(|request| !refused(cpu, *request)).map(|request| request.order)
 }
 
 #[test]
 fn failpage_misc() {
+    let machine = Machine::acquire(MachineConfig::default()).unwrap();
+    let calm = World::calm();
+    let _slab = KBuf::kmalloc(&Cpu::new(0, machine.kernel_ref(), &calm), 64, GFP_KERNEL).unwrap();
     let check = |row: &Row<'_>, what: &str| {
         let mut attr = FaultAttr { probability: 100, times: -1, ..FaultAttr::new(Class::Page) };
         (attr.ignore_gfp_wait, attr.ignore_gfp_highmem) = (false, false);
         attr.min_order = if what == "new_slab_order_ge1_fail" { 1 } else { 0 };
-        let mut kmalloc = |len| !ask(&mut attr, Request::kmalloc(len, GFP_KERNEL, None)).0;
-        let (got, order, lines) = match what {
-            "kmalloc_65536" => (kmalloc(65536), None, Vec::new()),
-            "kmalloc_64_from_existing_slab" => (kmalloc(64), None, Vec::new()),
+        let world = World::new(attr, false);
+        let cpu = Cpu::new(0, machine.kernel_ref(), &world);
+        let (got, order) = match what {
+            "kmalloc_65536" => (KBuf::kmalloc(&cpu, 65536, GFP_KERNEL).is_ok(), None),
+            "kmalloc_64_from_existing_slab" => (KBuf::kmalloc(&cpu, 64, GFP_KERNEL).is_ok(), None),
             _ => {
-                let (order, messages) = new_slab(&mut attr);
-                (order.is_some(), order, messages)
+                let order = new_slab(&cpu);
+                (order.is_some(), order)
             }
         };
         assert_eq!(if got { "ptr" } else { "NULL" }, row.get("ret"), "{what}");
         assert_eq!(order.map_or(String::new(), |order| order.to_string()), row.get("slab_order"), "{what}");
-        let text: Vec<_> = lines.iter().map(Message::to_string).collect();
         if what == "new_slab_all_orders_fail" {
             let measured = rows(MESSAGES).filter(|row| row.get("probe") == "failpage_new_slab_all_orders");
             let measured: Vec<_> = measured.map(|row| row.get("normal").to_owned()).take(2).collect();
-            assert_eq!(text, [measured.join("\n")], "one message: the first try is silent");
+            assert_eq!(world.lines(), measured, "one message: the first try is silent");
         }
     };
     assert_eq!(compare("failpage_misc", FAILPAGE_MISC, |row| row.get("what").into(), check), 4);
+}
+
+/// The same of a real cache: a slab of 8 KiB objects likes order 3 and needs order 1.
+#[test]
+fn a_cache_grows_through_the_page_allocator_in_two_tries() {
+    for (min_order, fails, tries, told) in [(4, false, 1, 0), (2, false, 2, 0), (0, true, 2, 1)] {
+        let machine = Machine::acquire(MachineConfig::default()).unwrap();
+        let mut attr = FaultAttr { probability: 100, times: -1, min_order, ..FaultAttr::new(Class::Page) };
+        attr.ignore_gfp_wait = false;
+        let world = World::new(attr, false);
+        let cpu = Cpu::new(0, machine.kernel_ref(), &world);
+        let got = KBuf::kmalloc(&cpu, 8000, GFP_KERNEL);
+        assert_eq!((got.is_err(), world.attr().tally().requests), (fails, tries), "min-order {min_order}");
+        assert_eq!(world.messages().len(), told, "the first try is silent");
+        drop(got);
+        machine.kernel().validate().unwrap();
+        assert!(crate::stats::leaks(machine.kernel()).is_empty());
+    }
 }

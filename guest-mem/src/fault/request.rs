@@ -1,11 +1,11 @@
 //! What an injector is asked: one allocation, mapping or access that may be made to fail.
 //!
-//! Neighbours: [`super::FaultAttr`] decides it; the allocators' doors describe themselves with it. Left out: the
-//! stack of the caller.
+//! Neighbours: [`super::FaultAttr`] decides it; every [`crate::env::Point`] carries one. Left out: the stack of the
+//! caller.
 
 use crate::env::Class;
-use crate::gfp::{GFP_SLAB_BUG_MASK, Gfp};
-use crate::slab::{CacheId, get_order};
+use crate::gfp::Gfp;
+use crate::slab::CacheId;
 
 /// Who makes a request, as far as an injector cares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -21,7 +21,7 @@ pub enum Caller {
 
 /// One request at a place that can fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Request<'a> {
+pub struct Request {
     /// The kind of place.
     pub class: Class,
     /// What `space` counts: the *object* size of a slab's cache, 1 << order of pages, else bytes.
@@ -31,12 +31,12 @@ pub struct Request<'a> {
     /// The mask that reaches the allocator, else empty.
     pub gfp: Gfp,
     /// The slab cache's name, if it has one.
-    pub cache: Option<&'a str>,
+    pub cache: Option<&'static str>,
     /// Who asks.
     pub caller: Caller,
 }
 
-impl<'a> Request<'a> {
+impl Request {
     /// A task's request of a class that knows no mask, for so many bytes.
     pub const fn new(class: Class, size: u64) -> Self {
         Self { class, size, order: 0, gfp: Gfp::empty(), cache: None, caller: Caller::Task }
@@ -53,35 +53,13 @@ impl<'a> Request<'a> {
     }
 
     /// A task's request for an object of a slab cache.
-    pub const fn slab(object_size: u64, gfp: Gfp, cache: Option<&'a str>) -> Self {
+    pub const fn slab(object_size: u64, gfp: Gfp, cache: Option<&'static str>) -> Self {
         Self { gfp, cache, ..Self::new(Class::Slab, object_size) }
     }
 
-    /// What a task's `kmalloc` asks first; `None` for 0 bytes, which ask nobody.
-    ///
-    /// Up to 8192 bytes that is `failslab`, with the size of the class; above, pages are taken and `failslab` is
-    /// never asked. `cache` is the name of the cache that serves the request, if there is one.
-    ///
-    /// ```
-    /// use lowzone_guest_mem::env::Class;
-    /// use lowzone_guest_mem::fault::Request;
-    /// use lowzone_guest_mem::gfp::GFP_KERNEL;
-    /// let asked = |len| Request::kmalloc(len, GFP_KERNEL, None).map(|request| (request.class, request.size));
-    /// assert_eq!(asked(50), Some((Class::Slab, 64)));
-    /// assert_eq!(asked(8193), Some((Class::Page, 4)));
-    /// assert_eq!(asked(0), None);
-    /// ```
-    pub fn kmalloc(len: usize, gfp: Gfp, cache: Option<&'a str>) -> Option<Self> {
-        if len == 0 {
-            return None;
-        }
-        Some(match CacheId::serving(len, gfp) {
-            Some(id) => Self::slab(id.size().into(), gfp, cache),
-            None => {
-                let order = get_order(u64::try_from(len).unwrap_or(u64::MAX));
-                Self::pages(order, (gfp - GFP_SLAB_BUG_MASK) | Gfp::COMP)
-            }
-        })
+    /// A task's request for an object of a `kmalloc` cache.
+    pub(crate) fn object_of(id: CacheId, gfp: Gfp) -> Self {
+        Self::slab(id.size().into(), gfp, Some(id.name()))
     }
 
     /// The same request made by another.

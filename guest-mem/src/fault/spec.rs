@@ -13,7 +13,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::nearest::nearest;
 use super::{Attribute, FaultAttr, Forced, Request, ValueError};
 use crate::env::Class;
 
@@ -29,17 +28,15 @@ pub enum SpecError {
         offset: usize,
     },
     /// No class has this name.
-    #[error("there is no class `{text}` (offset {offset}): {}", hint(*nearest, Class::INJECTABLE.map(Class::name)))]
+    #[error("there is no class `{text}` (offset {offset})")]
     UnknownClass {
         /// What was written.
         text: String,
         /// Where.
         offset: usize,
-        /// A class that may be meant.
-        nearest: Option<&'static str>,
     },
     /// A class whose points can be reordered but never fail.
-    #[error("a {class} never fails (offset {offset}): {}", hint(None, Class::INJECTABLE.map(Class::name)))]
+    #[error("a {class} never fails (offset {offset})")]
     NeverFails {
         /// The class.
         class: Class,
@@ -55,14 +52,12 @@ pub enum SpecError {
         offset: usize,
     },
     /// No attribute has this name.
-    #[error("there is no attribute `{text}` (offset {offset}): {}", hint(*nearest, Attribute::ALL.map(Attribute::name)))]
+    #[error("there is no attribute `{text}` (offset {offset})")]
     UnknownAttribute {
         /// What was written.
         text: String,
         /// Where.
         offset: usize,
-        /// An attribute that may be meant.
-        nearest: Option<&'static str>,
     },
     /// An attribute is set twice for one class.
     #[error("{attribute} is set a second time at offset {offset}")]
@@ -98,8 +93,21 @@ pub enum SpecError {
     },
 }
 
-fn hint<const N: usize>(nearest: Option<&str>, names: [&str; N]) -> String {
-    nearest.map_or_else(|| format!("there are {}", names.join(", ")), |name| format!("is `{name}` meant?"))
+impl SpecError {
+    /// Where in the text it is.
+    pub const fn offset(&self) -> usize {
+        match self {
+            Self::Missing { offset, .. }
+            | Self::UnknownClass { offset, .. }
+            | Self::NeverFails { offset, .. }
+            | Self::RepeatedClass { offset, .. }
+            | Self::UnknownAttribute { offset, .. }
+            | Self::RepeatedAttribute { offset, .. }
+            | Self::NoValue { offset, .. }
+            | Self::Value { offset, .. }
+            | Self::NothingFails { offset, .. } => *offset,
+        }
+    }
 }
 
 /// Injectors of several classes, one of each at most. The default fails nothing.
@@ -114,7 +122,7 @@ fn hint<const N: usize>(nearest: Option<&str>, names: [&str; N]) -> String {
 /// assert_eq!([0; 4].map(|bits| spec.should_fail(&request, &mut || bits)), [false, true, false, false]);
 /// assert_eq!(spec.attr(Class::Slab).map(|attr| attr.times), Some(0));
 /// let error = FaultSpec::parse("slap:times=1").map_err(|error| error.to_string());
-/// assert_eq!(error, Err("there is no class `slap` (offset 0): is `slab` meant?".into()));
+/// assert_eq!(error, Err("there is no class `slap` (offset 0)".into()));
 /// # Ok::<(), lowzone_guest_mem::fault::SpecError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -139,7 +147,7 @@ impl FaultSpec {
         Ok(spec)
     }
 
-    /// The set with this injector in it, in place of one of its class.
+    /// The set with this injector in it, in the place of one of its class.
     #[must_use]
     pub fn with(mut self, attr: FaultAttr) -> Self {
         match self.attrs.iter_mut().find(|old| old.class() == attr.class()) {
@@ -159,13 +167,28 @@ impl FaultSpec {
         self.attrs.iter().find(|attr| attr.class() == class)
     }
 
+    /// Whether it has no injector.
+    pub const fn is_empty(&self) -> bool {
+        self.attrs.is_empty()
+    }
+
     /// Decides a request by the injector of its class: see [`FaultAttr::should_fail`].
-    pub fn should_fail(&mut self, request: &Request<'_>, random: &mut dyn FnMut() -> u32) -> bool {
+    ///
+    /// Coherent memory is pages, so a request for it that passes is put to the injector of pages too, as in Linux.
+    pub fn should_fail(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> bool {
         self.inject(request, random).is_some()
     }
 
     /// [`FaultSpec::should_fail`], telling of a failure what the log gets: see [`FaultAttr::inject`].
-    pub fn inject(&mut self, request: &Request<'_>, random: &mut dyn FnMut() -> u32) -> Option<Forced> {
+    pub fn inject(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> Option<Forced> {
+        let own = self.ask(request, random);
+        if own.is_some() || request.class != Class::Coherent {
+            return own;
+        }
+        self.ask(&Request { class: Class::Page, ..*request }, random)
+    }
+
+    fn ask(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> Option<Forced> {
         self.attrs.iter_mut().find(|attr| attr.class() == request.class)?.inject(request, random)
     }
 }
@@ -228,10 +251,7 @@ fn class_at(offset: usize, name: &str) -> Result<Class, SpecError> {
     match name.parse() {
         Ok(class) if Class::INJECTABLE.contains(&class) => Ok(class),
         Ok(class) => Err(SpecError::NeverFails { class, offset }),
-        Err(_) => {
-            let nearest = nearest(name, Class::INJECTABLE.map(Class::name));
-            Err(SpecError::UnknownClass { text: name.to_owned(), offset, nearest })
-        }
+        Err(_) => Err(SpecError::UnknownClass { text: name.to_owned(), offset }),
     }
 }
 
@@ -249,8 +269,7 @@ fn set_at(
         None => (set, None),
     };
     let Some(attribute) = Attribute::named(name) else {
-        let nearest = nearest(name, Attribute::ALL.map(Attribute::name));
-        return Err(SpecError::UnknownAttribute { text: name.to_owned(), offset, nearest });
+        return Err(SpecError::UnknownAttribute { text: name.to_owned(), offset });
     };
     if std::mem::replace(&mut seen[attribute as usize], true) {
         return Err(SpecError::RepeatedAttribute { attribute, offset });

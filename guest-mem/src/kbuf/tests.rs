@@ -1,6 +1,8 @@
 use super::*;
+use crate::env::Class;
 use crate::finding::Resource;
-use crate::gfp::{__GFP_NOFAIL, __GFP_ZERO, GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_KERNEL};
+use crate::gfp::{__GFP_COMP, __GFP_HIGHMEM, __GFP_NOFAIL, __GFP_NORETRY, __GFP_NOWARN, __GFP_ZERO};
+use crate::gfp::{GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_KERNEL};
 use crate::kernel::MachineConfig;
 use crate::testing::Lab;
 
@@ -77,6 +79,44 @@ fn a_point_fails_the_call_but_never_one_that_must_not_fail() {
     }
     assert!(matches!(KBuf::kmalloc(&cpu, (4 << 20) + 1, GFP_KERNEL), Err(AllocError::TooLarge { .. })));
     assert!(lab.leaks().is_empty());
+}
+
+#[test]
+fn each_point_has_its_event_and_asks_what_linux_asks() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    lab.kernel().trace().capture();
+    let asked = || lab.solo.requests().iter().map(|r| (r.class, r.size, r.order, r.gfp, r.cache)).collect::<Vec<_>>();
+    let events = || {
+        let kinds = lab.kernel().trace().take_captured().into_iter().map(|(_, record)| (record.kind, record.len));
+        kinds.collect::<Vec<_>>()
+    };
+    let small = KBuf::kmalloc(&cpu, 50, GFP_ATOMIC).unwrap();
+    let slab = |size, name| (Class::Slab, size, 0, GFP_ATOMIC, Some(name));
+    let first = GFP_ATOMIC | __GFP_NOWARN | __GFP_NORETRY;
+    assert_eq!(asked(), [slab(64, "kmalloc-64"), (Class::Page, 1, 0, first, None)], "a new slab is a page");
+    assert_eq!(events(), [(Kind::MmPageAlloc, 4096), (Kind::Kmalloc, 50)]);
+    let second = KBuf::kmalloc(&cpu, 64, GFP_ATOMIC).unwrap();
+    assert_eq!((asked(), events()), (vec![slab(64, "kmalloc-64")], vec![(Kind::Kmalloc, 64)]), "it has room");
+    let large = KBuf::kmalloc(&cpu, 8193, GFP_ATOMIC | __GFP_HIGHMEM).unwrap();
+    assert_eq!(asked(), [(Class::Page, 4, 2, GFP_ATOMIC | __GFP_COMP, None)]);
+    assert_eq!(events()[..2], [(Kind::MmPageAlloc, 16384), (Kind::Kmalloc, 8193)]);
+    assert!(KBuf::kmalloc(&cpu, (4 << 20) + 1, GFP_ATOMIC).is_err() && KBuf::pages(&cpu, 11, GFP_ATOMIC).is_err());
+    assert_eq!((asked(), events()), (vec![], vec![(Kind::Kmalloc, (4 << 20) + 1)]), "no block is so large");
+    drop((small, second, large));
+    let freed = [(Kind::Kfree, 50), (Kind::Kfree, 64), (Kind::Kfree, 8193), (Kind::MmPageFree, 16384)];
+    assert_eq!(events(), freed, "the slab is kept");
+}
+
+#[test]
+fn a_cache_that_gets_no_slab_as_it_likes_takes_a_smaller_one() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    lab.solo.fail_nth(1);
+    let absorbed = KBuf::kmalloc(&cpu, 8000, GFP_KERNEL).unwrap();
+    assert_eq!(lab.solo.points(), [Class::Slab, Class::Page, Class::Page], "the second try is a smaller slab");
+    drop(absorbed);
+    assert!(lab.leaks().is_empty() && lab.findings().is_empty());
 }
 
 #[test]

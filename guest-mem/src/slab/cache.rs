@@ -178,11 +178,17 @@ impl Cache {
         Some((self.current, slot))
     }
 
-    /// Adds a fresh slab and makes it the current one; there must be none.
+    /// Adds a fresh slab: as the current one, or as a partial one if another CPU has brought one meanwhile.
     pub(super) fn add(&mut self, slabs: &mut [Slab], index: u32) {
         self.slabs += 1;
         self.total += slabs.get(index as usize).map_or(0, |slab| u64::from(slab.objects));
-        self.install(slabs, index);
+        if slabs.get(self.current as usize).is_none_or(Slab::is_full) {
+            self.retire(slabs);
+            self.install(slabs, index);
+        } else {
+            self.link(slabs, index);
+            self.empty += 1;
+        }
     }
 
     /// Takes an object back that is live; tells whether its slab is now one empty slab too many, and forgotten.

@@ -23,8 +23,30 @@ pub const CACHES: usize = CLASSES.len() * 3;
 
 /// The largest order a slab has by choice.
 const MAX_SLAB_ORDER: u8 = 3;
-const FAMILIES: [(&str, Gfp); 3] =
-    [("kmalloc", Gfp::empty()), ("kmalloc-rcl", Gfp::RECLAIMABLE), ("dma-kmalloc", Gfp::DMA)];
+/// What each family adds to the mask of its slabs.
+const FAMILIES: [Gfp; 3] = [Gfp::empty(), Gfp::RECLAIMABLE, Gfp::DMA];
+
+macro_rules! names {
+    ($($family:literal),*) => {
+        [$([
+            concat!($family, "-8"),
+            concat!($family, "-16"),
+            concat!($family, "-32"),
+            concat!($family, "-64"),
+            concat!($family, "-96"),
+            concat!($family, "-128"),
+            concat!($family, "-192"),
+            concat!($family, "-256"),
+            concat!($family, "-512"),
+            concat!($family, "-1k"),
+            concat!($family, "-2k"),
+            concat!($family, "-4k"),
+            concat!($family, "-8k"),
+        ]),*]
+    };
+}
+
+const NAMES: [[&str; CLASSES.len()]; FAMILIES.len()] = names!("kmalloc", "kmalloc-rcl", "dma-kmalloc");
 
 /// One of the `kmalloc` caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,7 +90,18 @@ impl CacheId {
 
     /// What the cache adds to the mask of each slab (`allocflags`).
     pub const fn gfp(self) -> Gfp {
-        FAMILIES[self.family as usize].1
+        FAMILIES[self.family as usize]
+    }
+
+    /// Its name as `/proc/slabinfo` and `cache-filter` have it.
+    ///
+    /// ```
+    /// use lowzone_guest_mem::slab::CacheId;
+    /// let names: Vec<_> = CacheId::all().map(CacheId::name).collect();
+    /// assert_eq!((names[3], names[14], names[38]), ("kmalloc-64", "kmalloc-rcl-16", "dma-kmalloc-8k"));
+    /// ```
+    pub const fn name(self) -> &'static str {
+        NAMES[self.family as usize][self.class as usize]
     }
 
     /// The cache's place in [`CacheId::all`].
@@ -80,9 +113,7 @@ impl CacheId {
 impl fmt::Display for CacheId {
     /// `kmalloc-64`, `dma-kmalloc-1k`, `kmalloc-rcl-8`; obeys a width.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let prefix = FAMILIES[usize::from(self.family)].0;
-        let size = self.size();
-        f.pad(&if size < 1024 { format!("{prefix}-{size}") } else { format!("{prefix}-{}k", size / 1024) })
+        f.pad(self.name())
     }
 }
 
@@ -174,6 +205,11 @@ mod tests {
         assert_eq!(name(GFP_KERNEL | __GFP_RECLAIMABLE | GFP_DMA), "dma-kmalloc-2k");
         assert_eq!(CacheId::all().count(), CACHES);
         assert!(CacheId::all().enumerate().all(|(at, cache)| cache.index() == at));
+        let told = |cache: CacheId| match cache.size() {
+            size @ ..1024 => cache.name().ends_with(&format!("-{size}")),
+            size => cache.name().ends_with(&format!("-{}k", size / 1024)),
+        };
+        assert!(CacheId::all().all(told), "a name says another size");
     }
 
     #[test]

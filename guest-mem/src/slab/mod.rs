@@ -16,7 +16,7 @@ use crate::addr::PhysAddr;
 use crate::frame::{Kind, NIL, PAYLOAD_END};
 use crate::gfp::{__GFP_RECLAIM, GFP_SLAB_BUG_MASK, GFP_SLAB_PASS_MASK, Gfp};
 use crate::site::Owner;
-use crate::zone::{AllocError, Allocated, Zones};
+use crate::zone::{AllocError, Allocated, Block, Zones};
 
 mod cache;
 mod class;
@@ -102,6 +102,22 @@ pub struct Kmalloc {
     spare: Vec<u32>,
 }
 
+/// The pages that a cache asks for to make a slab.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refill {
+    id: CacheId,
+    shape: Shape,
+    /// The mask that reaches the page allocator.
+    pub gfp: Gfp,
+}
+
+impl Refill {
+    /// The order of the block.
+    pub(crate) const fn order(&self) -> u8 {
+        self.shape.order
+    }
+}
+
 /// Where an address lies.
 enum Found {
     Large(Allocated),
@@ -135,30 +151,29 @@ impl Kmalloc {
         if size == 0 {
             return Ok(Allocation::ZeroSize);
         }
-        let mut fixed_up = gfp.intersects(GFP_SLAB_BUG_MASK);
+        let fixed_up = gfp.intersects(GFP_SLAB_BUG_MASK);
         let Some(id) = CacheId::serving(size, gfp) else {
             return Ok(Allocation::Object { object: alloc_large(zones, size, gfp, owner)?, fixed_up });
         };
-        let requested = u16::try_from(size).unwrap_or(id.size());
-        let taken = match self.caches[id.index()].take(&mut self.slabs, requested, owner) {
-            Some(taken) => {
-                fixed_up = false;
-                Some(taken)
-            }
-            None => {
-                self.grow(id, zones, gfp, owner)?;
-                self.caches[id.index()].take(&mut self.slabs, requested, owner)
-            }
-        };
-        match taken.and_then(|(index, slot)| self.live_object(index, slot)) {
-            Some(object) => Ok(Allocation::Object { object, fixed_up }),
-            None => Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() }),
+        if let Some(object) = self.take(id, size, owner) {
+            return Ok(Allocation::Object { object, fixed_up: false });
         }
+        let [liked, smallest] = self.refills(id, gfp);
+        let grown = self.grow(zones, liked, size, owner).or_else(|_| self.grow(zones, smallest, size, owner));
+        grown.map(|(_, object)| Allocation::Object { object, fixed_up })
     }
 
-    /// Gets pages for a slab and makes it the cache's current one (`allocate_slab`).
-    fn grow(&mut self, id: CacheId, zones: &mut Zones, gfp: Gfp, owner: Owner) -> Result<(), AllocError> {
-        let cache = &mut self.caches[id.index()];
+    /// An object of the slabs that a cache has; `None` if all are full.
+    pub(crate) fn take(&mut self, id: CacheId, size: usize, owner: Owner) -> Option<Object> {
+        let requested = u16::try_from(size).unwrap_or(id.size());
+        let (index, slot) = self.caches[id.index()].take(&mut self.slabs, requested, owner)?;
+        self.live_object(index, slot)
+    }
+
+    /// What a cache asks the page allocator for when it has no object left, one after the other (`allocate_slab`):
+    /// the slab it likes, silently and without waiting, then the smallest that holds an object.
+    pub(crate) fn refills(&self, id: CacheId, gfp: Gfp) -> [Refill; 2] {
+        let cache = &self.caches[id.index()];
         let (shape, smallest) = (cache.shape, cache.smallest);
         let mut gfp = (gfp & GFP_SLAB_PASS_MASK) | id.gfp();
         if shape.order > 0 {
@@ -168,15 +183,28 @@ impl Kmalloc {
         if first.may_sleep() && shape.order > smallest.order {
             first = (first | Gfp::NOMEMALLOC) - __GFP_RECLAIM;
         }
+        [Refill { id, shape, gfp: first }, Refill { id, shape: smallest, gfp }]
+    }
+
+    /// Gets pages for a slab, adds it to its cache and takes an object; tells where the slab lies too.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError::NoMemory`].
+    pub(crate) fn grow(
+        &mut self,
+        zones: &mut Zones,
+        refill: Refill,
+        size: usize,
+        owner: Owner,
+    ) -> Result<(PhysAddr, Object), AllocError> {
+        let Refill { id, shape, gfp } = refill;
+        let none = AllocError::NoMemory { order: shape.order, gfp, zone: gfp.highest_zone() };
         let index = self.spare.last().copied().unwrap_or(self.fresh);
         if index >= PAYLOAD_END {
-            return Err(AllocError::NoMemory { order: shape.order, gfp, zone: gfp.highest_zone() });
+            return Err(none);
         }
-        let kind = Kind::Slab { index };
-        let (block, shape) = match zones.alloc_as(shape.order, first, owner, kind) {
-            Ok(block) => (block, shape),
-            Err(_) => (zones.alloc_as(smallest.order, gfp, owner, kind)?, smallest),
-        };
+        let block = zones.alloc_as(shape.order, gfp, owner, Kind::Slab { index })?;
         if self.spare.pop().is_none() {
             self.fresh += 1;
         }
@@ -184,8 +212,9 @@ impl Kmalloc {
             Some(slab) => slab.start(block, id, shape.objects),
             None => self.slabs.push(Slab::new(block, id, shape.objects)),
         }
-        cache.add(&mut self.slabs, index);
-        Ok(())
+        self.caches[id.index()].add(&mut self.slabs, index);
+        let object = self.take(id, size, owner).ok_or(none)?;
+        Ok((block.pfn.phys(), object))
     }
 
     /// Frees an object by its first byte (`kfree`); tells what it was.
@@ -196,6 +225,11 @@ impl Kmalloc {
     ///
     /// A wrong free changes nothing.
     pub fn free(&mut self, zones: &mut Zones, phys: PhysAddr) -> Result<Object, KfreeError> {
+        self.release(zones, phys).map(|(object, _)| object)
+    }
+
+    /// [`Kmalloc::free`], telling the pages that went back with it too.
+    pub(crate) fn release(&mut self, zones: &mut Zones, phys: PhysAddr) -> Result<(Object, Option<Block>), KfreeError> {
         let (index, slot) = match self.locate(zones, phys)? {
             Found::Large(found) => {
                 let object = Object::large(&found);
@@ -203,7 +237,7 @@ impl Kmalloc {
                     return Err(KfreeError::Inside { phys, object: object.phys });
                 }
                 zones.release(found.block);
-                return Ok(object);
+                return Ok((object, Some(found.block)));
             }
             Found::Small { index, slot } => (index, slot),
         };
@@ -215,11 +249,12 @@ impl Kmalloc {
         let Some((cache, block)) = slab.map(|slab| (slab.cache, slab.block)) else {
             return Err(KfreeError::Double { phys, requested: object.requested, owner: object.owner });
         };
-        if self.caches[cache.index()].give(&mut self.slabs, index, slot) {
+        let returned = self.caches[cache.index()].give(&mut self.slabs, index, slot).then_some(block);
+        if returned.is_some() {
             self.spare.push(index);
             zones.release(block);
         }
-        Ok(object)
+        Ok((object, returned))
     }
 
     /// The live object that holds a byte (its class size counts, not what was asked for).
@@ -292,12 +327,20 @@ impl Kmalloc {
 }
 
 /// `kmalloc_large`: whole pages, rounded up to a power of two.
-fn alloc_large(zones: &mut Zones, size: usize, gfp: Gfp, owner: Owner) -> Result<Object, AllocError> {
-    let order = get_order(u64::try_from(size).unwrap_or(u64::MAX));
-    let Some(requested) = u32::try_from(size).ok().filter(|_| size <= KMALLOC_MAX_SIZE) else {
-        return Err(AllocError::TooLarge { order });
-    };
-    let kind = Kind::Large { requested };
-    let block = zones.alloc_as(order, (gfp - GFP_SLAB_BUG_MASK) | Gfp::COMP, owner, kind)?;
+pub(crate) fn alloc_large(zones: &mut Zones, size: usize, gfp: Gfp, owner: Owner) -> Result<Object, AllocError> {
+    let order = large_order(size)?;
+    let kind = Kind::Large { requested: u32::try_from(size).unwrap_or(u32::MAX) };
+    let block = zones.alloc_as(order, large_mask(gfp), owner, kind)?;
     Ok(Object::large(&Allocated { block, owner, kind }))
+}
+
+/// The order of the block that serves a request beyond the caches.
+pub(crate) fn large_order(size: usize) -> Result<u8, AllocError> {
+    let order = get_order(u64::try_from(size).unwrap_or(u64::MAX));
+    if size <= KMALLOC_MAX_SIZE { Ok(order) } else { Err(AllocError::TooLarge { order }) }
+}
+
+/// The mask of such a request as it reaches the page allocator.
+pub(crate) fn large_mask(gfp: Gfp) -> Gfp {
+    (gfp - GFP_SLAB_BUG_MASK) | Gfp::COMP
 }

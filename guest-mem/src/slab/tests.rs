@@ -130,6 +130,22 @@ fn the_slab_that_became_partial_last_is_used_next() {
 }
 
 #[test]
+fn of_two_slabs_that_two_cpus_bring_at_once_none_is_lost() {
+    let mut bench = Bench::new(64 << 20);
+    let id = CacheId::serving(1024, GFP_KERNEL).unwrap();
+    assert_eq!(bench.kmalloc.take(id, 1024, owner(1)), None);
+    let refills = [0; 2].map(|_| bench.kmalloc.refills(id, GFP_KERNEL)[0]);
+    let taken = refills.map(|refill| bench.kmalloc.grow(&mut bench.zones, refill, 1024, owner(1)).unwrap());
+    bench.check();
+    assert_ne!(taken[0].0, taken[1].0, "two slabs");
+    assert_eq!(taken[1].1.phys, taken[0].1.phys.wrapping_add(1024), "the first one serves until it is full");
+    let more: Vec<_> = (0..30).map(|_| bench.alloc(1024)).collect();
+    assert_eq!((bench.stats(1024).slabs, bench.stats(1024).active), (2, 32));
+    assert_eq!(more[14], taken[1].0.get(), "then the other");
+    bench.check();
+}
+
+#[test]
 fn empty_slabs_are_kept_up_to_a_number_then_returned() {
     let mut bench = Bench::new(64 << 20);
     let fresh = bench.zones.stats();

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::case::{Outcome, Verdict};
+use super::detector::Detector;
 use super::heartbeat;
 use super::place::Strike;
 
@@ -231,6 +232,7 @@ fn dead(why: String) -> Outcome {
     Outcome {
         verdict: Verdict::Wrong,
         why: vec![why],
+        detector: Some(Detector::ChildDeath.into()),
         struck: true,
         site: String::new(),
         natural: true,

@@ -1,15 +1,17 @@
 //! One case: a scenario with faults planned, run and judged.
 //!
 //! The scenario's steps run as they stand (shortened by its `[explore]` table), then a phase "rebind" probes again,
-//! does a little I/O, shuts down and removes. After that nothing may be left. Then, on the same kernel and with no
+//! does a little I/O, shuts down and removes. Each removal, and that shutdown, finds disks with requests in flight that
+//! nobody waits for. After that nothing may be left. Then, on the same kernel and with no
 //! faults, probe, a verified round trip and remove must work. Neighbours: `observer`, `lab`.
 
 use std::sync::Arc;
 
 use lowzone_device::misbehave::{Mishap, Script};
-use lowzone_guest_mem::trace::{Kind, Producer, Record};
+use lowzone_guest_mem::trace::{Producer, Record};
 use serde::{Deserialize, Serialize};
 
+use super::detector::{Detected, Detector, Reasons};
 use super::observer::{Observer, Seen};
 use super::place::{Place, Strike};
 use crate::kit::Kit;
@@ -41,6 +43,9 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// What was wrong, the first thing first; empty unless it was wrong.
     pub why: Vec<String>,
+    /// Who told; `None` unless it was wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<Detected>,
     /// Whether every planned fault struck.
     pub struck: bool,
     /// The source line of the point that was struck.
@@ -110,13 +115,12 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// The kinds of the events of the faulty part, in order; empty unless they were kept, and after the first call.
+    /// The events of the faulty part, in order; empty unless they were kept, and after the first call.
     ///
     /// The record goes on through the recovery, which no observer sees.
-    pub fn recorded(&self) -> Vec<Kind> {
+    pub fn recorded(&self) -> Vec<Record> {
         let faulty = usize::try_from(self.result.events).unwrap_or(usize::MAX);
-        let kinds = self.lab.take_events().into_iter().map(|(_, record)| record.kind);
-        kinds.filter(|kind| !kind.is_detail()).take(faulty).collect()
+        self.lab.take_events().into_iter().map(|(_, record)| record).take(faulty).collect()
     }
 
     /// The events before the first finding, or before the fault where no finding was made, one line each.
@@ -211,7 +215,10 @@ impl Prepared {
             improper(lab.step(step, number))
         };
         for step in &self.scenario.step {
-            let exits = go(lab, step);
+            let mut exits = if matches!(step, Step::Remove(_)) { improper(lab.leave_in_flight()) } else { Vec::new() };
+            if exits.is_empty() {
+                exits = go(lab, step);
+            }
             if !exits.is_empty() {
                 return exits;
             }
@@ -220,6 +227,9 @@ impl Prepared {
         let mut exits = go(lab, &Step::Probe(ProbeStep {}));
         if let (true, Some(work)) = (exits.is_empty(), self.work()) {
             exits = go(lab, work);
+        }
+        if exits.is_empty() {
+            exits = improper(lab.leave_in_flight());
         }
         if exits.is_empty() {
             exits = improper(lab.shutdown());
@@ -306,43 +316,67 @@ fn window(strikes: &[Strike], seen: &Observed) -> Vec<Place> {
     after.filter(|point| point.place.class.may_fail()).map(|point| point.place.clone()).collect()
 }
 
-/// The verdict on a run.
-pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
-    let mut why = Vec::new();
-    for exit in &seen.exits {
-        why.push(match exit {
-            Exit::Panicked => "the driver panicked".to_owned(),
-            Exit::Halted => "a CPU locked up".to_owned(),
-            _ => "a CPU was still parked at the end".to_owned(),
-        });
-    }
+/// What was wrong with the faulty part.
+fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
     let result = &seen.result;
-    why.extend(result.findings.iter().map(|finding| finding.text.clone()));
-    why.extend(result.leaks.iter().cloned());
+    for finding in &result.findings {
+        why.add(Detected::finding(&finding.name), finding.text.as_str());
+    }
+    for exit in &seen.exits {
+        let text = match exit {
+            Exit::Panicked => "the driver panicked",
+            Exit::Halted => "a CPU stopped for good",
+            _ => "a CPU was still parked at the end",
+        };
+        why.add(Detector::Hang, text);
+    }
+    result.leaks.iter().for_each(|leak| why.add(Detector::Leak, leak.as_str()));
     for row in result.io.iter().filter(|row| row.mismatched > 0) {
-        why.push(format!(
-            "false success: {} reads of {} gave other bytes than were written",
-            row.mismatched, row.label
-        ));
+        let text =
+            format!("false success: {} reads of {} gave other bytes than were written", row.mismatched, row.label);
+        why.add(Detector::FalseSuccess, text);
     }
     for row in result.exercises.iter().filter(|row| row.wrong > 0) {
-        why.push(format!("false success: {} results of {} are wrong", row.wrong, row.label));
+        why.add(Detector::FalseSuccess, format!("false success: {} results of {} are wrong", row.wrong, row.label));
+    }
+    for row in result.dma.iter().filter(|row| row.wrong) {
+        why.add(Detector::FalseSuccess, format!("false success: {} brought other bytes than were sent", row.label));
     }
     for errno in &result.probe_errors {
         if !strikes.iter().any(|strike| fits(strike, *errno)) {
-            why.push(format!("probe returned {errno}, which does not say what failed"));
+            why.add(Detector::Errno, format!("probe returned {errno}, which does not say what failed"));
         }
     }
+    if strikes.is_empty() && result.failed_requests > 0 {
+        why.add(Detector::Failure, format!("{} requests failed", result.failed_requests));
+    }
+    if strikes.is_empty() {
+        result.errors.iter().for_each(|error| why.add(Detector::Failure, error.as_str()));
+    }
+}
+
+/// What was wrong with the clean part after it.
+fn recovery_reasons(recovery: &RunResult, why: &mut Reasons) {
+    let right = recovery.exercises.iter().all(|row| row.wrong == 0) && !recovery.dma.iter().any(|row| row.wrong);
+    let whole = right && recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
+    if !whole || recovery.failed_requests > 0 {
+        let text = format!("it does not work again afterwards: {}", recovery.errors.join("; "));
+        why.add(Detector::Recovery, text);
+    }
+    for finding in &recovery.findings {
+        why.add(Detected::finding(&finding.name), format!("afterwards: {}", finding.text));
+    }
+    recovery.leaks.iter().for_each(|leak| why.add(Detector::Leak, format!("afterwards: {leak}")));
+}
+
+/// The verdict on a run; without strikes it must be clean, and nothing may have failed.
+pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
+    let mut why = Reasons::default();
+    faulty_reasons(strikes, seen, &mut why);
     if let Some(recovery) = &seen.recovery {
-        let right = recovery.exercises.iter().all(|row| row.wrong == 0);
-        let whole = right && recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
-        if !whole || recovery.failed_requests > 0 {
-            why.push(format!("it does not work again afterwards: {}", recovery.errors.join("; ")));
-        }
-        why.extend(recovery.findings.iter().map(|finding| format!("afterwards: {}", finding.text)));
-        why.extend(recovery.leaks.iter().map(|leak| format!("afterwards: {leak}")));
+        recovery_reasons(recovery, &mut why);
     }
-    let failed = result.failed_requests > 0 || !result.probe_errors.is_empty();
+    let failed = seen.result.failed_requests > 0 || !seen.result.probe_errors.is_empty();
     let verdict = match (why.is_empty(), failed) {
         (false, _) => Verdict::Wrong,
         (true, true) => Verdict::FailedRight,
@@ -353,11 +387,12 @@ pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
     Outcome {
         record,
         verdict,
-        why,
+        detector: why.first(),
+        why: why.into_texts(),
         struck: seen.struck,
         site: point.map(|point| point.site.to_string()).unwrap_or_default(),
         natural: strikes.iter().all(Strike::is_hardware) || point.is_some_and(|point| point.natural),
-        digest: result.digest.clone(),
+        digest: seen.result.digest.clone(),
         window: window(strikes, seen).iter().map(ToString::to_string).collect(),
     }
 }

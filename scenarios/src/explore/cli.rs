@@ -11,11 +11,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::campaign::{Campaign, Case, Record};
 use super::case::{Keep, Prepared, judge};
-use super::inventory::Inventory;
+use super::inventory::{Inventory, InventoryError};
 use super::journal::{self, Journal};
 use super::place::{Place, Strike};
 use super::report::Report;
-use super::token::{Token, TokenError};
+use super::token::{Token, TokenError, faults};
 use super::worker;
 use crate::cli::{CliError, source};
 use crate::compare;
@@ -91,7 +91,14 @@ pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError
         worker::serve(&prepared)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let inventory = Inventory::count(&prepared)?;
+    let inventory = match Inventory::count(&prepared) {
+        Ok(inventory) => inventory,
+        Err(InventoryError::NotClean(found)) => {
+            print(kit, options, &Report::not_clean(&prepared, &found))?;
+            return Ok(ExitCode::from(1));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let mut cases: Vec<Case> = inventory.strikes().into_iter().map(|strike| vec![strike]).collect();
     if let Some(omit) = options.omit.filter(|&omit| omit < cases.len()) {
         cases.remove(omit);
@@ -233,14 +240,13 @@ pub(crate) fn replay(kit: &Kit, options: &Replay) -> Result<ExitCode, CliError> 
     let keep = Keep { points: true, events: true, stop_at: options.stop_at };
     let observed = prepared.observe(&token.strikes, keep)?;
     if !observed.struck {
-        return Err(TokenError::NotReached(
-            token.strikes.iter().map(ToString::to_string).collect::<Vec<_>>().join("+"),
-        )
-        .into());
+        return Err(TokenError::NotReached(faults(&token.strikes)).into());
     }
     let outcome = judge(&token.strikes, &observed);
     let mut out = anstream::stdout();
-    writeln!(out, "{token}\na fault injected at {}: {:?}", outcome.site, outcome.verdict)?;
+    let what = if token.strikes.is_empty() { "the clean run" } else { "a fault injected" };
+    let at = if outcome.site.is_empty() { String::new() } else { format!(" at {}", outcome.site) };
+    writeln!(out, "{token}\n{what}{at}: {:?}", outcome.verdict)?;
     for why in &outcome.why {
         writeln!(out, "  {}", why.replace('\n', "\n  "))?;
     }

@@ -6,13 +6,14 @@
 //! right, is nothing left, does the same driver work again on the same kernel? Cases run in child processes, so that a
 //! driver that overflows its stack or loops for ever costs one case and not the campaign.
 //!
-//! `place` names points; `observer` counts and strikes; `case` runs and judges one; `inventory` counts; `campaign`
-//! does them all; `worker` is the child, `heartbeat` its pulse; `journal` keeps
-//! what is done; `token` names a case for ever; `report` prints.
+//! `place` names points; `observer` counts and strikes; `case` runs and judges one; `detector` names who told that one
+//! was wrong; `inventory` counts; `campaign` does them all; `worker` is the child, `heartbeat` its pulse; `journal`
+//! keeps what is done; `token` names a case for ever; `report` prints.
 
 pub mod campaign;
 pub mod case;
 pub(crate) mod cli;
+pub mod detector;
 pub(crate) mod heartbeat;
 pub mod inventory;
 pub(crate) mod journal;

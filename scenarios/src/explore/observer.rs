@@ -95,11 +95,12 @@ impl Observer {
     }
 
     pub(crate) fn pass(&mut self, point: &Point) -> Answer {
-        if !counts(point.class) {
+        let class = point.request.class;
+        if !counts(class) {
             return Answer::Pass;
         }
         let scope = point.owner.scope;
-        let counter = self.counters.entry((point.class, scope)).or_default();
+        let counter = self.counters.entry((class, scope)).or_default();
         let occurrence = *counter;
         *counter += 1;
         if self.list.is_none() && self.armed.is_empty() {
@@ -108,7 +109,7 @@ impl Observer {
         let path = self.paths.entry(scope).or_insert_with(|| scope.to_string());
         let mut answer = Answer::Pass;
         for armed in &mut self.armed {
-            answer = match strikes(armed, point.class, path, occurrence) {
+            answer = match strikes(armed, class, path, occurrence) {
                 Answer::Pass => answer,
                 struck => struck,
             };
@@ -117,7 +118,7 @@ impl Observer {
             if answer != Answer::Pass {
                 self.hit_at.get_or_insert(list.len());
             }
-            let place = Place { class: point.class, scope: path.clone(), occurrence };
+            let place = Place { class, scope: path.clone(), occurrence };
             list.push(Seen { place, site: point.owner.site, natural: point.natural });
         }
         answer
@@ -140,10 +141,11 @@ fn strikes(armed: &mut Armed, class: Class, path: &str, occurrence: u32) -> Answ
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowzone_guest_mem::fault::Request;
     use lowzone_guest_mem::site::Owner;
 
     fn point(class: Class, scope: Scope) -> Point {
-        Point { class, owner: Owner { site: Site::default(), scope }, detail: 0, natural: true }
+        Point { request: Request::new(class, 0), owner: Owner { site: Site::default(), scope }, natural: true }
     }
 
     #[test]

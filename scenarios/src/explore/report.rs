@@ -11,9 +11,10 @@ use serde::Serialize;
 
 use super::campaign::{Case, Record};
 use super::case::{Prepared, Verdict};
-use super::inventory::Inventory;
+use super::detector::Detected;
+use super::inventory::{Inventory, NotClean};
 use super::place::Strike;
-use super::token::{Token, fingerprint};
+use super::token::{CLEAN, Token, faults, fingerprint};
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
@@ -50,6 +51,8 @@ pub struct Wrong {
     pub site: String,
     /// Whether a real machine can do this.
     pub natural: bool,
+    /// Who told.
+    pub detector: Option<Detected>,
     /// What was wrong.
     pub why: Vec<String>,
     /// The events before the first finding, or before the fault where none was made; none of a child that died.
@@ -69,6 +72,9 @@ pub struct Report {
     pub clean_digest: String,
     /// Points by class, interrupts and completions.
     pub points: BTreeMap<String, u64>,
+    /// Whether the clean run was not clean, so that no fault was injected.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
     /// Cases run.
     pub cases: usize,
     /// Faults of the inventory that no case carried out.
@@ -88,21 +94,29 @@ fn scope(strike: &Strike) -> String {
     }
 }
 
-fn joined(case: &Case) -> String {
-    case.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
+/// The row of a case: class, scope path and source line.
+fn row_of(case: &Case, site: &str) -> (String, String, String) {
+    let Some(first) = case.first() else { return (CLEAN.to_owned(), String::new(), String::new()) };
+    let pair = if case.len() > 1 { " (pairs)" } else { "" };
+    (format!("{}{pair}", first.class()), scope(first), site.to_owned())
 }
 
 impl Report {
+    /// The report of a campaign that ended with its clean run, because that was not clean: no fault was injected.
+    pub fn not_clean(prepared: &Prepared, NotClean { inventory, outcome }: &NotClean) -> Self {
+        let record = Record { number: 0, faults: Vec::new(), outcome: outcome.clone() };
+        let report = Self::new(prepared, inventory, &[record]);
+        Self { stopped: true, missing: Vec::new(), ..report }
+    }
+
     /// Sums a campaign up.
     pub fn new(prepared: &Prepared, inventory: &Inventory, records: &[Record]) -> Self {
-        let done: BTreeSet<_> = records.iter().filter(|r| r.outcome.struck).map(|r| joined(&r.faults)).collect();
+        let done: BTreeSet<_> = records.iter().filter(|r| r.outcome.struck).map(|r| faults(&r.faults)).collect();
         let missing = inventory.strikes().iter().map(ToString::to_string).filter(|name| !done.contains(name)).collect();
         let mut rows: BTreeMap<(String, String, String), Row> = BTreeMap::new();
         let mut wrong = Vec::new();
         for record in records {
-            let Some(first) = record.faults.first() else { continue };
-            let pair = if record.faults.len() > 1 { " (pairs)" } else { "" };
-            let key = (format!("{}{pair}", first.class()), scope(first), record.outcome.site.clone());
+            let key = row_of(&record.faults, &record.outcome.site);
             let row = rows.entry(key.clone()).or_insert_with(|| Row {
                 class: key.0,
                 scope: key.1,
@@ -120,6 +134,7 @@ impl Report {
                         token: Token::new(prepared, &record.faults).to_string(),
                         site: record.outcome.site.clone(),
                         natural: record.outcome.natural,
+                        detector: record.outcome.detector.clone(),
                         why: record.outcome.why.clone(),
                         record: record.outcome.record.clone(),
                     });
@@ -136,11 +151,12 @@ impl Report {
             seed: prepared.seed,
             clean_digest: inventory.digest.clone(),
             points,
+            stopped: false,
             cases: records.len(),
             missing,
             rows: rows.into_values().collect(),
             wrong,
-            verdicts: records.iter().map(|r| (joined(&r.faults), r.outcome.verdict)).collect(),
+            verdicts: records.iter().map(|r| (faults(&r.faults), r.outcome.verdict)).collect(),
         }
     }
 
@@ -151,7 +167,9 @@ impl Report {
 
     /// The table, the mishandled cases with what repeats them, and the sum.
     pub(crate) fn print(&self, out: &mut dyn Write, program: &str, verbose: bool) -> io::Result<()> {
-        writeln!(out, "{BOLD}{}{BOLD:#}  every failure injected by the lab, one case each", self.scenario)?;
+        let what =
+            if self.stopped { "the clean run alone" } else { "every failure injected by the lab, one case each" };
+        writeln!(out, "{BOLD}{}{BOLD:#}  {what}", self.scenario)?;
         let points: Vec<_> = self.points.iter().map(|(class, n)| format!("{n} {class}")).collect();
         writeln!(out, "points   {}\n", points.join(", "))?;
         writeln!(
@@ -190,8 +208,12 @@ impl Report {
     fn print_wrong(&self, out: &mut dyn Write, program: &str, verbose: bool) -> io::Result<()> {
         let shown = if verbose { usize::MAX } else { 10 };
         for wrong in self.wrong.iter().take(shown) {
-            let how = if wrong.natural { "can really happen" } else { "by injection only" };
-            writeln!(out, "{BAD}wrong{BAD:#}  a fault injected at {} ({how})", or_device(&wrong.site))?;
+            if self.stopped {
+                writeln!(out, "{BAD}wrong{BAD:#}  the clean run: nothing was injected, and nothing will be")?;
+            } else {
+                let how = if wrong.natural { "can really happen" } else { "by injection only" };
+                writeln!(out, "{BAD}wrong{BAD:#}  a fault injected at {} ({how})", or_device(&wrong.site))?;
+            }
             for why in &wrong.why {
                 writeln!(out, "       {}", why.replace('\n', "\n       "))?;
             }

@@ -1,8 +1,9 @@
 //! Tokens: one case as a line of text that repeats it, in another process, on another day.
 //!
-//! `block/low-zone@1f3a9c02d4:1:slab:io#2+map:io#3` is scenario, fingerprint of its text, seed, faults. A point is named
-//! without its source line, so a token outlives the fix that moves it. A token of another scenario or of a point that
-//! is not passed any more is refused with the reason. Neighbours: `place`, the command line.
+//! `block/low-zone@1f3a9c02d4:1:slab:io#2+map:io#3` is scenario, fingerprint of its text, seed, faults; the token of
+//! the clean run has the word `clean` for its faults. A point is named without its source line, so a token outlives
+//! the fix that moves it. A token of another scenario or of a point that is not passed any more is refused with the
+//! reason. Neighbours: `place`, the command line.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +14,9 @@ use thiserror::Error;
 use super::case::Prepared;
 use super::place::{Strike, StrikeError};
 
+/// What a token has in place of faults if there are none.
+pub const CLEAN: &str = "clean";
+
 /// One case, by name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Token {
@@ -22,15 +26,23 @@ pub struct Token {
     pub fingerprint: String,
     /// The world's seed.
     pub seed: u64,
-    /// The faults.
+    /// The faults; none for the clean run.
     pub strikes: Vec<Strike>,
+}
+
+/// The faults of a case as its token has them.
+pub(crate) fn faults(strikes: &[Strike]) -> String {
+    if strikes.is_empty() {
+        return CLEAN.to_owned();
+    }
+    strikes.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
 }
 
 /// A token that can't be used.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum TokenError {
     /// Not a token.
-    #[error("'{0}' is no token: want SCENARIO@FINGERPRINT:SEED:FAULT[+FAULT]")]
+    #[error("'{0}' is no token: want SCENARIO@FINGERPRINT:SEED:FAULT[+FAULT] or SCENARIO@FINGERPRINT:SEED:clean")]
     Form(String),
     /// A fault that can't be read.
     #[error(transparent)]
@@ -84,8 +96,7 @@ impl Token {
 
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let strikes: Vec<_> = self.strikes.iter().map(ToString::to_string).collect();
-        write!(f, "{}@{}:{}:{}", self.scenario, self.fingerprint, self.seed, strikes.join("+"))
+        write!(f, "{}@{}:{}:{}", self.scenario, self.fingerprint, self.seed, faults(&self.strikes))
     }
 }
 
@@ -99,12 +110,12 @@ impl FromStr for Token {
         let (Some(fingerprint), Some(seed), Some(strikes)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(form());
         };
-        Ok(Self {
-            scenario: scenario.to_owned(),
-            fingerprint: fingerprint.to_owned(),
-            seed: seed.parse().map_err(|_| form())?,
-            strikes: strikes.split('+').map(str::parse).collect::<Result<_, _>>()?,
-        })
+        let strikes = match strikes {
+            CLEAN => Vec::new(),
+            faults => faults.split('+').map(str::parse).collect::<Result<_, _>>()?,
+        };
+        let seed = seed.parse().map_err(|_| form())?;
+        Ok(Self { scenario: scenario.to_owned(), fingerprint: fingerprint.to_owned(), seed, strikes })
     }
 }
 
@@ -114,10 +125,14 @@ mod tests {
 
     #[test]
     fn a_token_reads_back_as_itself() {
-        for text in ["block/low-zone@0123456789:7:slab:io#2", "a.toml@00:1:removal@mmio:probe/x#3+irq-lost#0*"] {
+        for text in [
+            "block/low-zone@0123456789:7:slab:io#2",
+            "a.toml@00:1:removal@mmio:probe/x#3+irq-lost#0*",
+            "block/low-zone@0123456789:7:clean",
+        ] {
             assert_eq!(text.parse::<Token>().unwrap().to_string(), text);
         }
-        for text in ["", "x", "x@y", "x@y:z:slab:io#0", "x@y:1", "x@y:1:", "x@y:1:what#1"] {
+        for text in ["", "x", "x@y", "x@y:z:slab:io#0", "x@y:1", "x@y:1:", "x@y:1:clean+slab:io#2", "x@y:1:what#1"] {
             assert!(text.parse::<Token>().is_err(), "{text}");
         }
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use lowzone_driver::Driver;
 use lowzone_driver::blk::Disk;
 use lowzone_driver::bus::Bdf;
+use lowzone_driver::edu::Edu;
 use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::Cpu;
 use thiserror::Error;
@@ -61,6 +62,11 @@ pub trait LabDriver: Driver {
 
     /// The disk made of the function at `at`, of a driver whose [`Kind`] has disks.
     fn disk(&self, _at: Bdf) -> Option<Arc<Disk>> {
+        None
+    }
+
+    /// The `edu` device made of the function at `at`, of a driver whose [`Kind`] has an engine.
+    fn edu(&self, _at: Bdf) -> Option<Arc<Edu>> {
         None
     }
 }

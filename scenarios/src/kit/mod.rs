@@ -3,11 +3,12 @@
 //! A [`Kit`] is a table made at compile time. The stock program has [`Kit::STOCK`]; a crate of the user's own makes
 //! one of its own and hands it to [`lowzone::main!`](crate::main), and has `run`, `explore`, `replay`, `list` and
 //! `schema` for it. The stock kinds are there in every program, so that one's own driver may meet the stock device.
-//! Neighbours: `driver` and `device` beside this say what a kind must do; `stock` has the lab's own; `spec` checks
+//! Neighbours: `driver` and `device` beside this say what a kind must do; `stock` has the lab's own, `edu` among them; `spec` checks
 //! names. Left out: kits that change while the program runs.
 
 mod device;
 mod driver;
+mod edu;
 mod stock;
 
 pub use device::{DeviceEnv, DeviceKind, DeviceMemory, MakeError, Plugged};

@@ -1,6 +1,6 @@
-//! The stock kinds: the virtio block device and its driver.
+//! The stock kinds, among them the virtio block device and its driver.
 //!
-//! Neighbours: `device::blk`, `driver::blk`. An `exercise` of a disk writes a block and reads it back.
+//! Neighbours: `device::blk`, `driver::blk`; `edu` beside this. An `exercise` of a disk writes a block and reads it back.
 
 use std::sync::Arc;
 
@@ -13,14 +13,16 @@ use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::{Cpu, KBuf};
 use thiserror::Error;
 
-use super::{DeviceEnv, DeviceKind, DriverKind, ExerciseError, LabDriver, MakeError, Plugged};
+use super::{DeviceEnv, DeviceKind, DriverKind, ExerciseError, LabDriver, MakeError, Plugged, edu};
 use crate::spec::{Driver, Kind, VIRTIO_BLK};
 
 /// Bytes of one exercise.
 const BYTES: usize = 4096;
 
-pub(super) const DRIVERS: &[DriverKind] = &[DriverKind { kind: Kind::new(VIRTIO_BLK).disks(), make: driver }];
-pub(super) const DEVICES: &[DeviceKind] = &[DeviceKind { kind: Kind::new(VIRTIO_BLK).disks(), make: device }];
+pub(super) const DRIVERS: &[DriverKind] =
+    &[DriverKind { kind: Kind::new(VIRTIO_BLK).disks(), make: driver }, edu::DRIVER];
+pub(super) const DEVICES: &[DeviceKind] =
+    &[DeviceKind { kind: Kind::new(VIRTIO_BLK).disks(), make: device }, edu::DEVICE];
 
 /// A request that came back without the buffer it took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

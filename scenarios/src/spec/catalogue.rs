@@ -23,6 +23,7 @@ pub(crate) const DEFAULT: &str = "block/low-zone";
 
 pub(crate) const ENTRIES: &[Entry] = embedded![
     "block/copy-image",
+    "block/flaky-memory",
     "block/leak",
     "block/low-zone",
     "block/no-bus-master",
@@ -33,6 +34,10 @@ pub(crate) const ENTRIES: &[Entry] = embedded![
     "block/too-wide-wrap",
     "block/use-after-unmap",
     "block/wrong-direction",
+    "edu/clamp",
+    "edu/selftest",
+    "edu/swiotlb-out-of-reach",
+    "edu/three-lows",
 ];
 
 /// All embedded scenarios, sorted by name.

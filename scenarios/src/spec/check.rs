@@ -25,7 +25,7 @@ impl Fault {
 /// The outcome of one check.
 pub(super) type Checked = Result<(), Fault>;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// Data is measured in sectors of this many bytes.
 pub(super) const SECTOR: u64 = 512;
 /// More RAM, or a larger store, than any host here could back.
@@ -45,6 +45,7 @@ pub(super) fn check(scenario: &Scenario, kinds: &Kinds) -> Checked {
     devices(&scenario.device, &kinds.devices)?;
     driver(&scenario.driver, &kinds.drivers)?;
     steps(scenario, kinds)?;
+    super::fault::check(&scenario.fault)?;
     expect(scenario, &scenario.expect)
 }
 

@@ -13,7 +13,7 @@ use super::kind::VIRTIO_BLK;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, expecting = "a [driver] table")]
 pub struct Driver {
-    /// Which driver: "virtio-blk", or a kind that the program brings. Default "virtio-blk".
+    /// Which driver: "virtio-blk", "edu", or a kind that the program brings. Default "virtio-blk".
     pub kind: String,
     /// What a driver of the user's own wants to know. Default {}.
     #[serde(skip_serializing_if = "Options::is_empty")]
@@ -33,7 +33,7 @@ pub struct Driver {
     /// Size of each queue, a power of two up to 32768; 0 for the device's. Default 0.
     #[schemars(range(max = 32768))]
     pub queue_size: u16,
-    /// Uses MSI-X where the device has it; else INTx. Default true.
+    /// Uses MSI-X, or MSI where that is all the device has; else INTx. Default true.
     pub msix: bool,
     /// Accepts VIRTIO_F_INDIRECT_DESC. Default true.
     pub indirect: bool,

@@ -17,7 +17,7 @@ pub struct SpecError(Box<Inner>);
 #[derive(Clone, Debug)]
 struct Inner {
     problem: Problem,
-    /// The file's name, or `--set path=value`.
+    /// The file's name, or an option such as `--set path=value`.
     place: String,
     source: NamedSource<String>,
     bytes: Option<Range<usize>>,
@@ -38,14 +38,14 @@ impl SpecError {
     /// A problem that a `--set` brought in.
     pub(super) fn in_set(problem: Problem, set: &Set) -> Self {
         let text = format!("{}={}", set.path, set.value);
-        Self::in_argument(problem, text)
+        Self::in_argument("--set", problem, &text, 0)
     }
 
-    /// A problem with the text of a `--set` itself.
-    pub(super) fn in_argument(problem: Problem, text: String) -> Self {
-        let place = format!("--set {text}");
-        let bytes = Some(0..text.len());
-        let source = NamedSource::new("--set", text);
+    /// A problem with the text of an option such as `--set` itself, from a byte of it on.
+    pub(super) fn in_argument(option: &str, problem: Problem, text: &str, offset: usize) -> Self {
+        let place = format!("{option} {text}");
+        let bytes = Some(clamp(text, offset..text.len()));
+        let source = NamedSource::new(option, text.to_owned());
         Self(Box::new(Inner { problem, place, source, bytes, line: None }))
     }
 
@@ -54,7 +54,7 @@ impl SpecError {
         &self.0.problem
     }
 
-    /// The line of the file, from 1; `None` if a `--set` is to blame, or the file as a whole.
+    /// The line of the file, from 1; `None` if an option is to blame, or the file as a whole.
     pub fn line(&self) -> Option<usize> {
         self.0.line.map(|(line, _)| line)
     }

@@ -16,6 +16,8 @@ pub struct Expect {
     pub leaks: u64,
     /// Requests that end in an error, those of raw steps among them. Default 0.
     pub failed_requests: u64,
+    /// Transfers of `dma` steps that brought other bytes though the driver said that all went well. Default 0.
+    pub wrong_data: u64,
     /// What has become of the canary; needs a `canary` step. Default: not compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canary: Option<CanaryState>,

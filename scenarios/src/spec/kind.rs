@@ -4,8 +4,11 @@
 //! Neighbours: `check`, which refuses unknown ones; `kit`, which makes what a kind names. Left out: types of options,
 //! which only their reader knows.
 
-/// The kind of driver and device that every program has.
+/// The kind of a virtio block device and its driver, which every program has.
 pub const VIRTIO_BLK: &str = "virtio-blk";
+
+/// The kind of QEMU's educational device and its driver, which every program has.
+pub const EDU: &str = "edu";
 
 /// One kind of driver or device.
 ///
@@ -23,12 +26,14 @@ pub struct Kind {
     /// Of a driver: it makes disks, so that `io` and the other steps of disks work with it. Of a device: it has a
     /// store, which `size`, `image` or `size_of` describes.
     pub disks: bool,
+    /// Of a driver: its devices move bytes to and from a buffer of their own, so that `dma` works with it.
+    pub engine: bool,
 }
 
 impl Kind {
-    /// A kind without options and without disks.
+    /// A kind without options, disks and engine.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, options: &[], disks: false }
+        Self { name, options: &[], disks: false, engine: false }
     }
 
     /// The same with these keys in its `options` table.
@@ -39,6 +44,11 @@ impl Kind {
     /// The same with disks.
     pub const fn disks(self) -> Self {
         Self { disks: true, ..self }
+    }
+
+    /// The same with a DMA engine.
+    pub const fn engine(self) -> Self {
+        Self { engine: true, ..self }
     }
 }
 
@@ -55,7 +65,7 @@ pub struct Kinds {
 impl Default for Kinds {
     fn default() -> Self {
         let blk = Kind::new(VIRTIO_BLK).disks();
-        Self { drivers: vec![blk], devices: vec![blk] }
+        Self { drivers: vec![blk, Kind::new(EDU).engine()], devices: vec![blk, Kind::new(EDU)] }
     }
 }
 

@@ -13,6 +13,7 @@ mod error;
 mod expect;
 mod explain;
 mod explore;
+mod fault;
 mod kind;
 mod load;
 mod locate;
@@ -36,7 +37,8 @@ pub use driver::Driver;
 pub use error::SpecError;
 pub use expect::{CanaryState, Expect};
 pub use explore::Explore;
-pub use kind::{Kind, Kinds, VIRTIO_BLK};
+pub use fault::{FaultError, FaultTable, Faults, faults};
+pub use kind::{EDU, Kind, Kinds, VIRTIO_BLK};
 pub use load::{Source, load, load_with};
 pub use machine::{DEFAULT_LOW, Machine};
 pub use options::{OptionError, OptionValue, Options};
@@ -46,6 +48,6 @@ pub use schema::{schema, schema_with};
 pub use set::Set;
 pub use size::{Size, SizeError};
 pub use step::{
-    CanaryStep, CopyStep, DEFAULT_BYTES, ExerciseStep, IoStep, IrqAllocStep, IrqGfp, MapDirection, Memory, Pattern,
-    ProbeStep, RawReadStep, RemoveStep, Step, Unmap,
+    AllocGfp, CanaryStep, CopyStep, DEFAULT_BYTES, DmaDirection, DmaStep, ExerciseStep, HoldStep, IoStep, IrqAllocStep,
+    MapDirection, Memory, Pattern, ProbeStep, RawReadStep, RemoveStep, Step, Unmap,
 };

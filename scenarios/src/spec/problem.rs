@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use super::Size;
+use super::{FaultError, Size};
 
 /// What is wrong.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -77,6 +77,9 @@ pub enum Problem {
     /// A step of disks with a driver that makes none.
     #[error("'{verb}' needs disks, and driver \"{driver}\" makes none")]
     NoDisks { verb: &'static str, driver: String },
+    /// A transfer with a driver whose devices have no buffer of their own.
+    #[error("'{verb}' needs a device with a buffer of its own, and driver \"{driver}\" has none such")]
+    NoEngine { verb: &'static str, driver: String },
     /// A device with two or three things behind it.
     #[error("device '{device}' has more than one store: {}", .keys.join(", "))]
     ManyStores { device: String, keys: Vec<String> },
@@ -125,6 +128,9 @@ pub enum Problem {
     /// A text that can't be the name of a finding.
     #[error("'{name}' is no name of a finding: lower-case words with '-' between them")]
     FindingName { name: String },
+    /// Something made to fail that can't be.
+    #[error(transparent)]
+    Fault(FaultError),
     /// A `--set` that is not `path=value`.
     #[error("'{text}' is not of the form path=value")]
     SetForm { text: String },
@@ -170,12 +176,14 @@ impl Problem {
             Self::NoStore { .. } => "give it 'size', 'image' or 'size_of'".to_owned(),
             Self::NeedlessStore { .. } => "leave it out".to_owned(),
             Self::NoDisks { .. } => "take exercise = { device = \"…\" }".to_owned(),
+            Self::NoEngine { .. } => "take driver.kind = \"edu\"".to_owned(),
             Self::ManyStores { .. } => "keep one of them".to_owned(),
             Self::ImageUnset { .. } => "name one: --set image=FILE".to_owned(),
             Self::NotBound { .. } => "put a probe = {} step before it".to_owned(),
             Self::BoundTwice { .. } => "put a remove = {} step before it".to_owned(),
             Self::RawCoherent => "take \"high\" or \"low\"".to_owned(),
             Self::NoCanary => "add a step such as canary = { device = \"vda\" }".to_owned(),
+            Self::Fault(error) => return error.help(),
             Self::SetForm { .. } => "for instance --set machine.ram=2G".to_owned(),
             Self::SetAmbiguous { paths, .. } => format!("give the full path: {}", paths.join(", ")),
             Self::SetNowhere { near: Some(near), .. } => format!("did you mean '{near}'?"),

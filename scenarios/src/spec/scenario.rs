@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Driver, Expect, Explore, Machine, Step};
+use super::{Device, Driver, Expect, Explore, Faults, Machine, Step};
 
 /// A lowzone scenario: a machine, its devices and a driver, what is done with them, and what must be seen.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +25,9 @@ pub struct Scenario {
     /// What is done, in order; at least one.
     #[serde(default)]
     pub step: Vec<Step>,
+    /// What is made to fail, as by Linux's fault injection: a table for each class, such as [fault.slab].
+    #[serde(default, skip_serializing_if = "Faults::is_empty")]
+    pub fault: Faults,
     /// What must be seen.
     #[serde(default)]
     pub expect: Expect,

@@ -26,7 +26,7 @@ pub fn schema() -> Value {
 /// ```
 /// let schema = lowzone::spec::schema_with(&lowzone::spec::Kinds::default());
 /// let kinds = &schema["$defs"]["Device"]["properties"]["kind"]["enum"];
-/// assert_eq!(*kinds, serde_json::json!(["virtio-blk"]));
+/// assert_eq!(*kinds, serde_json::json!(["virtio-blk", "edu"]));
 /// ```
 pub fn schema_with(kinds: &Kinds) -> Value {
     let mut schema = schema();
@@ -128,7 +128,10 @@ mod tests {
             assert!(at(&path(text)).is_some(), "{text}");
         }
         let verbs: Vec<_> = keys_of(&path("step[7]")).map(|known| known.path.leaf()).collect();
-        assert_eq!(verbs, ["probe", "io", "exercise", "copy", "raw_read", "irq_alloc", "canary", "remove"]);
+        assert_eq!(
+            verbs,
+            ["probe", "io", "exercise", "dma", "copy", "raw_read", "irq_alloc", "canary", "hold", "remove"]
+        );
         assert!(at(&path("machine.width")).is_none());
     }
 

@@ -35,7 +35,7 @@ impl Set {
         let parts = text.split_once('=').map(|(path, value)| (path.trim(), value));
         match parts.filter(|(path, _)| KeyPath::parse(path).is_some()) {
             Some((path, value)) => Ok(Self { path: path.to_owned(), value: value.to_owned() }),
-            None => Err(SpecError::in_argument(Problem::SetForm { text: text.to_owned() }, text.to_owned())),
+            None => Err(SpecError::in_argument("--set", Problem::SetForm { text: text.to_owned() }, text, 0)),
         }
     }
 
@@ -160,8 +160,8 @@ fn full(path: &KeyPath, file: &Table) -> Result<KeyPath, Problem> {
             Part::Key(key) if !known && now.is_none_or(|value| !value.is_array()) => {
                 return Err(shape::unknown(&step, key));
             }
-            // A key left to its default may be given, and so may a table of the root and one of options.
-            Part::Key(_) if next.is_none() && (last || free || out.parts().is_empty()) && !is_step(&out) => {}
+            // A key left to its default may be given, and so may a table that lies in no list and one of options.
+            Part::Key(_) if next.is_none() && (last || free || in_no_list(&out)) && !is_step(&out) => {}
             _ if next.is_none() => return Err(Problem::SetNowhere { path: step.to_string(), near: None }),
             _ => {}
         }
@@ -169,6 +169,10 @@ fn full(path: &KeyPath, file: &Table) -> Result<KeyPath, Problem> {
         now = next;
     }
     Ok(out)
+}
+
+fn in_no_list(path: &KeyPath) -> bool {
+    path.parts().iter().all(|part| part.name().is_some())
 }
 
 fn is_step(path: &KeyPath) -> bool {
@@ -243,6 +247,7 @@ mod tests {
             ("dma_mask", "driver.dma_mask"),
             ("leaks", "expect.leaks"),
             ("depth", "step[1].io.depth"),
+            ("fault.slab.ignore-gfp-wait", "fault.slab.ignore-gfp-wait"),
             ("story", "story"),
         ] {
             assert_eq!(resolve(given).as_deref(), Ok(place), "{given}");
@@ -263,7 +268,8 @@ mod tests {
         assert_eq!(problem("imgae").help().as_deref(), Some("did you mean 'image'?"));
         assert_eq!(problem("machine.rma").help().as_deref(), Some("did you mean 'ram'?"));
         assert_eq!(problem("device.vda.widht").help().as_deref(), Some("did you mean 'width'?"));
-        assert_eq!(problem("gfp").to_string(), "this scenario has no 'gfp'");
+        assert_eq!(problem("unmap").to_string(), "this scenario has no 'unmap'");
+        assert_eq!(problem("fault.slap.times").help().as_deref(), Some("did you mean 'slab'?"));
         assert_eq!(problem("step[7].io.depth").to_string(), "this scenario has no 'step[7]'");
         assert_eq!(problem("step[0].io.depth").to_string(), "this scenario has no 'step[0].io'");
         assert_eq!(problem("step.copy.depth").to_string(), "this scenario has no 'step.copy.depth'");

@@ -24,6 +24,8 @@ pub enum Step {
     Io(IoStep),
     /// Has the driver do its own piece of work with one device, again and again, and checks each result.
     Exercise(ExerciseStep),
+    /// Moves bytes between memory and the buffer that a device has of its own, and compares what comes back.
+    Dma(DmaStep),
     /// Copies one device to another, reads the copy back and compares SHA-256.
     Copy(CopyStep),
     /// One read request by raw DMA calls, which can commit crimes a driver's types would not allow.
@@ -32,6 +34,8 @@ pub enum Step {
     IrqAlloc(IrqAllocStep),
     /// Marks the low memory that a device's too-high addresses wrap to, so that a hit can be proved.
     Canary(CanaryStep),
+    /// Takes low memory, as others on the machine would, and keeps it to the end.
+    Hold(HoldStep),
     /// Unbinds the driver from every device; then nothing may be left.
     Remove(RemoveStep),
 }
@@ -43,10 +47,12 @@ impl Step {
             Self::Probe(_) => "probe",
             Self::Io(_) => "io",
             Self::Exercise(_) => "exercise",
+            Self::Dma(_) => "dma",
             Self::Copy(_) => "copy",
             Self::RawRead(_) => "raw_read",
             Self::IrqAlloc(_) => "irq_alloc",
             Self::Canary(_) => "canary",
+            Self::Hold(_) => "hold",
             Self::Remove(_) => "remove",
         }
     }
@@ -91,6 +97,10 @@ pub struct IoStep {
     /// Where the buffers come from. Default "high".
     #[serde(default)]
     pub memory: Memory,
+    /// The flags its buffers are allocated with; "low" and "coherent" choose their zone themselves. Default
+    /// "GFP_KERNEL".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gfp: Option<AllocGfp>,
     /// Which requests are made. Default "write-read".
     #[serde(default)]
     pub pattern: Pattern,
@@ -124,6 +134,12 @@ pub enum Memory {
     Low,
     /// One coherent buffer for each request in flight (`dma_alloc_coherent`): mapped once, never synced.
     Coherent,
+    /// Pages from zone DMA (`GFP_DMA`): below 16 MiB, whatever the mask.
+    #[serde(rename = "gfp-dma")]
+    GfpDma,
+    /// Pages from zone DMA32 (`GFP_DMA32`): below 4 GiB, whatever the mask.
+    #[serde(rename = "gfp-dma32")]
+    GfpDma32,
 }
 
 /// Which requests an [`IoStep`] step makes.
@@ -150,6 +166,52 @@ pub struct ExerciseStep {
     #[serde(default = "default_times")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub times: u64,
+}
+
+/// Moves bytes between memory and the buffer that a device has of its own, and compares what comes back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct DmaStep {
+    /// The device.
+    pub device: String,
+    /// What the result calls this step. Default: its verb and number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Where the memory comes from. Default "coherent".
+    #[serde(default = "coherent")]
+    pub memory: Memory,
+    /// Which way the bytes go. Default "both".
+    #[serde(default)]
+    pub dir: DmaDirection,
+    /// How many, 1 to 4095. Default 1024.
+    #[serde(default = "default_dma_bytes")]
+    pub bytes: Size,
+    /// Address bits that the driver promises before it begins (`dma_set_mask_and_coherent`), 1 to 64; they stay.
+    /// Default: what it has promised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub mask: Option<u8>,
+}
+
+/// Which way the bytes of a [`DmaStep`] go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DmaDirection {
+    /// To the device, then back into the same memory.
+    #[default]
+    Both,
+    /// From memory to the device.
+    ToDevice,
+    /// From the device to memory; compared with what an earlier step has sent there.
+    FromDevice,
+}
+
+/// Takes every free page of zone DMA32 below an address and keeps it to the end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct HoldStep {
+    /// The address, a multiple of 4096, at most "4G".
+    pub below: Size,
 }
 
 /// Copies one device to another, reads the copy back and compares SHA-256.
@@ -218,17 +280,17 @@ pub struct IrqAllocStep {
     pub device: String,
     /// The flags it allocates with. Default "GFP_ATOMIC".
     #[serde(default)]
-    pub gfp: IrqGfp,
+    pub gfp: AllocGfp,
 }
 
-/// Flags of an allocation in an interrupt handler.
+/// Flags of an allocation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-pub enum IrqGfp {
+pub enum AllocGfp {
     /// Never sleeps.
     #[default]
     #[serde(rename = "GFP_ATOMIC")]
     Atomic,
-    /// May sleep, which a handler must not.
+    /// May sleep, which an interrupt handler must not.
     #[serde(rename = "GFP_KERNEL")]
     Kernel,
 }
@@ -247,6 +309,14 @@ const fn default_requests() -> u64 {
 
 const fn default_times() -> u64 {
     4
+}
+
+const fn coherent() -> Memory {
+    Memory::Coherent
+}
+
+const fn default_dma_bytes() -> Size {
+    Size(1024)
 }
 
 const fn default_depth() -> u32 {

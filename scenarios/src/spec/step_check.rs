@@ -2,7 +2,7 @@
 //!
 //! Neighbours: `check`, whose helpers it uses. Left out: devices whose size only their image tells.
 
-use super::check::{Checked, Fault, SECTOR, bytes_within, known_device, multiple, require, within};
+use super::check::{Checked, Fault, PAGE, SECTOR, bytes_within, known_device, multiple, require, within};
 use super::kind::{Kinds, find};
 use super::path::KeyPath;
 use super::{CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, StoreSpec};
@@ -11,6 +11,10 @@ use super::{CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, St
 const MOST_REQUEST: u64 = 4 << 20;
 /// Days of work; more is a slip of the keyboard.
 const MOST_REQUESTS: u64 = 1_000_000_000;
+/// What QEMU's device can take ([`lowzone_driver::edu::MOST`]).
+const MOST_DMA: u64 = lowzone_driver::edu::MOST as u64;
+/// Where zone DMA32 ends.
+const MOST_HOLD: u64 = 4 << 30;
 const MOST_DEPTH: u64 = 65536;
 
 /// Checks all steps, in order.
@@ -18,7 +22,8 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
     let list = KeyPath::default().key("step");
     require(!scenario.step.is_empty(), &list, || Problem::NoSteps)?;
     let driver = &scenario.driver.kind;
-    let disks = find(&kinds.drivers, driver).is_some_and(|kind| kind.disks);
+    let kind = find(&kinds.drivers, driver);
+    let (disks, engine) = (kind.is_some_and(|kind| kind.disks), kind.is_some_and(|kind| kind.engine));
     let mut bound = false;
     for (i, step) in scenario.step.iter().enumerate() {
         let verb = step.verb();
@@ -28,12 +33,15 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
                 require(!bound, &at, || Problem::BoundTwice { step: i })?;
                 bound = true;
             }
-            Step::Canary(_) => {}
+            Step::Canary(_) | Step::Hold(_) => {}
             _ => require(bound, &at, || Problem::NotBound { step: i, verb })?,
         }
         bound &= !matches!(step, Step::Remove(_));
         if matches!(step, Step::Io(_) | Step::Copy(_) | Step::RawRead(_) | Step::IrqAlloc(_)) {
             require(disks, &at, || Problem::NoDisks { verb, driver: driver.clone() })?;
+        }
+        if matches!(step, Step::Dma(_)) {
+            require(engine, &at, || Problem::NoEngine { verb, driver: driver.clone() })?;
         }
         let device = |key: &str, name: &str| known_device(&at.key(key), name, &scenario.device, false);
         match step {
@@ -46,6 +54,12 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
                 device("device", &exercise.device)?;
                 within(&at.key("times"), exercise.times, 1, MOST_REQUESTS)?;
             }
+            Step::Dma(dma) => {
+                device("device", &dma.device)?;
+                bytes_within(&at.key("bytes"), dma.bytes, 1, MOST_DMA)?;
+                dma.mask.map_or(Ok(()), |mask| within(&at.key("mask"), mask, 1, 64))?;
+            }
+            Step::Hold(hold) => bytes_within(&at.key("below"), hold.below, PAGE, MOST_HOLD)?,
             Step::Copy(copy) => {
                 device("from", &copy.from)?;
                 device("to", &copy.to)?;

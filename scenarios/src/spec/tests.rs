@@ -119,7 +119,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[[step]]\nprboe = {}\n", "x.toml:3:1: unknown step 'prboe' / did you mean 'probe'?"),
         (
             "story = 's'\n[[step]]\n",
-            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, copy, raw_read, irq_alloc, canary, remove",
+            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, dma, copy, raw_read, irq_alloc, canary, hold, remove",
         ),
         (
             "story = 's'\n[[step]]\nprobe = {}\nremove = {}\n",
@@ -193,6 +193,40 @@ fn kinds_and_options_say_where_and_what() {
     ] {
         assert_eq!(complaint(text, &[]), wanted);
     }
+}
+
+#[test]
+fn transfers_and_held_memory_say_where_and_what() {
+    let edu = "[driver]\nkind = 'edu'\n[[device]]\nname = 'e'\nkind = 'edu'\n";
+    let file = |tables: &str, step: &str| format!("story = 's'\nstep = [{{ probe = {{}} }}, {step}]\n{tables}");
+    for (tables, step, wanted) in [
+        (edu, "{ dma = { device = 'e', bytes = 4096 } }", "2:57: 'bytes' is 4K; it goes from 1 to 4095"),
+        (edu, "{ dma = { device = 'e', bytes = 0 } }", "2:57: 'bytes' is 0; it goes from 1 to 4095"),
+        (edu, "{ dma = { device = 'e', mask = 65 } }", "2:56: 'mask' is 65; it goes from 1 to 64"),
+        (edu, "{ dma = { device = 'f' } }", "2:44: no device 'f' / there is: e"),
+        (
+            edu,
+            "{ dma = { device = 'e', memory = 'gfp-dma23' } }",
+            "2:58: unknown value 'gfp-dma23' of 'memory' / did you mean 'gfp-dma32'?",
+        ),
+        (
+            edu,
+            "{ dma = { device = 'e', dir = 'back' } }",
+            "2:55: unknown value 'back' of 'dir' / there is: both, to-device, from-device",
+        ),
+        (
+            DEVICE,
+            "{ dma = { device = 'vda' } }",
+            "2:33: 'dma' needs a device with a buffer of its own, and driver \"virtio-blk\" has none such / take driver.kind = \"edu\"",
+        ),
+        (edu, "{ hold = { below = '5G' } }", "2:44: 'below' is 5G; it goes from 4K to 4G"),
+        (edu, "{ hold = { below = 4097 } }", "2:44: 'below' is 4097 bytes, which is not a multiple of 4096 / 8K is"),
+    ] {
+        assert_eq!(complaint(&file(tables, step), &[]), format!("x.toml:{wanted}"), "{step}");
+    }
+    let loaded = load(&source(&file(edu, "{ dma = { device = 'e' } }, { hold = { below = '1M' } }")), &[]).unwrap();
+    let Step::Dma(dma) = &loaded.step[1] else { panic!("{:?}", loaded.step) };
+    assert_eq!((dma.memory, dma.dir, dma.bytes, dma.mask), (Memory::Coherent, DmaDirection::Both, Size(1024), None));
 }
 
 /// Values that are of the right type and still wrong.

@@ -2,13 +2,13 @@
 
 use lowzone_driver::blk::{Completed, Data, Disk, Pending, Request, SubmitError};
 use lowzone_guest_mem::dma::{CoherentError, DmaDevice};
-use lowzone_guest_mem::gfp::GFP_KERNEL;
+use lowzone_guest_mem::gfp::{GFP_ATOMIC, GFP_KERNEL, Gfp};
 use lowzone_guest_mem::wait::sleep;
 use lowzone_guest_mem::zone::{AllocError, ZoneKind};
-use lowzone_guest_mem::{Cpu, KBuf};
+use lowzone_guest_mem::{Cpu, KBuf, PhysAddr};
 use thiserror::Error;
 
-use crate::spec::Memory;
+use crate::spec::{AllocGfp, Memory};
 
 /// How long a submission that finds no room waits for another CPU's completion.
 const RETRY_NS: u64 = 10_000_000;
@@ -24,13 +24,44 @@ pub(super) enum BufferError {
     Coherent(#[from] CoherentError),
 }
 
+/// The flags that a step names.
+pub(super) fn mask(gfp: AllocGfp) -> Gfp {
+    match gfp {
+        AllocGfp::Kernel => GFP_KERNEL,
+        AllocGfp::Atomic => GFP_ATOMIC,
+    }
+}
+
 /// A buffer of `len` bytes from where the step wants it.
-pub(super) fn allocate(cpu: &Cpu<'_>, dma: &DmaDevice, memory: Memory, len: usize) -> Result<Data, BufferError> {
+pub(super) fn allocate(
+    cpu: &Cpu<'_>,
+    dma: &DmaDevice,
+    memory: Memory,
+    len: usize,
+    gfp: Gfp,
+) -> Result<Data, BufferError> {
     Ok(match memory {
-        Memory::High => Data::Streaming(KBuf::kmalloc(cpu, len, GFP_KERNEL)?),
-        Memory::Low => Data::Streaming(dma.alloc_pages(cpu, len, GFP_KERNEL)?),
-        Memory::Coherent => Data::Shared(dma.alloc_coherent(cpu, len, GFP_KERNEL)?),
+        Memory::High => Data::Streaming(KBuf::kmalloc(cpu, len, gfp)?),
+        Memory::Low => Data::Streaming(dma.alloc_pages(cpu, len, gfp)?),
+        Memory::Coherent => Data::Shared(dma.alloc_coherent(cpu, len, gfp)?),
+        Memory::GfpDma => Data::Streaming(zone_pages(cpu, len, gfp | Gfp::DMA)?),
+        Memory::GfpDma32 => Data::Streaming(zone_pages(cpu, len, gfp | Gfp::DMA32)?),
     })
+}
+
+/// `len` bytes of whole pages of a zone: kmalloc would drop `GFP_DMA32`.
+fn zone_pages(cpu: &Cpu<'_>, len: usize, zone: Gfp) -> Result<KBuf, AllocError> {
+    let order = len.div_ceil(4096).next_power_of_two().ilog2();
+    Ok(KBuf::pages(cpu, u8::try_from(order).unwrap_or(u8::MAX), GFP_KERNEL | zone)?.truncated(len))
+}
+
+/// Where a buffer lies.
+pub(super) fn phys(data: &Data) -> Option<PhysAddr> {
+    match data {
+        Data::Streaming(buf) => Some(buf.phys()),
+        Data::Shared(memory) => Some(memory.phys()),
+        Data::Raw(_) | Data::None => None,
+    }
 }
 
 /// The zone that a buffer lies in.

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::data;
 use crate::lab::{Bench, Slot, Verify, lock};
 use crate::result::IoRow;
-use crate::spec::{IoStep, Pattern};
+use crate::spec::{AllocGfp, IoStep, Pattern};
 use crate::world::{Body, Random};
 
 /// What the content of `write-read` follows from: the same in every run, so that seeds differ in order only.
@@ -205,8 +205,9 @@ impl<'a> Work<'a> {
             while self.flights.len() > self.depth / 2 && self.collect() {}
         }
         let len = bytes(&at).len();
+        let gfp = data::mask(self.step.gfp.unwrap_or(AllocGfp::Kernel));
         let mut buffer = loop {
-            match data::allocate(self.cpu, &self.slot.dma, self.step.memory, len) {
+            match data::allocate(self.cpu, &self.slot.dma, self.step.memory, len, gfp) {
                 Ok(buffer) => break buffer,
                 // Memory comes back with completions.
                 Err(_) if self.collect() => self.row.retries += 1,

@@ -1,13 +1,17 @@
 //! Steps: what each verb of a scenario does, as bodies for the world's CPUs.
 //!
-//! One noun a file: `bind` (probe, remove), `io`, `exercise`, `copy`, `raw` (raw_read, irq_alloc), `canary`; `data` is the buffers
-//! they share. Neighbours: `lab`, which runs the bodies; `driver::blk`, which they use as any caller would.
+//! One noun a file: `bind` (probe, remove), `io`, `exercise`, `dma`, `copy`, `raw` (raw_read, irq_alloc), `canary`,
+//! `hold`, `flight` (a campaign's own); `data` is the buffers they share. Neighbours: `lab`, which runs the bodies;
+//! `driver::blk` and `driver::edu`, which they use as any caller would.
 
 mod bind;
 pub(crate) mod canary;
 mod copy;
 mod data;
+mod dma;
 mod exercise;
+mod flight;
+mod hold;
 mod io;
 mod raw;
 
@@ -18,6 +22,7 @@ use crate::spec::Step;
 use crate::world::Body;
 
 pub(crate) use bind::shutdown;
+pub(crate) use flight::leave as leave_in_flight;
 
 /// The bodies of one step, one for each CPU that takes part.
 pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> {
@@ -27,9 +32,11 @@ pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> 
         Step::Remove(_) => vec![bind::remove(bench)],
         Step::Io(io) => io::bodies(bench, io, io.label.clone().unwrap_or_else(label)),
         Step::Exercise(work) => vec![exercise::body(bench, work, work.label.clone().unwrap_or_else(label))],
+        Step::Dma(dma) => vec![dma::body(bench, dma, dma.label.clone().unwrap_or_else(label), number)],
         Step::Copy(copy) => vec![copy::body(bench, copy)],
         Step::RawRead(raw) => vec![raw::read(bench, raw)],
         Step::IrqAlloc(alloc) => vec![raw::irq_alloc(bench, alloc)],
+        Step::Hold(hold) => vec![hold::body(bench, hold)],
         Step::Canary(canary) => vec![canary::place(bench, canary)],
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use lowzone_driver::blk::{Data, Request};
 use lowzone_guest_mem::dma::{Dir, misuse};
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
-use lowzone_guest_mem::gfp::{GFP_ATOMIC, GFP_KERNEL, Gfp};
+use lowzone_guest_mem::gfp::{GFP_KERNEL, Gfp};
 use lowzone_guest_mem::irq::request_irq;
 use lowzone_guest_mem::{Cpu, KBuf};
 
 use super::data;
 use crate::lab::{Bench, lock};
-use crate::spec::{IrqAllocStep, IrqGfp, MapDirection, Memory, RawReadStep, Unmap};
+use crate::spec::{IrqAllocStep, MapDirection, Memory, RawReadStep, Unmap};
 use crate::world::Body;
 
 /// Bytes of a raw request.
@@ -37,7 +37,7 @@ fn raw_read(cpu: &Cpu<'_>, bench: &Bench, step: &RawReadStep) -> Result<(), Stri
     let marked = lock(&bench.canary).as_mut().and_then(|canary| canary.buffer.take());
     let buffer = match (marked, step.memory) {
         (Some(buffer), _) => buffer,
-        (None, memory) => match data::allocate(cpu, &slot.dma, memory, BYTES).map_err(|e| e.to_string())? {
+        (None, memory) => match data::allocate(cpu, &slot.dma, memory, BYTES, GFP_KERNEL).map_err(|e| e.to_string())? {
             Data::Streaming(buffer) => buffer,
             _ => return Err("a raw request wants a buffer to map".to_owned()),
         },
@@ -79,10 +79,7 @@ pub(super) fn irq_alloc(bench: &Arc<Bench>, step: &IrqAllocStep) -> Body {
         let Some(disk) = bench.disk(&step.device) else {
             return bench.failed(format!("irq_alloc: {} has no driver", step.device));
         };
-        let gfp = match step.gfp {
-            IrqGfp::Kernel => GFP_KERNEL,
-            IrqGfp::Atomic => GFP_ATOMIC,
-        };
+        let gfp = data::mask(step.gfp);
         // The last line is a queue's: with MSI-X the first is the configuration's.
         let Some(irq) = disk.irqs().last().copied() else { return bench.failed("irq_alloc: no interrupt".to_owned()) };
         let line = match request_irq(cpu, irq, Arc::new(AllocInHandler(gfp))) {

@@ -9,6 +9,7 @@
 //! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
 
 mod cpu_env;
+mod inject;
 mod shared;
 
 use std::cell::{Cell, RefCell};
@@ -21,6 +22,7 @@ use corosensei::{Coroutine, CoroutineResult};
 use lowzone_device::{Next, Worker};
 use lowzone_guest_mem::cpu::{Cpu, set_current};
 use lowzone_guest_mem::env::Wake;
+use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::finding::FindingKind;
 use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
@@ -30,6 +32,7 @@ use super::panics::Quiet;
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
 use cpu_env::{CpuEnv, Give};
+use inject::Injectors;
 use shared::{CpuState, FaultPlan, Shared, State};
 
 /// Virtual nanoseconds of one phase of a device.
@@ -96,10 +99,15 @@ impl Lockstep {
             last_steps: 0,
             cpus: Vec::new(),
         };
-        let faults = RefCell::new(None);
-        let observer = RefCell::new(None);
-        let shared =
-            Rc::new(Shared { kernel, bus, state: RefCell::new(state), faults, observer, stop_at: Cell::new(None) });
+        let shared = Rc::new(Shared {
+            kernel,
+            bus,
+            state: RefCell::new(state),
+            faults: RefCell::new(None),
+            injectors: RefCell::new(Injectors::new(seed)),
+            observer: RefCell::new(None),
+            stop_at: Cell::new(None),
+        });
         let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
         Self { shared, devices }
     }
@@ -122,6 +130,17 @@ impl Lockstep {
     /// How many points that may fail were passed since [`Lockstep::fail_nth`].
     pub fn faults_seen(&self) -> u64 {
         self.shared.faults.borrow().as_ref().map_or(0, |plan| plan.seen)
+    }
+
+    /// From now on these injectors decide at every point that nobody else fails; the ones before them come back, with
+    /// their counts. Chance follows from the world's seed.
+    pub fn inject(&mut self, spec: FaultSpec) -> FaultSpec {
+        self.shared.injectors.borrow_mut().replace(spec)
+    }
+
+    /// The injectors, with what they counted so far.
+    pub fn injectors(&self) -> FaultSpec {
+        self.shared.injectors.borrow().spec().clone()
     }
 
     /// Limits the points that the whole world may pass before a CPU counts as hung.

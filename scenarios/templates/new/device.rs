@@ -142,7 +142,7 @@ impl Worker for Adder {
 }
 
 fn make(env: &DeviceEnv<'_>) -> Result<Plugged, MakeError> {
-    let spec = EndpointSpec { identity: IDENTITY, registers: REGISTERS, wide: false, vectors: 1 };
+    let spec = EndpointSpec { identity: IDENTITY, registers: REGISTERS, wide: false, vectors: 1, msi: false };
     let signals = Signals::new(&spec, env.irq.clone())?;
     let engine = Arc::new(Engine { signals: signals.clone(), state: Mutex::default() });
     let script = Arc::new(Script::of(&[Mishap::CompletionLate, Mishap::CompletionNever, Mishap::IoError]));

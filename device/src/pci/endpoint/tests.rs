@@ -32,12 +32,16 @@ impl Registers for Bell {
 
 fn spec(vectors: u16) -> EndpointSpec {
     let identity = Identity { vendor: 0x1234, device: 0x11e9, class: 0xff_0000, ..Identity::default() };
-    EndpointSpec { identity, registers: 0x1000, wide: true, vectors }
+    EndpointSpec { identity, registers: 0x1000, wide: true, vectors, msi: false }
 }
 
 fn bell(vectors: u16) -> (Endpoint<Bell>, Arc<Sink>) {
+    bell_of(spec(vectors))
+}
+
+fn bell_of(spec: EndpointSpec) -> (Endpoint<Bell>, Arc<Sink>) {
     let sink = Arc::new(Sink::default());
-    let signals = Signals::new(&spec(vectors), sink.clone()).unwrap();
+    let signals = Signals::new(&spec, sink.clone()).unwrap();
     let registers = Arc::new(Bell { signals: signals.clone(), value: AtomicU64::new(0) });
     let function = Endpoint::new(signals, registers);
     function.config_write(config::COMMAND, Width::B2, u32::from(config::COMMAND_MEMORY | config::COMMAND_MASTER));
@@ -97,6 +101,28 @@ fn a_message_goes_out_once_it_is_unmasked_and_the_function_may_master_the_bus() 
     assert_eq!(sink.take(), []);
     let totals = function.signals.counters().totals();
     assert_eq!((totals.interrupts, totals.interrupts_lost), (2, 1));
+}
+
+#[test]
+fn msi_replaces_the_pin_and_is_sent_at_every_raise() {
+    let (function, sink) = bell_of(EndpointSpec { msi: true, ..spec(0) });
+    assert_eq!(function.config_read(0x40, Width::B4), 0x0080_0005, "64-bit, one vector");
+    function.bar_write(0, 0, Width::B4, 0).unwrap();
+    function.config_write(0x44, Width::B4, 0xfee0_1003);
+    function.config_write(0x48, Width::B4, 1);
+    function.config_write(0x4c, Width::B4, 0xffff_4041);
+    function.config_write(0x42, Width::B2, 0xffff);
+    assert_eq!(function.config_read(0x40, Width::B4), 0x0081_0005, "nothing but the enable bit can be written");
+    assert_eq!(sink.take(), [Irq::Pin(true), Irq::Pin(false)]);
+    function.bar_write(0, 0, Width::B4, 0).unwrap();
+    function.bar_write(0, 0, Width::B4, 0).unwrap();
+    assert_eq!(sink.take(), [Irq::Msi(0, 0x1_fee0_1000, 0x4041); 2]);
+    function.config_write(config::COMMAND, Width::B2, u32::from(config::COMMAND_MEMORY));
+    function.bar_write(0, 0, Width::B4, 0).unwrap();
+    assert_eq!((sink.take(), function.signals.counters().totals().interrupts_lost), (vec![], 1));
+    function.config_write(0x42, Width::B2, 0);
+    function.bar_write(0, 0, Width::B4, 0).unwrap();
+    assert_eq!(sink.take(), [Irq::Pin(true)]);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::dma::ToDevice;
 use crate::gfp::{GFP_DMA32, GFP_KERNEL};
 use crate::testing::Lab;
 
@@ -132,4 +133,61 @@ fn wrong_frees_are_told_and_change_nothing() {
     drop(buf);
     assert_eq!((lab.findings().len(), lab.leaks().len()), (3, 0), "the second free is the buffer's own");
     lab.kernel().validate().unwrap();
+}
+
+#[test]
+fn a_mapping_that_nobody_checks_is_told_whether_it_failed_or_not() {
+    let blindly = |fail: bool| {
+        let lab = Lab::new();
+        let (cpu, device) = (lab.cpu(), lab.device(64));
+        let buf = KBuf::kmalloc(&cpu, 512, GFP_KERNEL).unwrap();
+        if fail {
+            lab.solo.fail_nth(0);
+        }
+        let mapped = map_blindly::<ToDevice>(&cpu, &device, buf);
+        assert_eq!(mapped.dma_addr().get() == u64::MAX, fail);
+        assert_eq!(mapped.unmap(&cpu).len(), 512);
+        assert_eq!(lab.leaks().len(), 0);
+        lab.findings()
+    };
+    assert_eq!((blindly(false), blindly(true)), (vec!["map-error-unchecked"], vec!["unmap-error-value"]));
+}
+
+#[test]
+fn coherent_memory_freed_with_another_length_is_told_and_gone() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(64));
+    free_coherent_as(&cpu, device.alloc_coherent(&cpu, 8192, GFP_KERNEL).unwrap(), 4096);
+    assert_eq!((lab.findings(), lab.leaks().len()), (vec!["unmap-size"], 0));
+    free_coherent_as(&cpu, device.alloc_coherent(&cpu, 8192, GFP_KERNEL).unwrap(), 8192);
+    assert_eq!(lab.findings().len(), 1, "the right length is no crime");
+}
+
+#[test]
+fn a_buffer_freed_under_its_holder_is_freed_twice() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let ways: [fn(&Cpu<'_>) -> KBuf; 2] =
+        [|cpu| KBuf::kmalloc(cpu, 64, GFP_KERNEL).unwrap(), |cpu| KBuf::pages(cpu, 1, GFP_KERNEL).unwrap()];
+    for allocate in ways {
+        let buf = allocate(&cpu);
+        let before = lab.findings().len();
+        free_buffer(&cpu, &buf);
+        assert_eq!((lab.findings().len(), lab.leaks().len()), (before, 0), "the first free is an honest one");
+        drop(buf);
+        assert_eq!(lab.findings()[before..], ["bad-free"]);
+    }
+    lab.kernel().validate().unwrap();
+}
+
+#[test]
+fn null_stops_the_cpu_as_an_oops_does() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| null_dereference(&cpu, "a ring")));
+    assert_eq!(stopped.unwrap_err().downcast_ref::<Halt>(), Some(&Halt::Oops));
+    let finding = lab.kernel().findings().remove(0);
+    assert_eq!((finding.kind.name(), finding.kind.config()), ("null-dereference", Some("any (an oops)")));
+    let text = finding.to_string();
+    assert!(text.contains("NULL pointer dereference") && text.contains("misuse/tests.rs:"), "{text}");
 }

@@ -12,6 +12,7 @@ use crate::dma::ledger::Unmapped;
 use crate::dma::mapping::{Kind as MappingKind, NewMapping};
 use crate::dma::swiotlb::{Constraints, SwiotlbError};
 use crate::env::{Class, Verdict};
+use crate::fault::Request;
 use crate::kbuf::KBuf;
 use crate::kernel::Kernel;
 use crate::site::{Owner, Site};
@@ -38,7 +39,7 @@ impl DmaDevice {
         let (orig, len, owner) = (buf.phys(), buf.len() as u64, cpu.owner());
         // A direct mapping always succeeds; one that bounces may find the pool full.
         let natural = !Self::capable(self.bus_address(orig), len, self.mask());
-        let placed = if cpu.point_as(Class::Map, len, owner, natural) == Verdict::Fail {
+        let placed = if cpu.pass(Request::new(Class::Map, len), owner, natural) == Verdict::Fail {
             Err(MapFailure::Refused { len })
         } else {
             self.place(cpu, orig, len, owner)

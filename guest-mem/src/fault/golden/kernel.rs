@@ -1,26 +1,22 @@
-//! Rows that need a whole kernel: real calls under one of Linux's injectors, and the files of debugfs.
+//! The world in which the rows' calls are made, and the rows of several allocators; the files of debugfs.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::*;
-use crate::cpu::Cpu;
 use crate::dma::swiotlb::{Pool, SLOT_SIZE};
 use crate::dma::{DmaDevice, ToDevice, dma_bit_mask};
 use crate::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
 use crate::finding::Finding;
-use crate::kbuf::KBuf;
-use crate::kernel::{Machine, MachineConfig};
-use crate::page::alloc_pages;
 
 const FAIL_OTHERS: &str = include_str!("../../../../tests/golden/fail_others.tsv");
 const DEBUGFS: &str = include_str!("../../../../tests/golden/debugfs_defaults.tsv");
 
-/// A world of one CPU with one of Linux's injectors, which knows the mask that the next call brings.
-struct World {
-    attr: RefCell<FaultAttr>,
-    gfp: Gfp,
-    messages: RefCell<Vec<String>>,
+/// A world of one CPU and one injector, asked with the draw least likely to fail: no row depends on chance.
+pub(super) struct World {
+    spec: RefCell<FaultSpec>,
+    marked: bool,
+    messages: RefCell<Vec<Message>>,
 }
 
 impl Env for World {
@@ -43,15 +39,10 @@ impl Env for World {
     }
 
     fn point(&self, point: Point) -> Verdict {
-        let request = match point.class {
-            // In Linux coherent memory is pages and has no injector of its own.
-            Class::Page | Class::Coherent => Request::pages(u8::try_from(point.detail).unwrap(), self.gfp),
-            Class::Slab => Request::kmalloc(usize::try_from(point.detail).unwrap(), self.gfp, None).unwrap(),
-            _ => return Verdict::Pass,
-        };
-        let (failed, message) = ask(&mut self.attr.borrow_mut(), Some(request));
-        self.messages.borrow_mut().extend(message.iter().flat_map(lines_of));
-        if failed { Verdict::Fail } else { Verdict::Pass }
+        let caller = if self.marked { Caller::MarkedTask } else { point.request.caller };
+        let forced = self.spec.borrow_mut().inject(&point.request.by(caller), &mut || u32::MAX);
+        self.messages.borrow_mut().extend(forced.and_then(|forced| forced.message));
+        if forced.is_some() { Verdict::Fail } else { Verdict::Pass }
     }
 
     fn emit(&self, finding: Finding) {
@@ -60,17 +51,43 @@ impl Env for World {
 }
 
 impl World {
-    fn new(attr: FaultAttr) -> Self {
-        Self { attr: attr.into(), gfp: GFP_KERNEL, messages: RefCell::default() }
+    /// The world of this injector; its task has `make-it-fail` set if `marked`.
+    pub(super) fn new(attr: FaultAttr, marked: bool) -> Self {
+        Self { spec: FaultSpec::default().with(attr).into(), marked, messages: RefCell::default() }
+    }
+
+    /// A world in which nothing fails.
+    pub(super) fn calm() -> Self {
+        Self { spec: RefCell::default(), marked: false, messages: RefCell::default() }
+    }
+
+    /// What became of the injector.
+    pub(super) fn attr(&self) -> FaultAttr {
+        self.spec.borrow().attrs()[0].clone()
+    }
+
+    /// The messages so far.
+    pub(super) fn messages(&self) -> Vec<Message> {
+        self.messages.borrow().clone()
+    }
+
+    /// The lines of the log so far.
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.messages()
+            .iter()
+            .flat_map(|message| message.to_string().lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
     }
 }
 
 /// Makes the call that a row names on a 6 GiB machine; what it returned.
 fn call(machine: &Machine, name: &str, world: &World) -> &'static str {
-    let calm = World::new(FaultAttr::new(Class::Slab));
+    let calm = World::calm();
     let (calm, cpu) = (Cpu::new(0, machine.kernel_ref(), &calm), Cpu::new(0, machine.kernel_ref(), world));
     let device = DmaDevice::new(machine.kernel_ref(), "edu");
     device.set_mask_and_coherent(&calm, dma_bit_mask(32)).unwrap();
+    // The measured kernel has a slab of this cache long since.
+    let _slab = KBuf::kmalloc(&calm, 100, GFP_KERNEL).unwrap();
     match name {
         "alloc_pages_o0" => alloc_pages(&cpu, 0, GFP_KERNEL).map_or("NULL", |_| "ptr"),
         "kmalloc_100" | "kstrdup" => KBuf::kmalloc(&cpu, 100, GFP_KERNEL).map_or("NULL", |_| "ptr"),
@@ -96,13 +113,13 @@ fn fail_others() {
         let class = if injector == "failslab" { Class::Slab } else { Class::Page };
         let mut attr = FaultAttr { probability: 100, times: -1, min_order: 0, ..FaultAttr::new(class) };
         (attr.ignore_gfp_wait, attr.ignore_gfp_highmem) = (false, false);
-        let world = World::new(attr);
+        let world = World::new(attr, false);
         assert_eq!(call(&machine, name, &world), row.get("ret"), "{key}");
         let probe = match name {
             "dma_map_single_bounced" => "inj_dma_map_single".to_owned(),
             _ => format!("inj_{injector}_{name}"),
         };
-        messages.set(messages.get() + said(&probe, &world.messages.borrow()));
+        messages.set(messages.get() + said(&probe, &world.lines()));
     };
     let key = |row: &Row<'_>| format!("{} {}", row.get("injector"), row.get("call"));
     assert_eq!(compare("fail_others", FAIL_OTHERS, key, check), 7);

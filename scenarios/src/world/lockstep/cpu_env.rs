@@ -163,14 +163,15 @@ impl Env for CpuEnv<'_> {
                 Answer::Remove => self.shared.bus.unplug_all(),
             }
         }
-        match self.shared.faults.borrow_mut().as_mut() {
-            Some(plan) if point.class.may_fail() => {
-                let hit = plan.seen == plan.nth;
-                plan.seen += 1;
-                if hit { Verdict::Fail } else { Verdict::Pass }
+        if let Some(plan) = self.shared.faults.borrow_mut().as_mut().filter(|_| point.request.class.may_fail()) {
+            let hit = plan.seen == plan.nth;
+            plan.seen += 1;
+            if hit {
+                return Verdict::Fail;
             }
-            _ => Verdict::Pass,
         }
+        let mut injectors = self.shared.injectors.borrow_mut();
+        if injectors.is_empty() { Verdict::Pass } else { injectors.ask(&point, self.id, self.shared.kernel.get()) }
     }
 
     fn emit(&self, finding: Finding) {

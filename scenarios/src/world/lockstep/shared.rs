@@ -12,6 +12,7 @@ use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::kernel::KernelRef;
 
 use super::Exit;
+use super::inject::Injectors;
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
 use crate::world::Random;
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     pub(super) bus: Arc<InProc>,
     pub(super) state: RefCell<State>,
     pub(super) faults: RefCell<Option<FaultPlan>>,
+    pub(super) injectors: RefCell<Injectors>,
     pub(super) observer: RefCell<Option<Observer>>,
     pub(super) stop_at: Cell<Option<u64>>,
 }
