@@ -3,13 +3,15 @@
 //! Linux reads `current` and `preempt_count` from nowhere; here every call that may sleep, fail, be interrupted or be
 //! blamed takes a `&Cpu`. It counts what Linux's `preempt_count` counts, so that a sleeping call under a lock or in a
 //! handler is seen at once ([`Cpu::might_sleep`]), and it delivers interrupts on its own stack whenever they are
-//! enabled. Barriers are its methods, never fences, so that a weak-memory world can give them meaning.
+//! enabled. Barriers are its methods, so that a weak-memory world can give them meaning; on threads they are the fences
+//! of the same name, which cost lockstep nothing but `mb`.
 //!
 //! A `Cpu` is `!Sync`: it lives in its coroutine or thread. Neighbours: `env`, `lock`, `irq`. Left out: tasks (a CPU
 //! runs one), NMI, RCU.
 
 use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
+use std::sync::atomic::{Ordering, fence};
 
 use crate::env::{Class, Env, Key, Point, Ticket, Verdict, Wake};
 use crate::fault::{Caller, Request};
@@ -193,15 +195,17 @@ impl<'w> Cpu<'w> {
 
     /// [`Cpu::trace`], with `owner` as the one who made the call.
     pub(crate) fn trace_by(&self, event: (Kind, u64, usize), dev: u16, tag: u64, owner: Owner) {
-        let (kind, addr, len) = event;
-        self.trace(kind, addr, len, dev, tag);
-        self.detail(Kind::By, 0, 0, dev, owner);
+        self.trace_with(event, dev, tag, &[(Kind::By, 0, 0, owner)]);
     }
 
-    /// Writes the rest of the event just written.
-    pub(crate) fn detail(&self, kind: Kind, addr: u64, len: u32, dev: u16, owner: Owner) {
-        let record = Record { ts: self.env.now(), addr, len, kind, dev, tag: owner_word(owner) };
-        self.kernel().trace().detail(self.producer(), record);
+    /// [`Cpu::trace`], with the rest of the event: kind, address, length and owner of each detail.
+    pub(crate) fn trace_with(&self, event: (Kind, u64, usize), dev: u16, tag: u64, rest: &[(Kind, u64, u32, Owner)]) {
+        let (kind, addr, len) = event;
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let event = Record { ts: self.env.now(), addr, len, kind, dev, tag };
+        let details =
+            rest.iter().map(|&(kind, addr, len, owner)| Record { addr, len, kind, tag: owner_word(owner), ..event });
+        self.kernel().trace().emit_with(self.producer(), event, details);
     }
 
     /// The CPU's own ring of records.
@@ -247,6 +251,11 @@ impl<'w> Cpu<'w> {
         let key = Key::fresh();
         // A new ticket each time: a handler that waited for a lock used the last one up.
         while self.park(self.prepare(key), None) != Wake::Dying {}
+    }
+
+    /// Takes every interrupt that is pending, if they are enabled: what the idle task of a world does between waits.
+    pub fn take_interrupts(&self) {
+        self.irq_window();
     }
 
     /// Takes a ticket back that will not be parked on.
@@ -338,15 +347,25 @@ impl<'w> Cpu<'w> {
     }
 
     /// Full barrier: every earlier access is visible before any later one.
-    pub fn mb(&self) {}
+    pub fn mb(&self) {
+        fence(Ordering::SeqCst);
+    }
     /// Write barrier for memory and registers.
-    pub fn wmb(&self) {}
+    pub fn wmb(&self) {
+        fence(Ordering::Release);
+    }
     /// Read barrier for memory and registers.
-    pub fn rmb(&self) {}
+    pub fn rmb(&self) {
+        fence(Ordering::Acquire);
+    }
     /// Earlier writes to coherent memory are visible to the device before later ones (`dma_wmb`).
-    pub fn dma_wmb(&self) {}
+    pub fn dma_wmb(&self) {
+        fence(Ordering::Release);
+    }
     /// Earlier reads of coherent memory complete before later ones (`dma_rmb`).
-    pub fn dma_rmb(&self) {}
+    pub fn dma_rmb(&self) {
+        fence(Ordering::Acquire);
+    }
 }
 
 /// A handler's share of preempt_count; given back when the handler returns, and when it unwinds.

@@ -5,7 +5,7 @@
 //! Neighbours: everything in this crate hangs on it; worlds borrow one for a run. Left out: several kernels over one
 //! RAM (kexec), hot-plug.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
@@ -54,6 +54,7 @@ pub struct Kernel {
     config: MachineConfig,
     generation: AtomicU64,
     clock: AtomicU64,
+    condemned: AtomicBool,
     next_transaction: AtomicU64,
     ram: Ram,
     pub(crate) memory: Locked<Memory>,
@@ -88,6 +89,7 @@ impl Kernel {
             config,
             generation: AtomicU64::new(0),
             clock: AtomicU64::new(0),
+            condemned: AtomicBool::new(false),
             next_transaction: AtomicU64::new(1),
             ram,
             memory: Locked::new(Memory { zones, kmalloc }),
@@ -153,6 +155,16 @@ impl Kernel {
     /// Sets the clock; only the world does.
     pub fn set_clock(&self, now: u64) {
         self.clock.store(now, Ordering::Relaxed);
+    }
+
+    /// Sets the clock unless it is later already, as it may be where several threads keep it.
+    pub fn advance_clock(&self, now: u64) {
+        self.clock.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// This machine is never lent again: a thread that can't be stopped goes on using it.
+    pub fn condemn(&self) {
+        self.condemned.store(true, Ordering::Relaxed);
     }
 
     /// The next DMA transaction's number.

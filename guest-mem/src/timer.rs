@@ -38,12 +38,27 @@ struct Running {
 }
 
 /// The kernel's pending timers, by time and then by number.
-#[derive(Default)]
 pub struct Timers {
     pending: Locked<BTreeMap<(u64, u64), Armed>>,
+    /// The time of the first of them, or `NEVER`: what a CPU looks at without the lock.
+    first: AtomicU64,
     next_id: AtomicU64,
     /// The softirq was raised and has not ended: what is due is on its way, another interrupt would change nothing.
     raised: AtomicBool,
+}
+
+/// No timer is pending.
+const NEVER: u64 = u64::MAX;
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            pending: Locked::default(),
+            first: AtomicU64::new(NEVER),
+            next_id: AtomicU64::new(0),
+            raised: AtomicBool::new(false),
+        }
+    }
 }
 
 struct TimerInterrupt;
@@ -62,7 +77,15 @@ impl Timers {
         if self.raised.load(Ordering::Relaxed) {
             return None;
         }
-        self.pending.lock().first_key_value().map(|(&(at, _), _)| at)
+        Some(self.first.load(Ordering::Acquire)).filter(|&at| at != NEVER)
+    }
+
+    /// Changes what is pending.
+    fn change<R>(&self, change: impl FnOnce(&mut BTreeMap<(u64, u64), Armed>) -> R) -> R {
+        let mut pending = self.pending.lock();
+        let result = change(&mut pending);
+        self.first.store(pending.first_key_value().map_or(NEVER, |(&(at, _), _)| at), Ordering::Release);
+        result
     }
 
     /// The timer interrupt, for the world to deliver when a timer is due.
@@ -76,7 +99,7 @@ impl Timers {
     }
 
     pub(crate) fn reset(&self) {
-        self.pending.lock().clear();
+        self.change(BTreeMap::clear);
         self.next_id.store(0, Ordering::Relaxed);
         self.raised.store(false, Ordering::Relaxed);
     }
@@ -85,15 +108,17 @@ impl Timers {
     pub(crate) fn run_expired(&self, cpu: &Cpu<'_>) {
         let _served = Served(&self.raised);
         loop {
-            let due = {
-                let mut pending = self.pending.lock();
-                match pending.first_key_value() {
+            let due = self.change(|pending| {
+                let armed = match pending.first_key_value() {
                     Some((&key, _)) if key.0 <= cpu.now() => pending.remove(&key),
                     _ => None,
-                }
-            };
+                };
+                // It runs from here on: whoever finds it gone waits for it.
+                armed.inspect(|armed| {
+                    armed.running.count.fetch_add(1, Ordering::Acquire);
+                })
+            });
             let Some(armed) = due else { return };
-            armed.running.count.fetch_add(1, Ordering::Acquire);
             let _runs = Runs { running: &armed.running, cpu };
             cpu.set_atomic_since(armed.owner);
             armed.callback.expired(cpu);
@@ -144,10 +169,15 @@ impl Timer {
     #[track_caller]
     pub fn modify(&self, cpu: &Cpu<'_>, at: u64) {
         let Some(kernel) = self.kernel.get() else { return cpu.stale("timer") };
-        self.disarm();
         let armed = Armed { callback: self.callback.clone(), running: self.running.clone(), owner: cpu.owner() };
-        *self.armed_at.lock() = Some(at);
-        kernel.timers().pending.lock().insert((at, self.id), armed);
+        let mut armed_at = self.armed_at.lock();
+        let before = armed_at.replace(at);
+        kernel.timers().change(|pending| {
+            if let Some(before) = before {
+                pending.remove(&(before, self.id));
+            }
+            pending.insert((at, self.id), armed);
+        });
     }
 
     /// Disarms it and waits until no CPU runs its callback (`del_timer_sync`). Process context and softirq.
@@ -167,9 +197,9 @@ impl Timer {
     }
 
     fn disarm(&self) {
-        let at = self.armed_at.lock().take();
-        if let (Some(at), Some(kernel)) = (at, self.kernel.get()) {
-            kernel.timers().pending.lock().remove(&(at, self.id));
+        let mut armed_at = self.armed_at.lock();
+        if let (Some(at), Some(kernel)) = (armed_at.take(), self.kernel.get()) {
+            kernel.timers().change(|pending| pending.remove(&(at, self.id)));
         }
     }
 }

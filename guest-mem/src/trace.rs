@@ -9,6 +9,9 @@
 //! nor enter the digest. While somebody watches ([`Recorder::stream`], [`Recorder::capture`]) every record goes there
 //! too; while nobody does, that costs one relaxed load.
 //!
+//! In lockstep one producer writes at a time, so plain loads and stores do. A recorder that is [shared](Recorder::share) takes a ring's lock for each record and counts events with one addition: nothing is lost, an
+//! event and its details stay together, the digest stays empty, and rings are merged by time.
+//!
 //! Neighbours: `Cpu::trace`, the port. Left out: files and viewers.
 
 mod kind;
@@ -18,7 +21,7 @@ mod shape;
 mod tests;
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::lock::Locked;
 use crate::site::{Owner, Scope, Site};
@@ -71,6 +74,8 @@ pub trait Sink: Send {
 pub const PAGE: usize = 512;
 /// Events kept before a finding.
 pub const AROUND: usize = 16;
+/// Details that an event has at most.
+const MOST_DETAILS: usize = 2;
 /// Findings for which they are kept: the first ones.
 const AROUND_FINDINGS: usize = 64;
 
@@ -94,10 +99,16 @@ pub struct Recorder {
     order: Order,
     digest: AtomicU64,
     events: AtomicU64,
-    watched: AtomicBool,
+    /// [`WATCHED`] and [`SHARED`], looked at once for each record.
+    mode: AtomicU8,
     watchers: Locked<Watchers>,
     around: Locked<Vec<Vec<(Producer, Record)>>>,
 }
+
+/// Somebody wants every record.
+const WATCHED: u8 = 1;
+/// Several threads write.
+const SHARED: u8 = 2;
 
 const SEED: u64 = 0x6c6f_777a_6f6e_6521;
 
@@ -108,7 +119,7 @@ impl Default for Recorder {
             order: Order::new(),
             digest: AtomicU64::new(SEED),
             events: AtomicU64::new(0),
-            watched: AtomicBool::new(false),
+            mode: AtomicU8::new(0),
             watchers: Locked::default(),
             around: Locked::default(),
         }
@@ -123,18 +134,60 @@ fn fold(digest: u64, word: u64) -> u64 {
 impl Recorder {
     /// Records one event.
     ///
-    /// Load and store apart, not one atomic addition: in lockstep only one producer runs at a time, and in the
-    /// threads world the digest means nothing.
+    /// Load and store apart, not one atomic addition: in lockstep only one producer runs at a time.
     pub fn emit(&self, who: Producer, record: Record) {
+        let mode = self.mode.load(Ordering::Relaxed);
+        if mode & SHARED != 0 {
+            return self.emit_shared(who, record, []);
+        }
+        self.count(who, &record);
+        self.keep(mode, who, record);
+    }
+
+    #[inline]
+    fn count(&self, who: Producer, record: &Record) {
         let word = u64::from(record.len) | u64::from(record.kind.number()) << 32 | u64::from(who.0) << 48;
         self.digest.store(fold(self.digest.load(Ordering::Relaxed), word), Ordering::Relaxed);
         self.events.store(self.events.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        self.keep(who, record);
     }
 
-    /// Records the rest of the event that `who` has just recorded; no event of its own, so the digest ignores it.
-    pub fn detail(&self, who: Producer, record: Record) {
-        self.keep(who, record);
+    /// Records one event with its details: the rest of it, no events of their own, so the digest ignores them.
+    pub fn emit_with(&self, who: Producer, record: Record, details: impl IntoIterator<Item = Record>) {
+        let mode = self.mode.load(Ordering::Relaxed);
+        if mode & SHARED != 0 {
+            return self.emit_shared(who, record, details);
+        }
+        self.count(who, &record);
+        self.keep(mode, who, record);
+        details.into_iter().for_each(|detail| self.keep(mode, who, detail));
+    }
+
+    /// Several threads write from now on, until the machine is reset.
+    pub fn share(&self) {
+        self.mode.fetch_or(SHARED, Ordering::Relaxed);
+    }
+
+    /// Whether several threads write.
+    fn shared(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) & SHARED != 0
+    }
+
+    #[inline(never)]
+    fn emit_shared(&self, who: Producer, event: Record, details: impl IntoIterator<Item = Record>) {
+        self.events.fetch_add(1, Ordering::Relaxed);
+        let watched = self.mode.load(Ordering::Relaxed) & WATCHED != 0;
+        let mut watchers = watched.then(|| self.watchers.lock());
+        let ring = self.rings.get(usize::from(who.0)).map(|slot| slot.get_or_init(Ring::new));
+        let turn = ring.map(Ring::turn);
+        for record in std::iter::once(event).chain(details) {
+            if let Some(ring) = ring {
+                ring.push(&record);
+            }
+            if let Some(watchers) = &mut watchers {
+                watchers.show(who, record);
+            }
+        }
+        drop(turn);
     }
 
     /// Records a finding, and keeps the events before it for [`Recorder::around`].
@@ -146,31 +199,22 @@ impl Recorder {
         self.emit(who, record);
     }
 
-    fn keep(&self, who: Producer, record: Record) {
+    fn keep(&self, mode: u8, who: Producer, record: Record) {
         if let Some(slot) = self.rings.get(usize::from(who.0)) {
             slot.get_or_init(Ring::new).push(&record);
             self.order.push(who);
         }
-        if self.watched.load(Ordering::Relaxed) {
+        if mode & WATCHED != 0 {
             self.show(who, record);
         }
     }
 
     #[cold]
     fn show(&self, who: Producer, record: Record) {
-        let mut watchers = self.watchers.lock();
-        if let Some(captured) = watchers.captured.as_mut().filter(|_| !record.kind.is_detail()) {
-            captured.push((who, record));
-        }
-        if let Some(stream) = &mut watchers.stream {
-            stream.page.push((who, record));
-            if stream.page.len() == PAGE {
-                stream.flush();
-            }
-        }
+        self.watchers.lock().show(who, record);
     }
 
-    /// The digest of all events so far.
+    /// The digest of all events so far; of no meaning where the recorder is shared, and the same for all of them.
     pub fn digest(&self) -> u64 {
         self.digest.load(Ordering::Relaxed)
     }
@@ -183,7 +227,7 @@ impl Recorder {
     /// Starts keeping every event in memory; details are left out.
     pub fn capture(&self) {
         self.watchers.lock().captured = Some(Vec::new());
-        self.watched.store(true, Ordering::Relaxed);
+        self.mode.fetch_or(WATCHED, Ordering::Relaxed);
     }
 
     /// Takes the kept events, in the order they were made.
@@ -195,7 +239,7 @@ impl Recorder {
     pub fn stream(&self, sink: Box<dyn Sink>) {
         self.end_stream();
         self.watchers.lock().stream = Some(Stream { page: Vec::with_capacity(PAGE), sink });
-        self.watched.store(true, Ordering::Relaxed);
+        self.mode.fetch_or(WATCHED, Ordering::Relaxed);
     }
 
     /// Gives the sink what it is still due, and drops it.
@@ -204,7 +248,9 @@ impl Recorder {
         if let Some(mut stream) = watchers.stream.take() {
             stream.flush();
         }
-        self.watched.store(watchers.captured.is_some(), Ordering::Relaxed);
+        if watchers.captured.is_none() {
+            self.mode.fetch_and(!WATCHED, Ordering::Relaxed);
+        }
     }
 
     /// How many records a producer made since the machine began, details included.
@@ -219,13 +265,18 @@ impl Recorder {
     /// A producer's last `n` records, the oldest first: fewer if it made fewer or they were overwritten.
     pub fn recent(&self, who: Producer, n: usize) -> Vec<Record> {
         let Some(ring) = self.ring(who) else { return Vec::new() };
+        let _turn = self.shared().then(|| ring.turn());
         let mut records: Vec<_> = (0..).map_while(|back| ring.before(back)).take(n).collect();
         records.reverse();
         records
     }
 
-    /// The last `n` events of all producers with their details, merged in the order they were made, the oldest first.
+    /// The last `n` events of all producers with their details, merged in the order they were made, the oldest first;
+    /// of a shared recorder in the order of their times.
     pub fn recent_of_all(&self, n: usize) -> Vec<(Producer, Record)> {
+        if self.shared() {
+            return self.recent_by_time(n);
+        }
         let (mut taken, mut events, mut records) = (vec![0_u64; PRODUCERS], 0, Vec::new());
         for who in self.order.backwards().take_while(|_| n > 0) {
             let back = taken.get_mut(usize::from(who.0));
@@ -242,6 +293,24 @@ impl Recorder {
         records
     }
 
+    /// The last `n` events of each ring, each with its details, merged by time.
+    fn recent_by_time(&self, n: usize) -> Vec<(Producer, Record)> {
+        let mut events: Vec<Vec<(Producer, Record)>> = Vec::new();
+        for who in (0..PRODUCERS).filter_map(|who| u16::try_from(who).ok().map(Producer)) {
+            let records = self.recent(who, n.saturating_mul(1 + MOST_DETAILS));
+            let first = records.iter().position(|record| !record.kind.is_detail()).unwrap_or(records.len());
+            for &record in &records[first..] {
+                match events.last_mut() {
+                    Some(event) if record.kind.is_detail() => event.push((who, record)),
+                    _ => events.push(vec![(who, record)]),
+                }
+            }
+        }
+        events.sort_by_key(|event| event.first().map_or(0, |(_, record)| record.ts));
+        let from = events.len().saturating_sub(n);
+        events.drain(from..).flatten().collect()
+    }
+
     /// The events just before the finding of this number, counted from 1, and their details; none for a number that
     /// was not reported or came after too many others.
     pub fn around(&self, finding: usize) -> Vec<(Producer, Record)> {
@@ -253,12 +322,26 @@ impl Recorder {
     pub fn reset(&self) {
         self.digest.store(SEED, Ordering::Relaxed);
         self.events.store(0, Ordering::Relaxed);
-        self.watched.store(false, Ordering::Relaxed);
+        self.mode.store(0, Ordering::Relaxed);
         *self.watchers.lock() = Watchers::default();
         self.around.lock().clear();
         self.order.reset();
         for ring in self.rings.iter().filter_map(OnceLock::get) {
             ring.reset();
+        }
+    }
+}
+
+impl Watchers {
+    fn show(&mut self, who: Producer, record: Record) {
+        if let Some(captured) = self.captured.as_mut().filter(|_| !record.kind.is_detail()) {
+            captured.push((who, record));
+        }
+        if let Some(stream) = &mut self.stream {
+            stream.page.push((who, record));
+            if stream.page.len() == PAGE {
+                stream.flush();
+            }
         }
     }
 }

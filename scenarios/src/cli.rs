@@ -18,6 +18,7 @@ use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
 use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
+use crate::world::WorldKind;
 use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, trace};
 
 /// A laboratory for the memory half of device drivers.
@@ -61,10 +62,13 @@ enum Command {
 struct Run {
     /// The scenario: a path to a .toml file, or a name that `list` shows. Default: the program's first.
     scenario: Option<String>,
-    /// The seed of the world: who runs when. Given several times, the scenario runs once for each, and with -v the
-    /// first event in which two runs part is named.
+    /// The seed: who runs when (in lockstep), and the data of random steps. Given several times, the scenario runs once for each, and with -v the
+    /// first event in which two runs part is named (in lockstep).
     #[arg(long, value_name = "N", default_values_t = [1])]
     seed: Vec<u64>,
+    /// The world: who runs when, and whose time it is.
+    #[arg(long, value_enum, default_value_t)]
+    world: WorldKind,
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
@@ -245,11 +249,12 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     }
     let control = Arc::new(Control::default());
     let watch = progress::watch(&control);
-    let compared = options.verbose && options.seed.len() > 1;
+    let compared = options.verbose && options.seed.len() > 1 && options.world == WorldKind::Lockstep;
     let mut records = Vec::new();
     let mut code = 0;
     for &seed in &options.seed {
-        let mut lab = Lab::with_kit(kit, &source.name, scenario.clone(), seed, Verify::Sha256, control.clone())?;
+        let (story, verify) = (scenario.clone(), Verify::Sha256);
+        let mut lab = Lab::in_world(options.world, kit, &source.name, story, seed, verify, control.clone())?;
         lab.inject(&faults);
         if compared {
             lab.capture();

@@ -26,12 +26,12 @@ use thiserror::Error;
 
 use crate::kit::{DeviceEnv, Kit, LabDriver, MakeError};
 use crate::result::{FaultRow, RunResult};
-use crate::spec::{Device, FaultError, Scenario, Step, StoreSpec};
+use crate::spec::{Device, FaultError, Need, Scenario, Step, StoreSpec};
 use crate::step;
 use crate::trace::writer::Joined;
 use crate::trace::{Header, TraceError, Writer};
 use crate::wire::InProc;
-use crate::world::{Body, Exit, Lockstep};
+use crate::world::{Body, Exit, Placed, ThreadsError, World, WorldKind};
 
 /// Why a scenario could not be set up.
 #[derive(Debug, Error)]
@@ -54,6 +54,19 @@ pub enum LabError {
         device: String,
         /// What is wrong, in its kind's words.
         source: MakeError,
+    },
+    /// The world of threads.
+    #[error("world: {0}")]
+    World(#[from] ThreadsError),
+    /// The scenario's story depends on what this world is not.
+    #[error("{scenario} needs {need}: {why}")]
+    Needs {
+        /// The scenario.
+        scenario: String,
+        /// What its file says.
+        need: Need,
+        /// Why this world can't.
+        why: &'static str,
     },
     /// The driver.
     #[error("driver {driver}: {source}")]
@@ -201,7 +214,7 @@ pub struct Lab {
     scenario: Scenario,
     wire: Arc<InProc>,
     bench: Arc<Bench>,
-    world: Lockstep,
+    world: World,
     stream: Option<Joined<Box<dyn Write + Send>>>,
     // Last: the machine is reset when it drops, after everything that lives on it.
     machine: Machine,
@@ -234,6 +247,26 @@ impl Lab {
         verify: Verify,
         control: Arc<Control>,
     ) -> Result<Self, LabError> {
+        Self::in_world(WorldKind::Lockstep, kit, name, scenario, seed, verify, control)
+    }
+
+    /// [`Lab::with_kit`] in a world of this kind. In threads the seed gives the data of random steps, and no order.
+    ///
+    /// # Errors
+    /// [`LabError`] names the machine's, device's or driver's fault, or what the scenario needs and this world is not.
+    pub fn in_world(
+        world: WorldKind,
+        kit: &Kit,
+        name: &str,
+        scenario: Scenario,
+        seed: u64,
+        verify: Verify,
+        control: Arc<Control>,
+    ) -> Result<Self, LabError> {
+        if world == WorldKind::Threads && scenario.needs.contains(&Need::Lockstep) {
+            let why = "its story depends on who runs when, which threads leave to chance";
+            return Err(LabError::Needs { scenario: name.to_owned(), need: Need::Lockstep, why });
+        }
         let config = MachineConfig {
             ram: scenario.machine.ram.bytes(),
             low: scenario.machine.low_bytes(),
@@ -250,10 +283,12 @@ impl Lab {
         for device in &scenario.device {
             let store = open_store(device, &sizes)?;
             sizes.push((device.name.clone(), store.as_ref().map_or(0, Store::capacity)));
-            slots.push(plug(kit, (&machine, &wire), device, store.map(Arc::new), &mut workers)?);
+            let (slot, served) = plug(kit, (&machine, &wire), device, store.map(Arc::new))?;
+            workers.extend(served.into_iter().map(|worker| -> Placed { (slots.len(), worker) }));
+            slots.push(slot);
         }
         let driver = make_driver(kit, &scenario)?;
-        let mut world = Lockstep::new(machine.kernel_ref(), wire.clone(), workers, seed);
+        let mut world = World::new(world, machine.kernel_ref(), wire.clone(), workers, seed)?;
         world.inject(scenario.fault.spec()?);
         let bench = Arc::new(Bench {
             kernel: machine.kernel(),
@@ -269,7 +304,7 @@ impl Lab {
             held: Mutex::default(),
             sent: Mutex::default(),
             phase: Mutex::default(),
-            result: Mutex::new(RunResult::new(name, &scenario, seed)),
+            result: Mutex::new(RunResult::new(name, &scenario, seed, world.kind())),
         });
         Ok(Self { scenario, wire, bench, world, stream: None, machine })
     }
@@ -300,7 +335,7 @@ impl Lab {
             program: concat!("lowzone ", env!("CARGO_PKG_VERSION")).to_owned(),
             scenario: lock(&self.bench.result).scenario.clone(),
             seed: self.bench.seed,
-            clock: "virtual-ns".to_owned(),
+            clock: self.world.kind().clock().to_owned(),
             cpus: kernel.config().cpus,
             kinds: Kind::ALL.iter().map(|kind| (kind.number(), kind.name().to_owned())).collect(),
         };
@@ -335,7 +370,7 @@ impl Lab {
     }
 
     /// The world, to be told which points to fail.
-    pub fn world(&mut self) -> &mut Lockstep {
+    pub fn world(&mut self) -> &mut World {
         &mut self.world
     }
 
@@ -352,7 +387,7 @@ impl Lab {
 
     /// Does one step; how each CPU's body ended.
     pub(crate) fn step(&mut self, verb: &Step, number: u64) -> Vec<Exit> {
-        self.world.mark(number);
+        self.world.mark(self.machine.kernel_ref(), number);
         self.run_bodies(step::bodies(&self.bench, verb, number))
     }
 
@@ -445,8 +480,7 @@ fn plug(
     (machine, wire): (&Machine, &Arc<InProc>),
     device: &Device,
     store: Option<Arc<Store>>,
-    workers: &mut Vec<Box<dyn Worker>>,
-) -> Result<Slot, LabError> {
+) -> Result<(Slot, Vec<Box<dyn Worker>>), LabError> {
     let capacity = store.as_ref().map_or(0, |store| store.capacity());
     let no_kind = || LabError::NoKind { what: "device", kind: device.kind.clone() };
     let kind = kit.device(&device.kind).ok_or_else(no_kind)?;
@@ -455,8 +489,7 @@ fn plug(
     let env = DeviceEnv { spec: device, irq, store, dma: &dma, kernel: machine.kernel_ref() };
     let made = (kind.make)(&env).map_err(|source| LabError::Device { device: device.name.clone(), source })?;
     wire.plug(made.function, made.slot);
-    workers.extend(made.workers);
-    Ok(Slot {
+    let slot = Slot {
         name: device.name.clone(),
         at,
         dma,
@@ -465,5 +498,6 @@ fn plug(
         image: device.image.as_ref().map(PathBuf::from),
         capacity,
         width: device.width,
-    })
+    };
+    Ok((slot, made.workers))
 }

@@ -55,11 +55,11 @@ pub(crate) fn line(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     let bounces: u64 = r.devices.iter().map(|d| d.bounces).sum();
     let requests: u64 = r.devices.iter().map(|d| d.requests).sum();
     let faults: String = r.faults.iter().map(|f| format!("  {} of {} {} failed", f.failed, f.asked, f.class)).collect();
+    let digest = if r.digest.is_empty() { r.world.clone() } else { format!("digest {}", r.digest) };
     writeln!(
         out,
-        "seed {:<6} digest {}  {requests} requests  {}  {bounces} bounces  {} transactions  {} findings  {} leaks{faults}",
+        "seed {:<6} {digest}  {requests} requests  {}  {bounces} bounces  {} transactions  {} findings  {} leaks{faults}",
         r.seed,
-        r.digest,
         bytes(r.bytes()),
         r.transactions,
         r.findings.len(),
@@ -274,14 +274,14 @@ fn summary(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     if let Some(canary) = r.canary {
         writeln!(out, "canary   {canary:?}")?;
     }
+    let digest = if r.digest.is_empty() { format!("in {}", r.world) } else { format!("digest {}", r.digest) };
     let style = |bad: bool| if bad { BAD } else { GOOD };
     let (f, l) = (style(!r.findings.is_empty()), style(!r.leaks.is_empty()));
     writeln!(
         out,
-        "result   {f}{} findings{f:#}, {l}{} leaks{l:#}, digest {}{}",
+        "result   {f}{} findings{f:#}, {l}{} leaks{l:#}, {digest}{}",
         r.findings.len(),
         r.leaks.len(),
-        r.digest,
         if r.interrupted { ", stopped early" } else { "" }
     )
 }

@@ -52,7 +52,11 @@ impl Rig {
     }
 
     /// Runs `work` between probe and remove; what the probe said.
-    fn bound(&mut self, options: EduOptions, work: impl FnOnce(&Cpu<'_>, &Edu) + 'static) -> Result<(), ProbeError> {
+    fn bound(
+        &mut self,
+        options: EduOptions,
+        work: impl FnOnce(&Cpu<'_>, &Edu) + Send + 'static,
+    ) -> Result<(), ProbeError> {
         let outcome = Arc::new(Mutex::new(None));
         let (pci, told) = (self.pci.clone(), outcome.clone());
         let body = move |cpu: &Cpu<'_>| {

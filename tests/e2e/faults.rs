@@ -1,8 +1,7 @@
 //! Linux's fault injection in scenarios: what each attribute does, seen from outside, and that a run repeats.
 
-use std::cell::RefCell;
 use std::fs;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use lowzone::result::{FaultRow, RunResult};
 use lowzone::world::Exit;
@@ -196,7 +195,7 @@ fn faults_of_the_flaky_memory_scenario_lose_nothing_at_any_seed() {
 }
 
 /// Does one thing on CPU 0 of a machine whose injectors are those of `spec`.
-fn on_a_rig<R: 'static>(spec: &str, work: impl FnOnce(&Cpu<'_>) -> R + 'static) -> R {
+fn on_a_rig<R: Send + 'static>(spec: &str, work: impl FnOnce(&Cpu<'_>) -> R + Send + 'static) -> R {
     let mut rig = rig();
     rig.world.inject(spec.parse().unwrap());
     on(&mut rig, work)
@@ -206,12 +205,12 @@ fn rig() -> Rig {
     Rig::new(MachineConfig::default(), DeviceOptions::default(), vec![0; 512], Serve::Nobody, 1)
 }
 
-fn on<R: 'static>(rig: &mut Rig, work: impl FnOnce(&Cpu<'_>) -> R + 'static) -> R {
-    let told = Rc::new(RefCell::new(None));
+fn on<R: Send + 'static>(rig: &mut Rig, work: impl FnOnce(&Cpu<'_>) -> R + Send + 'static) -> R {
+    let told = Arc::new(Mutex::new(None));
     let tell = told.clone();
-    let exit = rig.run(Box::new(move |cpu| *tell.borrow_mut() = Some(work(cpu))));
+    let exit = rig.run(Box::new(move |cpu| *tell.lock().unwrap() = Some(work(cpu))));
     assert_eq!(exit, Exit::Finished);
-    told.take().unwrap()
+    told.lock().unwrap().take().unwrap()
 }
 
 /// The calls of the measured table whose allocators exist, each made in a lockstep world under Linux's injector.

@@ -22,3 +22,4 @@ mod shows_7_recycling;
 mod shows_7_teardown;
 mod stopped;
 mod teardown_order;
+mod threads;

@@ -42,7 +42,7 @@ fn bind(rig: &mut Rig, driver: &Arc<BlkDriver>, pci: &Arc<PciDevice>) -> Probe {
     outcome.lock().unwrap().take().expect("an outcome")
 }
 
-fn on_cpu(rig: &mut Rig, work: impl FnOnce(&Cpu<'_>) + 'static) {
+fn on_cpu(rig: &mut Rig, work: impl FnOnce(&Cpu<'_>) + Send + 'static) {
     assert_eq!(rig.run(Box::new(work)), Exit::Finished);
 }
 

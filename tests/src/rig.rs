@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use lowzone::wire::{InProc, LabTap};
-use lowzone::world::{Body, Exit, Lockstep};
+use lowzone::world::{Body, Exit, Lockstep, Threads};
 use lowzone_device::Worker;
 use lowzone_device::blk::{BlkOptions as DeviceOptions, Hardware, blk};
 use lowzone_device::pci::{IrqSink, PciFunction};
@@ -14,7 +14,7 @@ use lowzone_device::store::{MemoryStore, Store};
 use lowzone_driver::bus::PciBus;
 use lowzone_driver::pci::{PciDevice, enumerate};
 use lowzone_guest_mem::dma::{DmaDevice, DmaPort};
-use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig};
+use lowzone_guest_mem::kernel::{Kernel, KernelRef, Machine, MachineConfig};
 use lowzone_guest_mem::stats::{Leak, leaks};
 use vm_memory::VolatileSlice;
 
@@ -27,10 +27,10 @@ pub enum Serve {
     Nobody,
 }
 
-/// The machine and its disk.
-pub struct Rig {
+/// The machine and its disk, in one world or the other.
+pub struct Rig<W = Lockstep> {
     /// Who runs when.
-    pub world: Lockstep,
+    pub world: W,
     /// The bus.
     pub bus: Arc<InProc>,
     /// Where the disk's interrupts go.
@@ -42,6 +42,9 @@ pub struct Rig {
     // Last: the machine is reset when it drops.
     machine: Machine,
 }
+
+/// What a world is made around.
+type Around = (KernelRef, Arc<InProc>, Vec<Box<dyn Worker>>);
 
 /// Changes a function before it is plugged in.
 pub type Wrap = dyn Fn(Arc<dyn PciFunction>) -> Arc<dyn PciFunction>;
@@ -56,10 +59,38 @@ impl Rig {
     pub fn wrapped(
         config: MachineConfig,
         options: DeviceOptions,
-        mut bytes: Vec<u8>,
+        bytes: Vec<u8>,
         serve: Serve,
         seed: u64,
         wrap: &Wrap,
+    ) -> Self {
+        let world = |(kernel, bus, workers): Around| Lockstep::new(kernel, bus, workers, seed);
+        Self::around(config, options, bytes, serve, wrap, world)
+    }
+
+    /// Runs one body on CPU 0.
+    pub fn run(&mut self, body: Body) -> Exit {
+        self.world.run(vec![body])[0]
+    }
+}
+
+impl Rig<Threads> {
+    /// The same in the threads world.
+    pub fn threads(config: MachineConfig, options: DeviceOptions, bytes: Vec<u8>, serve: Serve) -> Self {
+        let placed = |workers: Vec<Box<dyn Worker>>| workers.into_iter().map(|worker| (0, worker)).collect();
+        let world = |(kernel, bus, workers): Around| Threads::new(kernel, bus, placed(workers), 1).unwrap();
+        Self::around(config, options, bytes, serve, &|function| function, world)
+    }
+}
+
+impl<W> Rig<W> {
+    fn around(
+        config: MachineConfig,
+        options: DeviceOptions,
+        mut bytes: Vec<u8>,
+        serve: Serve,
+        wrap: &Wrap,
+        world: impl FnOnce(Around) -> W,
     ) -> Self {
         let machine = Machine::acquire(config).unwrap();
         let bus = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));
@@ -72,7 +103,7 @@ impl Rig {
         let made = blk(&options, Hardware::default(), store.clone(), sink.clone(), port).unwrap();
         bus.plug(wrap(made.function), Some(made.slot));
         let workers: Vec<Box<dyn Worker>> = if serve == Serve::Device { made.workers } else { Vec::new() };
-        let world = Lockstep::new(machine.kernel_ref(), bus.clone(), workers, seed);
+        let world = world((machine.kernel_ref(), bus.clone(), workers));
         Self { world, bus, sink, dma, store, machine }
     }
 
@@ -86,11 +117,6 @@ impl Rig {
         let bus: Arc<dyn PciBus> = self.bus.clone();
         let dma = self.dma.clone();
         enumerate(&bus, |_| Some(dma.clone())).unwrap().remove(0)
-    }
-
-    /// Runs one body on CPU 0.
-    pub fn run(&mut self, body: Body) -> Exit {
-        self.world.run(vec![body])[0]
     }
 
     /// What is left over.

@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 
+use lowzone::kit::Kit;
 use lowzone::lab::{Control, Lab, Verify};
 use lowzone::result::RunResult;
 use lowzone::spec::{Scenario, Set, Source, load};
+use lowzone::world::WorldKind;
 
 /// An embedded scenario with some values replaced (`path=value`).
 pub fn embedded(name: &str, sets: &[&str]) -> Scenario {
@@ -32,6 +34,13 @@ pub fn lab(scenario: &Scenario, seed: u64) -> Lab {
 /// One run of a scenario.
 pub fn run(scenario: &Scenario, seed: u64) -> RunResult {
     lab(scenario, seed).run()
+}
+
+/// One run of a scenario in the threads world.
+pub fn run_threads(scenario: &Scenario, seed: u64) -> RunResult {
+    let (kit, control) = (Kit::STOCK, Arc::new(Control::default()));
+    let lab = Lab::in_world(WorldKind::Threads, &kit, "test", scenario.clone(), seed, Verify::Sha256, control);
+    lab.unwrap().run()
 }
 
 /// The names of a run's findings.

@@ -287,10 +287,8 @@ impl DmaDevice {
         let (trace, who) = (self.kernel().trace(), crate::cpu::current());
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let record = Record { ts: self.kernel().clock(), addr: dma.get(), len, kind, dev: self.index(), tag: id };
-        trace.emit(who, record);
-        if by != Owner::default() {
-            trace.detail(who, Record { addr: 0, len: 0, kind: Kind::By, tag: owner_word(by), ..record });
-        }
+        let caller = Record { addr: 0, len: 0, kind: Kind::By, tag: owner_word(by), ..record };
+        trace.emit_with(who, record, (by != Owner::default()).then_some(caller));
     }
 
     /// Writes the records of a map call: the event, then what the device reaches and the buffer behind it.
@@ -303,9 +301,9 @@ impl DmaDevice {
             buffer_zone: zone_of(mapping.orig),
         };
         let (dev, len) = (self.index(), usize::try_from(mapping.len).unwrap_or(usize::MAX));
-        cpu.trace(kind, mapping.dma.get(), len, dev, mapping.id);
-        cpu.detail(Kind::Mapping, mapping.phys.get(), shape.pack(), dev, mapping.map_owner);
-        cpu.detail(Kind::Buffer, mapping.orig.get(), 0, dev, mapping.alloc_owner);
+        let reached = (Kind::Mapping, mapping.phys.get(), shape.pack(), mapping.map_owner);
+        let behind = (Kind::Buffer, mapping.orig.get(), 0, mapping.alloc_owner);
+        cpu.trace_with((kind, mapping.dma.get(), len), dev, mapping.id, &[reached, behind]);
     }
 
     /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`).

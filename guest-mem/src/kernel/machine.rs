@@ -150,8 +150,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // A machine whose RAM can't be cleared is never lent again.
-        if self.kernel.reset().is_ok() {
+        // A machine that is still in use, or whose RAM can't be cleared, is never lent again.
+        if !self.kernel.condemned.load(Ordering::Relaxed) && self.kernel.reset().is_ok() {
             POOL.lock().unwrap_or_else(PoisonError::into_inner).push(self.kernel);
         }
     }

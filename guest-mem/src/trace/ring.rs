@@ -3,12 +3,14 @@
 //! A [`Ring`] holds records as four words each, written by plain relaxed stores, since only one producer writes. The
 //! [`Order`] is what merges the rings: for each record made, two bytes that name its producer. Walking it backwards
 //! and taking each time the newest record not yet taken of that producer's ring gives all records in their one order,
-//! which costs two bytes a record instead of a sequence number in each. In the threads world the order is only nearly
-//! right. Neighbours: [`super::Recorder`]. Left out: counting what was overwritten.
+//! which costs two bytes a record instead of a sequence number in each. Where several threads write, whoever uses a
+//! ring has its turn first, and there is no order. Neighbours: [`super::Recorder`]. Left out: counting what was
+//! overwritten.
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use super::{Kind, Producer, Record};
+use crate::lock::{Locked, LockedGuard};
 
 /// Records that a ring holds.
 pub(super) const RING: usize = 1024;
@@ -18,6 +20,7 @@ const ORDER: usize = 4096;
 pub(super) struct Ring {
     words: Vec<[AtomicU64; 4]>,
     head: AtomicU64,
+    turn: Locked<()>,
 }
 
 fn index(number: u64, size: usize) -> usize {
@@ -27,7 +30,12 @@ fn index(number: u64, size: usize) -> usize {
 impl Ring {
     pub(super) fn new() -> Self {
         let words = std::iter::repeat_with(|| std::array::from_fn(|_| AtomicU64::new(0))).take(RING).collect();
-        Self { words, head: AtomicU64::new(0) }
+        Self { words, head: AtomicU64::new(0), turn: Locked::default() }
+    }
+
+    /// Keeps other threads out while it lives.
+    pub(super) fn turn(&self) -> LockedGuard<'_, ()> {
+        self.turn.lock()
     }
 
     pub(super) fn push(&self, record: &Record) {

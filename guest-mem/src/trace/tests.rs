@@ -27,25 +27,28 @@ fn details_are_kept_but_neither_count_nor_enter_the_digest() {
     for recorder in [&with, &without] {
         recorder.emit(Producer(0), event(Kind::DmaMapPage, 1));
     }
-    with.detail(Producer(0), event(Kind::Mapping, 2));
+    with.emit_with(Producer(0), event(Kind::DmaMapPage, 1), [event(Kind::Mapping, 2)]);
+    without.emit(Producer(0), event(Kind::DmaMapPage, 1));
     assert_eq!((with.digest(), with.events()), (without.digest(), without.events()));
-    assert_eq!(with.recent(Producer(0), 9).len(), 2);
+    assert_eq!((with.recent(Producer(0), 9).len(), without.recent(Producer(0), 9).len()), (3, 2));
 }
 
 proptest::proptest! {
     /// The rings, merged, are the last records in their order, whoever made them.
     #[test]
     fn the_last_events_of_all_are_merged_in_the_order_they_were_made(
-        made in proptest::collection::vec((0_u16..4, 0_u8..4), 0..2500), n in 0_usize..40,
+        made in proptest::collection::vec((0_u16..4, 0_usize..3), 0..1200), n in 0_usize..40, shared: bool,
     ) {
         let recorder = Recorder::default();
+        if shared {
+            recorder.share();
+        }
         let mut shadow = Vec::new();
-        for (ts, &(who, what)) in (0_u64..).zip(&made) {
-            let detail = what == 0 && shadow.last().is_some_and(|&(last, _)| last == Producer(who));
-            let kind = if detail { Kind::By } else { Kind::Kmalloc };
-            let record = Record { ts, ..event(kind, u32::from(what)) };
-            if detail { recorder.detail(Producer(who), record) } else { recorder.emit(Producer(who), record) }
-            shadow.push((Producer(who), record));
+        for (ts, &(who, details)) in (0_u64..).zip(&made) {
+            let record = Record { ts, ..event(Kind::Kmalloc, u32::from(who)) };
+            let rest = vec![Record { kind: Kind::By, ..record }; details];
+            recorder.emit_with(Producer(who), record, rest.clone());
+            shadow.extend(std::iter::once(record).chain(rest).map(|record| (Producer(who), record)));
         }
         let starts: Vec<_> =
             (0..shadow.len()).filter(|&at| !shadow[at].1.kind.is_detail()).collect();
@@ -54,6 +57,48 @@ proptest::proptest! {
         let own: Vec<_> = shadow.iter().filter(|(who, _)| *who == Producer(1)).map(|&(_, r)| r).collect();
         proptest::prop_assert_eq!(recorder.recent(Producer(1), n), &own[own.len().saturating_sub(n)..]);
     }
+}
+
+#[test]
+fn a_shared_recorder_loses_nothing_and_keeps_details_with_their_event() {
+    const EACH: u64 = 5000;
+    let recorder = Recorder::default();
+    recorder.share();
+    recorder.capture();
+    let (seen, broken) = (std::sync::Arc::new(AtomicU64::new(0)), std::sync::Arc::new(AtomicU64::new(0)));
+    struct Apart(std::sync::Arc<AtomicU64>, std::sync::Arc<AtomicU64>, Option<u64>);
+    impl Sink for Apart {
+        fn page(&mut self, page: &[(Producer, Record)]) {
+            for (_, record) in page {
+                if record.kind.is_detail() {
+                    self.1.fetch_add(u64::from(self.2 != Some(record.tag)), Ordering::Relaxed);
+                }
+                self.2 = Some(record.tag);
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    recorder.stream(Box::new(Apart(seen.clone(), broken.clone(), None)));
+    std::thread::scope(|scope| {
+        // Two of them write to one ring, as the workers of one device do.
+        for (thread, who) in [(0, 0), (1, 7), (2, 7)] {
+            let recorder = &recorder;
+            scope.spawn(move || {
+                for n in 0..EACH {
+                    let record = Record { tag: n * 3 + thread, ..event(Kind::DmaMapPage, 1) };
+                    recorder.emit_with(Producer(who), record, [Record { kind: Kind::By, ..record }]);
+                }
+            });
+        }
+    });
+    recorder.end_stream();
+    assert_eq!((recorder.events(), recorder.digest()), (3 * EACH, SEED));
+    assert_eq!((recorder.produced(Producer(0)), recorder.produced(Producer(7))), (2 * EACH, 4 * EACH));
+    assert_eq!((seen.load(Ordering::Relaxed), broken.load(Ordering::Relaxed)), (6 * EACH, 0));
+    assert_eq!(recorder.take_captured().len() as u64, 3 * EACH);
+    recorder.reset();
+    recorder.emit(Producer(0), event(Kind::Kmalloc, 1));
+    assert_ne!(recorder.digest(), SEED, "a reset recorder is not shared");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Driver, Expect, Explore, Faults, Machine, Step};
+use super::{Device, Driver, Expect, Explore, Faults, Machine, Need, Step};
 
 /// A lowzone scenario: a machine, its devices and a driver, what is done with them, and what must be seen.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -13,6 +13,9 @@ use super::{Device, Driver, Expect, Explore, Faults, Machine, Step};
 pub struct Scenario {
     /// What it shows, in one line.
     pub story: String,
+    /// What its story depends on, "lockstep" or "sees_dma"; where there is no such thing it is refused. Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<Need>,
     /// The machine. Default: 6 GiB of RAM, 3 of them below 4 GiB, 2 CPUs.
     #[serde(default)]
     pub machine: Machine,

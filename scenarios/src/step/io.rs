@@ -303,8 +303,9 @@ impl<'a> Work<'a> {
     }
 
     fn finish(self, index: usize, base: lowzone_guest_mem::dma::DmaCounters) {
-        let now = self.slot.dma.counters();
         let mut result = lock(&self.bench.result);
+        // Read under the lock, so that whoever comes last has seen the most.
+        let now = self.slot.dma.counters();
         let Some(row) = result.io.get_mut(index) else { return };
         row.requests += self.row.requests;
         row.failed += self.row.failed;

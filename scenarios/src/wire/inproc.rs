@@ -2,11 +2,12 @@
 //!
 //! Register accesses go to whichever function decodes the address *now*; holes read all-ones. MSI messages and INTx
 //! levels are queued and taken by the CPU they are for, at its next point with interrupts enabled, so nothing is ever
-//! called back from inside a call. Vectors are the x86 ones: address 0xFEE00000 with the CPU in bits 19:12.
+//! called back from inside a call. A world whose CPUs and workers sleep asks to be told ([`InProc::on_stir`]). Vectors are the x86 ones: address 0xFEE00000 with the CPU in bits 19:12.
 //! Neighbours: `driver::bus`, `guest_mem::iospace`, `device::pci`. Left out: bridges, hot-plug.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use lowzone_device::pci::{IrqSink, PciFunction, Removable, Width as DeviceWidth};
 use lowzone_driver::bus::{Bdf, PciBus, Vector};
@@ -31,10 +32,24 @@ const MSI_COUNT: u32 = 4096;
 /// How late a late message is.
 const LATE_NS: u64 = 1_000_000;
 
+/// Who may have something to do now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stir {
+    /// An interrupt may be pending for this CPU.
+    Cpu(usize),
+    /// A register of the function in this slot was written: its workers may be ready.
+    Device(usize),
+}
+
+type OnStir = Box<dyn Fn(Stir) + Send + Sync>;
+
 /// Interrupts between devices and CPUs.
 struct Interrupts {
     kernel: KernelRef,
     state: Mutex<IrqState>,
+    /// Whether an INTx line is high, for a look without the lock.
+    line_high: AtomicBool,
+    on_stir: OnceLock<OnStir>,
 }
 
 #[derive(Default)]
@@ -59,12 +74,15 @@ impl IrqState {
         }
     }
 
-    /// Queues the messages that were held back and are due.
-    fn release_late(&mut self, now: u64) {
+    /// Queues the messages that were held back and are due; the CPUs that they are for.
+    fn release_late(&mut self, now: u64) -> Vec<usize> {
+        let mut targets = Vec::new();
         while let Some(at) = self.late.iter().position(|&(due, _, _)| due <= now) {
             let (_, target, irq) = self.late.remove(at);
             self.queue(target, irq);
+            targets.push(target);
         }
+        targets
     }
 }
 
@@ -73,6 +91,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Interrupts {
+    fn stir(&self, who: Stir) {
+        if let Some(on_stir) = self.on_stir.get() {
+            on_stir(who);
+        }
+    }
+
     /// The INTx line that is high and has a handler; all lines go to CPU 0, as a PC's legacy lines do.
     fn line(&self, state: &IrqState, cpu: u32) -> Option<u32> {
         let high = (INTX_FIRST..).zip(&state.levels).filter(|(_, high)| cpu == 0 && **high);
@@ -108,11 +132,20 @@ impl IrqSink for FunctionIrq {
             }
             None => state.queue(target, data),
         }
+        drop(state);
+        self.interrupts.stir(Stir::Cpu(target));
     }
 
     fn intx(&self, level: bool) {
-        if let Some(line) = lock(&self.interrupts.state).levels.get_mut(self.slot) {
-            *line = level;
+        {
+            let mut state = lock(&self.interrupts.state);
+            if let Some(line) = state.levels.get_mut(self.slot) {
+                *line = level;
+            }
+            self.interrupts.line_high.store(state.levels.contains(&true), Ordering::Release);
+        }
+        if level {
+            self.interrupts.stir(Stir::Cpu(0));
         }
     }
 }
@@ -130,10 +163,29 @@ impl InProc {
         let pending = (0..cpus).map(|_| VecDeque::new()).collect();
         let state = Mutex::new(IrqState { pending, ..IrqState::default() });
         Self {
-            interrupts: Arc::new(Interrupts { kernel, state }),
+            interrupts: Arc::new(Interrupts {
+                kernel,
+                state,
+                line_high: AtomicBool::new(false),
+                on_stir: OnceLock::new(),
+            }),
             functions: Mutex::default(),
             slots: Mutex::default(),
         }
+    }
+
+    /// From now on `told` hears who may have something to do; the first one that asks is told. It must not call back.
+    pub fn on_stir(&self, told: impl Fn(Stir) + Send + Sync + 'static) {
+        self.interrupts.on_stir.get_or_init(|| Box::new(told));
+    }
+
+    /// Whether an INTx line is high: one load.
+    pub fn line_high(&self) -> bool {
+        self.interrupts.line_high.load(Ordering::Acquire)
+    }
+
+    fn stir_all(&self) {
+        (0..lock(&self.functions).len()).for_each(|slot| self.interrupts.stir(Stir::Device(slot)));
     }
 
     /// The place that the next function will have, and its way to interrupts.
@@ -166,6 +218,7 @@ impl InProc {
     pub fn unplug_all(&self) {
         lock(&self.slots).iter().for_each(|slot| slot.unplug());
         lock(&self.interrupts.state).late.clear();
+        self.stir_all();
     }
 
     /// Puts the devices back, as after power-on; whether they had been pulled out.
@@ -173,6 +226,8 @@ impl InProc {
         let slots = lock(&self.slots);
         let pulled = slots.iter().any(|slot| !slot.plugged());
         slots.iter().for_each(|slot| slot.replug());
+        drop(slots);
+        self.stir_all();
         pulled
     }
 
@@ -196,10 +251,20 @@ impl InProc {
     pub fn pending(&self, cpu: u32) -> bool {
         let mut state = lock(&self.interrupts.state);
         if !state.late.is_empty() {
-            state.release_late(self.interrupts.kernel.get().map_or(0, Kernel::clock));
+            drop(state);
+            self.release_late();
+            state = lock(&self.interrupts.state);
         }
         let queued = usize::try_from(cpu).ok().and_then(|at| state.pending.get(at));
         queued.is_some_and(|queue| !queue.is_empty()) || self.interrupts.line(&state, cpu).is_some()
+    }
+
+    /// Sends the messages that were held back and are due.
+    #[cold]
+    pub fn release_late(&self) {
+        let now = self.interrupts.kernel.get().map_or(0, Kernel::clock);
+        let targets = lock(&self.interrupts.state).release_late(now);
+        targets.into_iter().for_each(|target| self.interrupts.stir(Stir::Cpu(target)));
     }
 
     /// Takes the next interrupt of `cpu` that has a handler; one that has none is dropped.
@@ -217,16 +282,16 @@ impl InProc {
         lock(&self.interrupts.state).vectors.len()
     }
 
-    fn function(&self, at: Bdf) -> Option<Arc<dyn PciFunction>> {
+    fn function(&self, at: Bdf) -> Option<(usize, Arc<dyn PciFunction>)> {
         let slot = usize::from(at.device).checked_sub(1).filter(|_| at.bus == 0 && at.function == 0)?;
-        lock(&self.functions).get(slot).cloned()
+        Some((slot, lock(&self.functions).get(slot)?.clone()))
     }
 
-    fn decode(&self, at: PhysAddr, width: Width) -> Option<(Arc<dyn PciFunction>, u8, u64)> {
+    fn decode(&self, at: PhysAddr, width: Width) -> Option<(usize, Arc<dyn PciFunction>, u8, u64)> {
         let functions = lock(&self.functions);
-        functions.iter().find_map(|function| {
+        functions.iter().enumerate().find_map(|(slot, function)| {
             let (bar, offset) = function.decode(at.get(), device_width(width))?;
-            Some((function.clone(), bar, offset))
+            Some((slot, function.clone(), bar, offset))
         })
     }
 }
@@ -248,12 +313,13 @@ fn device_width(width: Width) -> DeviceWidth {
 impl PciBus for InProc {
     fn config_read(&self, at: Bdf, offset: u16, width: Width) -> u32 {
         let absent = u32::try_from(width.ones()).unwrap_or(u32::MAX);
-        self.function(at).map_or(absent, |function| function.config_read(offset, device_width(width)))
+        self.function(at).map_or(absent, |(_, function)| function.config_read(offset, device_width(width)))
     }
 
     fn config_write(&self, at: Bdf, offset: u16, width: Width, value: u32) {
-        if let Some(function) = self.function(at) {
+        if let Some((slot, function)) = self.function(at) {
             function.config_write(offset, device_width(width), value);
+            self.interrupts.stir(Stir::Device(slot));
         }
     }
 
@@ -286,8 +352,9 @@ impl PciBus for InProc {
     }
 
     fn reset(&self, at: Bdf) {
-        if let Some(function) = self.function(at) {
+        if let Some((slot, function)) = self.function(at) {
             function.reset();
+            self.interrupts.stir(Stir::Device(slot));
         }
     }
 }
@@ -296,14 +363,15 @@ impl IoSpace for InProc {
     fn read(&self, at: PhysAddr, width: Width) -> u64 {
         let answer = self
             .decode(at, width)
-            .and_then(|(function, bar, offset)| function.bar_read(bar, offset, device_width(width)).ok());
+            .and_then(|(_, function, bar, offset)| function.bar_read(bar, offset, device_width(width)).ok());
         answer.unwrap_or_else(|| width.ones())
     }
 
     fn write(&self, at: PhysAddr, width: Width, value: u64) {
-        if let Some((function, bar, offset)) = self.decode(at, width) {
+        if let Some((slot, function, bar, offset)) = self.decode(at, width) {
             // A register that isn't there swallows the write, as on a real bus.
             let _ = function.bar_write(bar, offset, device_width(width), value);
+            self.interrupts.stir(Stir::Device(slot));
         }
     }
 }

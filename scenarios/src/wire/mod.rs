@@ -9,6 +9,6 @@ pub mod inproc;
 pub mod qtest;
 pub mod tap;
 
-pub use inproc::InProc;
+pub use inproc::{InProc, Stir};
 pub use qtest::Qemu;
 pub use tap::LabTap;

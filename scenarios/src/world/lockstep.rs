@@ -9,7 +9,6 @@
 //! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
 
 mod cpu_env;
-mod inject;
 mod shared;
 
 use std::cell::{Cell, RefCell};
@@ -25,40 +24,21 @@ use lowzone_guest_mem::env::Wake;
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::finding::FindingKind;
 use lowzone_guest_mem::kernel::KernelRef;
-use lowzone_guest_mem::trace::{Kind, Producer, Record};
 
-use super::Random;
 use super::panics::Quiet;
+use super::{Body, Exit, FUEL, Random};
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
+use crate::world::inject::Injectors;
 use cpu_env::{CpuEnv, Give};
-use inject::Injectors;
 use shared::{CpuState, FaultPlan, Shared, State};
 
 /// Virtual nanoseconds of one phase of a device.
 const SERVICE_NS: u64 = 200;
-/// Points after which a CPU counts as hung.
-const FUEL: u64 = 400_000_000;
 /// Bytes of a CPU's stack; a panic with its message needs more than 16 KiB.
 const STACK: usize = 256 << 10;
 /// Rounds of polite teardown before force.
 const POLITE_ROUNDS: usize = 1000;
-
-/// What a CPU runs.
-pub type Body = Box<dyn FnOnce(&Cpu<'_>)>;
-
-/// How a CPU's body ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Exit {
-    /// It returned.
-    Finished,
-    /// It panicked.
-    Panicked,
-    /// It deadlocked on itself or hung.
-    Halted,
-    /// It was still parked and was torn down.
-    TornDown,
-}
 
 type CpuCoroutine = Coroutine<Wake, Give, (), DefaultStack>;
 
@@ -348,14 +328,6 @@ impl Lockstep {
                 coroutine.force_unwind();
             }
             self.retire(slot);
-        }
-    }
-
-    /// Marks the beginning of a step in the record.
-    pub fn mark(&self, step: u64) {
-        if let Some(kernel) = self.shared.kernel.get() {
-            let record = Record { ts: self.now(), addr: step, len: 0, kind: Kind::Step, dev: 0, tag: step };
-            kernel.trace().emit(Producer(0), record);
         }
     }
 }

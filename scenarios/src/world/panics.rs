@@ -1,11 +1,33 @@
 //! Panics of a driver: caught, kept quiet, and told with their place.
 //!
 //! While a world runs, the process-wide panic hook keeps what a panic says instead of printing it; everywhere else the
-//! hook that was there before goes on. Neighbours: `lockstep`, which turns the text into a finding.
+//! hook that was there before goes on. Neighbours: the worlds, which report the findings.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic;
 use std::sync::Once;
+
+use lowzone_guest_mem::cpu::Halt;
+use lowzone_guest_mem::finding::FindingKind;
+
+use super::Exit;
+
+/// What a panic carries.
+pub(super) type Payload = Box<dyn Any + Send>;
+
+/// How a body ended, and what to report of it.
+pub(super) fn judge(result: Result<(), Payload>) -> (Exit, Option<FindingKind>) {
+    match result {
+        Ok(()) => (Exit::Finished, None),
+        Err(payload) if payload.downcast_ref::<Halt>().is_some() => (Exit::Halted, None),
+        Err(payload) => {
+            let given = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let message = Quiet::take_last().or(given).unwrap_or_else(|| "a panic without a message".to_owned());
+            (Exit::Panicked, Some(FindingKind::DriverPanic { message }))
+        }
+    }
+}
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };

@@ -2,24 +2,19 @@
 //!
 //! Reached from one thread only. Neighbours: `cpu_env`, which changes it as a CPU, and the scheduler.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use lowzone_guest_mem::cpu::Halt;
 use lowzone_guest_mem::env::Key;
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::kernel::KernelRef;
 
 use super::Exit;
-use super::inject::Injectors;
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
 use crate::world::Random;
-use crate::world::panics::Quiet;
-
-/// What a panic carries.
-pub(super) type Payload = Box<dyn Any + Send>;
+use crate::world::inject::Injectors;
+use crate::world::panics::{Payload, judge};
 
 pub(super) struct Waiting {
     pub(super) key: Key,
@@ -91,16 +86,10 @@ impl Shared {
 
     /// Notes how a body ended; whether its CPU can go on.
     pub(super) fn ended(&self, id: usize, result: Result<(), Payload>) -> bool {
-        let exit = match result {
-            Ok(()) => Exit::Finished,
-            Err(payload) if payload.downcast_ref::<Halt>().is_some() => Exit::Halted,
-            Err(payload) => {
-                let given = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                let message = Quiet::take_last().or(given).unwrap_or_else(|| "a panic without a message".to_owned());
-                self.report(FindingKind::DriverPanic { message });
-                Exit::Panicked
-            }
-        };
+        let (exit, finding) = judge(result);
+        if let Some(kind) = finding {
+            self.report(kind);
+        }
         self.state.borrow_mut().cpus[id].exit = Some(exit);
         exit != Exit::Halted
     }

@@ -1,7 +1,7 @@
 //! Linux's fault injectors at work: asked at every point, heard in the kernel's log.
 //!
 //! Chance has a generator of its own, so that injectors which let everything pass change nothing about who runs when.
-//! Neighbours: `guest_mem::fault`, which decides; `cpu_env`, which asks after the campaign's observer. Left out: marks
+//! Neighbours: `guest_mem::fault`, which decides; the worlds, which ask after the campaign's observer. Left out: marks
 //! on single tasks; all that a scenario's steps do counts as done by marked ones (`make-it-fail`).
 
 use lowzone_guest_mem::env::{Point, Verdict};
@@ -14,34 +14,34 @@ use crate::world::Random;
 const STREAM: u64 = 0x000f_a117_1213_ec7e;
 
 /// A set of injectors and their chance.
-pub(super) struct Injectors {
+pub(in crate::world) struct Injectors {
     spec: FaultSpec,
     random: Random,
 }
 
 impl Injectors {
     /// None yet, in a world of this seed.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::world) fn new(seed: u64) -> Self {
         Self { spec: FaultSpec::default(), random: Random::new(seed ^ STREAM) }
     }
 
     /// Puts other ones in their place, which come back.
-    pub(super) fn replace(&mut self, spec: FaultSpec) -> FaultSpec {
+    pub(in crate::world) fn replace(&mut self, spec: FaultSpec) -> FaultSpec {
         std::mem::replace(&mut self.spec, spec)
     }
 
     /// The injectors.
-    pub(super) fn spec(&self) -> &FaultSpec {
+    pub(in crate::world) fn spec(&self) -> &FaultSpec {
         &self.spec
     }
 
     /// Whether there is none.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::world) fn is_empty(&self) -> bool {
         self.spec.is_empty()
     }
 
     /// Decides a point; a failure is told to the log as Linux does (`fail_dump`): the message, then the caller.
-    pub(super) fn ask(&mut self, point: &Point, cpu: usize, kernel: Option<&Kernel>) -> Verdict {
+    pub(in crate::world) fn ask(&mut self, point: &Point, cpu: usize, kernel: Option<&Kernel>) -> Verdict {
         let Self { spec, random } = self;
         let caller = match point.request.caller {
             Caller::Interrupt => Caller::Interrupt,

@@ -1,0 +1,201 @@
+//! `CpuEnv`: the threads world as one CPU sees it.
+//!
+//! Time is read at points and when a wait ends, as in lockstep it moves there, so a record between two points costs no
+//! look at the clock. Neighbours: `guest_mem::env`, which this implements; `seat`, `waits`, `poll`; `idle`.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use lowzone_guest_mem::cpu::Halt;
+use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
+use lowzone_guest_mem::finding::{Finding, FindingKind};
+use lowzone_guest_mem::timer::Timers;
+
+use super::poll::Poll;
+use super::seat::{Seat, State};
+use super::shared::Shared;
+
+/// Points and waits that a dying CPU may pass before it is unwound: a loop that ignores its end would never see it.
+const LAST_STEPS: u64 = 100_000;
+
+/// The world as one CPU sees it.
+pub(super) struct CpuEnv<'s> {
+    id: usize,
+    shared: &'s Shared,
+    /// Addresses below this are in the last quarter of the stack.
+    stack_limit: usize,
+    now: Cell<u64>,
+    poll: Cell<Poll>,
+    last_steps: Cell<u64>,
+}
+
+impl<'s> CpuEnv<'s> {
+    /// The world of the CPU of this number, whose thread has its stack down to `stack_limit` and a quarter more.
+    pub(super) fn new(id: usize, shared: &'s Shared, stack_limit: usize) -> Self {
+        let (now, poll, last_steps) = (Cell::new(shared.clock()), Cell::new(Poll::new()), Cell::new(0));
+        Self { id, shared, stack_limit, now, poll, last_steps }
+    }
+
+    /// The CPU's own seat.
+    pub(super) fn seat(&self) -> &'s Seat {
+        &self.shared.roster.seats[self.id]
+    }
+
+    /// The world around it.
+    pub(super) fn shared(&self) -> &'s Shared {
+        self.shared
+    }
+
+    /// Reads the clock.
+    pub(super) fn refresh(&self) -> u64 {
+        let now = self.shared.clock();
+        self.now.set(now);
+        now
+    }
+
+    /// Whether this CPU must not wait any more. A dying CPU that goes on and on is unwound here.
+    fn unwinding(&self) -> bool {
+        if std::thread::panicking() {
+            return true;
+        }
+        if !self.shared.dying() {
+            return false;
+        }
+        self.last_steps.set(self.last_steps.get() + 1);
+        if self.last_steps.get() > LAST_STEPS {
+            std::panic::resume_unwind(Box::new(Halt::Dying));
+        }
+        true
+    }
+
+    fn check_stack(&self) {
+        let here = 0_u8;
+        if (&raw const here).addr() < self.stack_limit {
+            std::panic::resume_unwind(Box::new("the stack is three quarters full"));
+        }
+    }
+
+    /// Whether an interrupt may be pending, or a timer is due.
+    pub(super) fn interrupted(&self, now: u64) -> bool {
+        self.seat().irq() || self.shared.next_timer().is_some_and(|at| at <= now)
+    }
+
+    /// Why a wait is over, if it is.
+    fn over(&self, ticket: Ticket, until: Option<u64>) -> Option<Wake> {
+        if !self.shared.waits.waits(self.id, ticket.number) {
+            return Some(Wake::Woken);
+        }
+        let now = self.refresh();
+        let ended = if until.is_some_and(|at| at <= now) {
+            Wake::TimedOut
+        } else if self.unwinding() {
+            Wake::Dying
+        } else {
+            return (!ticket.irqs_off && self.interrupted(now)).then_some(Wake::Irq);
+        };
+        // A wake-up that came first counts: nobody else will have it.
+        Some(if self.shared.waits.cancel(self.id, ticket.number) { ended } else { Wake::Woken })
+    }
+
+    /// Looks for a while, then sleeps until somebody rouses this CPU, `until`, or the next timer if `irqs_on`.
+    pub(super) fn doze(&self, state: State, until: Option<u64>, irqs_on: bool, over: impl Fn() -> bool) {
+        if self.poll.get().until(&over) {
+            return;
+        }
+        let mut due = until;
+        if irqs_on {
+            let late = self.shared.bus.next_late();
+            if late.is_some_and(|at| at <= self.now.get()) {
+                return self.shared.bus.release_late();
+            }
+            due = [until, self.shared.next_timer(), late].into_iter().flatten().min();
+        }
+        if state == State::Waits {
+            self.seat().set_state(state);
+        }
+        let slept = Instant::now();
+        match due {
+            Some(at) => std::thread::park_timeout(Duration::from_nanos(at.saturating_sub(self.shared.now()))),
+            None => std::thread::park(),
+        }
+        let mut poll = self.poll.get();
+        poll.slept(slept.elapsed());
+        self.poll.set(poll);
+        if state == State::Waits {
+            self.seat().set_state(State::Busy);
+        }
+    }
+}
+
+impl Env for CpuEnv<'_> {
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn prepare(&self, on: Key) -> Ticket {
+        Ticket { number: self.shared.waits.prepare(self.id, on), irqs_off: false }
+    }
+
+    fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
+        let state = if until.is_none() { State::Waits } else { State::Busy };
+        loop {
+            if let Some(wake) = self.over(ticket, until) {
+                self.refresh();
+                return wake;
+            }
+            let over = || {
+                !self.shared.waits.waits(self.id, ticket.number)
+                    || self.shared.dying()
+                    || (!ticket.irqs_off && self.seat().irq())
+            };
+            self.doze(state, until, !ticket.irqs_off, over);
+        }
+    }
+
+    fn wake(&self, on: Key, n: usize) {
+        let mut woken = self.shared.waits.wake(on, n);
+        while woken != 0 {
+            let cpu = usize::try_from(woken.trailing_zeros()).unwrap_or(0);
+            self.shared.roster.seats[cpu].rouse();
+            woken &= woken - 1;
+        }
+    }
+
+    fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
+        let seat = self.seat();
+        // A line that was high before anybody asked for it stirs nobody: CPU 0 looks itself.
+        if (seat.take_irq() || (self.id == 0 && self.shared.bus.line_high()))
+            && let Some(handler) = self.shared.bus.take_handler(u32::try_from(self.id).ok()?)
+        {
+            seat.irq_taken();
+            return Some(handler);
+        }
+        let due = self.shared.next_timer().is_some_and(|at| at <= self.now.get());
+        due.then(Timers::interrupt)
+    }
+
+    fn point(&self, point: Point) -> Verdict {
+        self.refresh();
+        let points = self.seat().pass();
+        if self.unwinding() {
+            return Verdict::Pass;
+        }
+        if points > self.shared.fuel.load(Ordering::Relaxed) {
+            self.shared.report(FindingKind::Hang { points });
+            std::panic::resume_unwind(Box::new(Halt::Dying));
+        }
+        self.check_stack();
+        match self.shared.kernel.get() {
+            Some(kernel) => self.shared.decider.ask(&point, self.id, kernel, &self.shared.bus),
+            None => Verdict::Pass,
+        }
+    }
+
+    fn emit(&self, finding: Finding) {
+        if let Some(kernel) = self.shared.kernel.get() {
+            kernel.report(finding);
+        }
+    }
+}

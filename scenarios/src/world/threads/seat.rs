@@ -1,0 +1,156 @@
+//! One CPU's thread as the world sees it: what it does, what it is given to do, and how it is woken.
+//!
+//! Every flag is set before the thread is unparked and looked at before it parks, so no wake-up is lost: an unpark that
+//! comes first makes the park return. Neighbours: `cpu_env` and `idle`, the thread's own side; `watch`, which looks on.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
+
+use crate::world::{Body, Exit};
+
+/// What a CPU does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// Nothing, between two steps.
+    Home = 0,
+    /// It runs, or waits with a deadline.
+    Busy = 1,
+    /// It waits for interrupts only.
+    Idle = 2,
+    /// It waits without a deadline: another CPU must wake it.
+    Waits = 3,
+}
+
+/// What a CPU is to do in a step.
+pub(super) enum Job {
+    /// This, and then to take interrupts.
+    Run(Body),
+    /// To take interrupts.
+    Idle,
+    /// To end.
+    Quit,
+}
+
+#[derive(Default)]
+struct Desk {
+    job: Option<Job>,
+    exit: Option<Exit>,
+}
+
+/// One CPU.
+#[repr(align(128))]
+#[derive(Default)]
+pub(super) struct Seat {
+    state: AtomicU8,
+    /// An interrupt may be pending.
+    irq: AtomicBool,
+    points: AtomicU64,
+    /// Interrupts taken.
+    irqs: AtomicU64,
+    thread: OnceLock<Thread>,
+    desk: Mutex<Desk>,
+}
+
+impl Seat {
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the thread, for those who wake it.
+    pub(super) fn seat(&self, thread: &Thread) {
+        self.thread.get_or_init(|| thread.clone());
+    }
+
+    /// Makes the thread look again.
+    pub(super) fn rouse(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// An interrupt may be pending.
+    pub(super) fn interrupt(&self) {
+        self.irq.store(true, Ordering::SeqCst);
+        self.rouse();
+    }
+
+    /// Whether an interrupt may be pending.
+    pub(super) fn irq(&self) -> bool {
+        self.irq.load(Ordering::SeqCst)
+    }
+
+    /// Takes the mark that an interrupt may be pending; it is set again by who finds one.
+    pub(super) fn take_irq(&self) -> bool {
+        self.irq() && self.irq.swap(false, Ordering::SeqCst)
+    }
+
+    /// An interrupt was found, and more may be pending.
+    pub(super) fn irq_taken(&self) {
+        self.irqs.fetch_add(1, Ordering::Relaxed);
+        self.irq.store(true, Ordering::SeqCst);
+    }
+
+    /// Interrupts taken so far.
+    pub(super) fn irqs(&self) -> u64 {
+        self.irqs.load(Ordering::Relaxed)
+    }
+
+    /// Passes a point; how many the CPU passed.
+    pub(super) fn pass(&self) -> u64 {
+        // Only the CPU's own thread counts.
+        let points = self.points.load(Ordering::Relaxed) + 1;
+        self.points.store(points, Ordering::Relaxed);
+        points
+    }
+
+    /// Points passed so far.
+    pub(super) fn points(&self) -> u64 {
+        self.points.load(Ordering::Relaxed)
+    }
+
+    /// What the CPU does.
+    pub(super) fn state(&self) -> State {
+        match self.state.load(Ordering::SeqCst) {
+            0 => State::Home,
+            2 => State::Idle,
+            3 => State::Waits,
+            _ => State::Busy,
+        }
+    }
+
+    /// The CPU's own thread says what it does.
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::SeqCst);
+    }
+
+    /// Gives the CPU something to do.
+    pub(super) fn give(&self, job: Job) {
+        {
+            let mut desk = self.desk();
+            (desk.job, desk.exit) = (Some(job), None);
+            self.set_state(State::Busy);
+        }
+        self.rouse();
+    }
+
+    /// What the CPU is to do, once there is something.
+    pub(super) fn next_job(&self) -> Job {
+        loop {
+            if let Some(job) = self.desk().job.take() {
+                return job;
+            }
+            std::thread::park();
+        }
+    }
+
+    /// Notes how the body ended.
+    pub(super) fn ended(&self, exit: Exit) {
+        self.desk().exit = Some(exit);
+    }
+
+    /// How the body ended, if it did.
+    pub(super) fn exit(&self) -> Option<Exit> {
+        self.desk().exit
+    }
+}
