@@ -118,7 +118,8 @@ fn an_image_is_read_and_kept_and_a_null_device_gives_zeros() {
     let folder = Folder::new();
     // A comma parts QEMU's options.
     let path = folder.file("an,image", &[block(7), block(8)].concat());
-    let peer = Peer::Blk { drive: Drive::Image { path, read_only: true }, options: BlkPeer::default() };
+    let options = BlkPeer { read_only: true, ..BlkPeer::default() };
+    let peer = Peer::Blk { drive: Drive::Image { path }, options };
     let read = |cpu: &Cpu<'_>, disk: &Disk| {
         let mut buf = KBuf::kmalloc(cpu, BYTES, GFP_KERNEL).unwrap();
         buf.write_at(0, &[0xaa; BYTES]).unwrap();

@@ -80,7 +80,7 @@ fn what_qemu_refuses_is_quoted() {
         return;
     }
     let machine = Machine::acquire(small()).unwrap();
-    let image = Drive::Image { path: PathBuf::from("/nowhere/a,b"), read_only: false };
+    let image = Drive::Image { path: PathBuf::from("/nowhere/a,b") };
     let peer = Peer::Blk { drive: image, options: BlkPeer::default() };
     let error = start(&machine, &[peer]).err().unwrap().to_string();
     assert!(error.starts_with("QEMU ended: exit status: 1: "), "{error}");

@@ -4,13 +4,14 @@
 //! accesses are text on a socket pair ([`protocol`]); guest RAM is the machine's own memfd, which QEMU maps as well, so
 //! DMA is QEMU's and unseen by the lab (no `sees_dma`); MSI messages are aimed at words of a page that the kernel
 //! never manages, and a thread that polls them passes them on to the lab's interrupt controller ([`mailbox`]). [`process`] starts and ends the
-//! emulator; [`peer`] says which devices it gets. Time is real.
+//! emulator; [`peer`] says which devices it gets, `map` which stand in for a scenario's. Time is real.
 //!
 //! The machine is QEMU's `pc`: its RAM splits where the lab's does, at any size up to 3 GiB (q35 is fixed to 2 GiB).
 //! Neighbours: `wire::inproc`, which joins the same traits in one process. Left out: bridges, hot-plug, port I/O BARs.
 
 pub mod bus;
 pub mod mailbox;
+pub(crate) mod map;
 pub mod peer;
 pub mod process;
 pub mod protocol;

@@ -32,8 +32,6 @@ pub enum Drive {
     Image {
         /// Its path.
         path: PathBuf,
-        /// Whether it takes no writes.
-        read_only: bool,
     },
 }
 
@@ -44,6 +42,8 @@ pub struct BlkPeer {
     pub queues: u16,
     /// Entries of each.
     pub queue_size: u16,
+    /// Takes no writes. A device elsewhere says so itself.
+    pub read_only: bool,
     /// Offers EVENT_IDX.
     pub event_idx: bool,
     /// Offers INDIRECT_DESC.
@@ -57,7 +57,15 @@ pub struct BlkPeer {
 impl Default for BlkPeer {
     /// One queue of 128 with every feature.
     fn default() -> Self {
-        Self { queues: 1, queue_size: 128, event_idx: true, indirect: true, access_platform: true, blk_size: 512 }
+        Self {
+            queues: 1,
+            queue_size: 128,
+            read_only: false,
+            event_idx: true,
+            indirect: true,
+            access_platform: true,
+            blk_size: 512,
+        }
     }
 }
 
@@ -98,13 +106,14 @@ impl Peer {
         match self {
             Self::Edu { mask } => Ok(vec!["-device".into(), format!("edu,addr={slot:#x},dma_mask={mask:#x}")]),
             Self::Blk { drive, options } => {
-                let drive = drive.option(files)?;
+                let read_only = switch(options.read_only);
+                let drive = format!("{},node-name=drive{index},read-only={read_only}", drive.option(files)?);
                 let device = format!(
                     "virtio-blk-pci,addr={slot:#x},drive=drive{index},logical_block_size={},{}",
                     options.blk_size,
                     options.option()
                 );
-                Ok(vec!["-blockdev".into(), format!("{drive},node-name=drive{index}"), "-device".into(), device])
+                Ok(vec!["-blockdev".into(), drive, "-device".into(), device])
             }
             Self::VhostUserBlk { socket, options } => {
                 let chardev = format!("socket,id=peer{index},path={}", escaped(socket)?);
@@ -117,7 +126,6 @@ impl Peer {
 
 impl BlkPeer {
     fn option(&self) -> String {
-        let switch = |on| if on { "on" } else { "off" };
         format!(
             "disable-legacy=on,num-queues={},queue-size={},event_idx={},indirect_desc={},iommu_platform={}",
             self.queues,
@@ -139,12 +147,13 @@ impl Drive {
                 files.push(file);
                 Ok(option)
             }
-            Self::Image { path, read_only } => {
-                let read_only = if *read_only { "on" } else { "off" };
-                Ok(format!("driver=file,read-only={read_only},filename={}", escaped(path)?))
-            }
+            Self::Image { path } => Ok(format!("driver=file,filename={}", escaped(path)?)),
         }
     }
+}
+
+fn switch(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 /// A path as QEMU's option parser wants it: commas doubled.
