@@ -39,9 +39,9 @@ pub struct Totals {
     pub bytes_written: u64,
     /// Flushes the store has carried out.
     pub flushes: u64,
-    /// Interrupts sent: MSI-X messages, and rises of the INTx line.
+    /// Interrupts sent: MSI and MSI-X messages, and rises of the INTx line.
     pub interrupts: u64,
-    /// MSI-X messages lost because bus mastering was off.
+    /// Messages lost because bus mastering was off.
     pub interrupts_lost: u64,
     /// Memory accesses of the workers that were refused.
     pub faults: u64,

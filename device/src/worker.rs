@@ -1,7 +1,7 @@
 //! The data half of a device, as the world sees it: something to call until it has nothing to do.
 //!
-//! Neighbours: [`crate::virtio::queue`] holds the flags that make a worker ready, [`crate::blk`] has the one
-//! implementation. Left out: threads and event loops, which belong to the world.
+//! Neighbours: [`crate::virtio::queue`] holds the flags that make a worker ready, [`crate::blk`] and
+//! [`crate::edu`] implement it. Left out: threads and event loops, which belong to the world.
 
 /// What a worker wants after a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -154,7 +154,7 @@ pub trait Removable: Send + Sync {
 
 /// Where a function's interrupts go. The sink queues, it never calls back.
 pub trait IrqSink: Send + Sync {
-    /// The function has sent the message of MSI-X `vector`: `data` to `addr`.
+    /// The function has sent the message of `vector`, 0 with MSI: `data` to `addr`.
     fn msi(&self, vector: u16, addr: u64, data: u32);
 
     /// The function's interrupt pin has changed to `level`.

@@ -319,9 +319,6 @@ fn window(strikes: &[Strike], seen: &Observed) -> Vec<Place> {
 /// What was wrong with the faulty part.
 fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
     let result = &seen.result;
-    for finding in &result.findings {
-        why.add(Detected::finding(&finding.name), finding.text.as_str());
-    }
     for exit in &seen.exits {
         let text = match exit {
             Exit::Panicked => "the driver panicked",
@@ -329,6 +326,9 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
             _ => "a CPU was still parked at the end",
         };
         why.add(Detector::Hang, text);
+    }
+    for finding in &result.findings {
+        why.add(Detected::finding(&finding.name), finding.text.as_str());
     }
     result.leaks.iter().for_each(|leak| why.add(Detector::Leak, leak.as_str()));
     for row in result.io.iter().filter(|row| row.mismatched > 0) {
