@@ -14,10 +14,11 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use thiserror::Error;
 
 use crate::kit::Kit;
-use crate::lab::{Control, Lab, LabError, Verify};
+use crate::lab::{Control, Lab, LabError, Setting, Verify};
 use crate::result::RunResult;
 use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
+use crate::wire::{Skip, WireKind};
 use crate::world::WorldKind;
 use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, serve, trace};
 
@@ -68,9 +69,15 @@ struct Run {
     /// first event in which two runs part is named (in lockstep).
     #[arg(long, value_name = "N", default_values_t = [1])]
     seed: Vec<u64>,
-    /// The world: who runs when, and whose time it is.
-    #[arg(long, value_enum, default_value_t)]
-    world: WorldKind,
+    /// The world: who runs when, and whose time it is. Default: lockstep, or threads where the wire leads to a peer.
+    #[arg(long, value_enum)]
+    world: Option<WorldKind>,
+    /// Whose devices: the lab's own in this process (inproc), or those of an emulator that it starts (qemu).
+    #[arg(long, default_value_t)]
+    wire: WireKind,
+    /// Fail where a scenario can't be told on the wire, instead of skipping it.
+    #[arg(long)]
+    require_peers: bool,
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
@@ -121,6 +128,8 @@ pub(crate) enum CliError {
     Set(#[from] crate::spec::Problem),
     #[error(transparent)]
     Lab(#[from] LabError),
+    #[error("--wire {0} has a time of its own, which lockstep has not: --world threads, or none")]
+    Time(WireKind),
     #[error(transparent)]
     Inventory(#[from] explore::inventory::InventoryError),
     #[error(transparent)]
@@ -252,14 +261,19 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     if options.trace.is_some() && options.seed.len() > 1 {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
+    let setting = setting(options)?;
+    let expected = match options.wire.expects(&scenario) {
+        Ok(expected) => expected,
+        Err(skip) => return skipped(options, &source.name, &skip),
+    };
     let control = Arc::new(Control::default());
     let watch = progress::watch(&control);
-    let compared = options.verbose && options.seed.len() > 1 && options.world == WorldKind::Lockstep;
+    let compared = options.verbose && options.seed.len() > 1 && setting.world() == WorldKind::Lockstep;
     let mut records = Vec::new();
     let mut code = 0;
     for &seed in &options.seed {
         let (story, verify) = (scenario.clone(), Verify::Sha256);
-        let mut lab = Lab::in_world(options.world, kit, &source.name, story, seed, verify, control.clone())?;
+        let mut lab = Lab::in_world(setting.clone(), kit, &source.name, story, seed, verify, control.clone())?;
         lab.inject(&faults);
         if compared {
             lab.capture();
@@ -275,7 +289,7 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
             records.push((seed, lab.take_events()));
         }
         watch.pause();
-        code = code.max(report(options, &scenario.expect, &result)?);
+        code = code.max(report(options, &expected, &result)?);
         traced?;
         if result.interrupted {
             break;
@@ -286,6 +300,27 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         compare::print(&mut anstream::stdout(), &records)?;
     }
     Ok(ExitCode::from(code))
+}
+
+/// The world and the wire; a peer has one world only.
+fn setting(options: &Run) -> Result<Setting, CliError> {
+    match (options.world, &options.wire) {
+        (Some(world), WireKind::InProc) => Ok(Setting::from(world)),
+        (Some(WorldKind::Lockstep), wire) => Err(CliError::Time(wire.clone())),
+        (_, wire) => Ok(Setting::from(wire.clone())),
+    }
+}
+
+/// Says why a scenario is not run; that is no failure unless it was asked to be one.
+fn skipped(options: &Run, name: &str, skip: &Skip) -> Result<ExitCode, CliError> {
+    let mut out = anstream::stdout();
+    if options.json {
+        let text = serde_json::json!({ "scenario": name, "wire": options.wire.name(), "skipped": skip.to_string() });
+        writeln!(out, "{text}")?;
+    } else {
+        writeln!(out, "skipped on {}: {name} {skip}", options.wire)?;
+    }
+    Ok(if options.require_peers { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn report(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> Result<u8, CliError> {

@@ -9,6 +9,7 @@ mod explore;
 mod faults;
 mod hostile_device;
 mod probe_unwinds;
+mod qtest;
 mod readme;
 mod seeded_bugs;
 mod shows_1_low_zone;
