@@ -11,6 +11,7 @@ mod libblkio;
 mod pages;
 mod raw;
 mod server;
+mod shows_2_guest;
 mod shows_4_drivers;
 mod shows_5_power_cut;
 mod speed;
