@@ -1,4 +1,4 @@
-//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `schema`, `bench`, `new`.
+//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `serve`, `schema`, `bench`, `new`.
 //!
 //! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
 //! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
@@ -20,7 +20,7 @@ use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
 use crate::wire::{Skip, WireKind};
 use crate::world::WorldKind;
-use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, trace};
+use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, serve, trace};
 
 /// A laboratory for the memory half of device drivers.
 ///
@@ -53,6 +53,8 @@ enum Command {
     Schema,
     /// Look into the record of a run.
     Trace(trace::cli::Trace),
+    /// Be a device for a driver in another process: a virtual machine, a library.
+    Serve(serve::cli::Serve),
     /// Measure the lab itself.
     Bench(Bench),
     /// Write a crate for a driver and a device of your own.
@@ -143,6 +145,8 @@ pub(crate) enum CliError {
     Mutant(#[from] crate::driver::mutant::UnknownMutant),
     #[error(transparent)]
     New(#[from] fresh::NewError),
+    #[error(transparent)]
+    Serve(#[from] serve::ServeError),
     #[error("{name}: {source}")]
     Read { name: String, source: std::io::Error },
     #[error("no scenario '{name}'{}", nearest.as_deref().map(|n| format!(": did you mean '{n}'?")).unwrap_or_default())]
@@ -179,6 +183,7 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Schema) => print_schema(kit),
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
         Some(Command::New(options)) => fresh::write(&options),
+        Some(Command::Serve(options)) => serve::cli::run(&options).map_err(CliError::from),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Explore { seconds } })) => bench::explore(seconds),
     };
@@ -220,9 +225,9 @@ fn complain(kit: &Kit, error: &CliError) {
 }
 
 /// An error and the causes that it doesn't tell itself, in one line.
-fn with_causes(error: &CliError) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(inner) = cause {
         let words = inner.to_string();
         if !text.contains(&words) {
