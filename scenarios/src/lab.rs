@@ -1,6 +1,6 @@
 //! The lab: a machine, its devices and its driver, built from a scenario, and the steps run on them.
 //!
-//! A [`Lab`] borrows a machine from the pool, joins the scenario's devices to it by a wire ([`join`]) and makes the
+//! A [`Lab`] borrows a machine from the pool, joins the scenario's devices to it by a wire (`join`) and makes the
 //! world.
 //! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
 //! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
@@ -339,6 +339,10 @@ impl Lab {
         let machine = Machine::acquire(config)?;
         let controller = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));
         let Joined { bus, slots, workers, peer } = join::join(kit, &machine, &controller, &scenario, &wire)?;
+        if let Some(peer) = &peer {
+            let control = control.clone();
+            peer.on_failure(move || control.stop());
+        }
         let driver = make_driver(kit, &scenario)?;
         let mut world = World::new(world, machine.kernel_ref(), controller.clone(), workers, seed)?;
         world.inject(scenario.fault.spec()?);

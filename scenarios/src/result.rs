@@ -321,7 +321,9 @@ impl RunResult {
     pub(crate) fn add_device(&mut self, slot: &Slot) {
         let totals = slot.counters.as_ref().map(|counters| counters.totals()).unwrap_or_default();
         // A peer's device counts for itself: what the driver saw completed must do.
-        let completed = self.queues.iter().filter(|queue| queue.device == slot.name).map(|queue| queue.requests).sum();
+        let queues = || self.queues.iter().filter(|queue| queue.device == slot.name);
+        let completed = queues().map(|queue| queue.requests).sum();
+        let interrupts = queues().map(|queue| queue.interrupts).sum();
         let dma = slot.dma.counters();
         self.transactions += dma.maps + dma.coherent;
         self.devices.push(DeviceRow {
@@ -330,7 +332,7 @@ impl RunResult {
             requests: if slot.counters.is_some() { totals.requests } else { completed },
             failed: totals.failed,
             bytes: totals.bytes_read + totals.bytes_written,
-            interrupts: totals.interrupts,
+            interrupts: if slot.counters.is_some() { totals.interrupts } else { interrupts },
             maps: dma.maps,
             coherent: dma.coherent,
             map_failures: dma.map_failures,

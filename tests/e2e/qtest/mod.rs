@@ -19,6 +19,8 @@ use lowzone::wire::qtest::{Peer, Qemu};
 mod blk;
 mod edu;
 mod end;
+mod program;
+mod scenarios;
 
 /// The smallest world: one CPU in real time, whose only company is the emulator.
 struct Alone {

@@ -2,13 +2,13 @@
 //!
 //! One mutex around the socket. When QEMU dies, does not answer or answers nonsense, the first failure is kept for
 //! whoever asks ([`Qemu::failure`]), and from then on every read gives all-ones and every write is lost, as with a
-//! device that was pulled out; what waits for an interrupt runs into its own deadline. While it lives, an address that
-//! nothing decodes reads as QEMU reads it: zero, not all-ones.
+//! device that was pulled out. Every message is sent once more, so that drivers look; what waits for a pin runs into
+//! its own deadline. While it lives, an address that nothing decodes reads as QEMU reads it: zero, not all-ones.
 //! A keeper thread starts the emulator, looks for interrupts for as long as the bus lives, and ends it.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -43,12 +43,15 @@ const SLEEP_AFTER: u32 = 10_000;
 const NAP: Duration = Duration::from_micros(50);
 const SLEEP: Duration = Duration::from_millis(1);
 
+type OnFailure = Box<dyn Fn() + Send + Sync>;
+
 /// What the keeper and the CPUs share.
 struct Shared {
     client: Mutex<Client>,
     process: Mutex<Process>,
     mailbox: Mailbox,
     failure: Mutex<Option<QtestError>>,
+    on_failure: OnceLock<OnFailure>,
     dead: AtomicBool,
     stop: AtomicBool,
     /// Rounds in which the keeper found nothing.
@@ -108,6 +111,14 @@ impl Qemu {
         lock(&self.shared.failure).as_ref().map(ToString::to_string)
     }
 
+    /// Calls `told` when something goes wrong, or now if it has; the first one that asks is told.
+    pub fn on_failure(&self, told: impl Fn() + Send + Sync + 'static) {
+        self.shared.on_failure.get_or_init(|| Box::new(told));
+        if self.failure().is_some() {
+            told_of(&self.shared.on_failure);
+        }
+    }
+
     /// What QEMU printed so far; its standard output comes late, when it ends.
     pub fn said(&self) -> String {
         lock(&self.shared.process).said()
@@ -136,6 +147,12 @@ impl Qemu {
 impl Drop for Qemu {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+fn told_of(on_failure: &OnceLock<OnFailure>) {
+    if let Some(told) = on_failure.get() {
+        told();
     }
 }
 
@@ -178,6 +195,7 @@ impl Shared {
             process: Mutex::new(process),
             mailbox: Mailbox::new(kernel, controller),
             failure: Mutex::default(),
+            on_failure: OnceLock::new(),
             dead: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             idle: AtomicU32::new(0),
@@ -217,7 +235,10 @@ impl Shared {
             }
         };
         process.quit();
+        drop(process);
         *lock(&self.failure) = Some(error);
+        told_of(&self.on_failure);
+        self.mailbox.alarm();
     }
 
     /// Looks for interrupts until the bus is dropped.

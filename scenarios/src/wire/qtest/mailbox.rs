@@ -75,6 +75,13 @@ impl Mailbox {
         any
     }
 
+    /// Sends every message there is: what drivers then read tells them that nobody is there any more.
+    pub(super) fn alarm(&self) {
+        for vector in self.lock().iter().flatten() {
+            self.lines[0].1.msi(0, vector.addr, vector.data);
+        }
+    }
+
     /// Passes on a change of an I/O APIC input; those that no PCI line reaches, such as the timer's, are ignored.
     pub(super) fn set_line(&self, change: Line) {
         if let Some(at) = INPUTS.iter().position(|&input| usize::from(input) == change.number) {
