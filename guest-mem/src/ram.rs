@@ -8,7 +8,7 @@
 //! Neighbours: the kernel's copies (`KBuf`, `Coherent`), `dma::DmaPort`. Left out: hot-plug, NUMA.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use thiserror::Error;
@@ -155,6 +155,8 @@ pub type RamMap = GuestMemoryMmap<DirtyMap>;
 pub struct Ram {
     map: RamMap,
     file: File,
+    /// Whether another process may have written pages that the dirty map knows nothing of.
+    lent: AtomicBool,
     low: u64,
     total: u64,
 }
@@ -176,12 +178,20 @@ impl Ram {
             regions.push(region(&file, HIGH_START, low, total - low, total)?);
         }
         let map = GuestMemoryMmap::from_regions(regions).map_err(|e| host(std::io::Error::other(e)))?;
-        Ok(Self { map, file, low, total })
+        Ok(Self { map, file, lent: AtomicBool::new(false), low, total })
     }
 
     /// The mapped memory, for the DMA port.
     pub fn map(&self) -> &RamMap {
         &self.map
+    }
+
+    /// The file behind it, for a process that maps RAM itself; the next [`Ram::reset`] gives every page back.
+    ///
+    /// Low RAM is at offset 0, RAM from 4 GiB up follows at offset [`Ram::low`]; its length is [`Ram::total`].
+    pub fn file(&self) -> &File {
+        self.lent.store(true, Ordering::Relaxed);
+        &self.file
     }
 
     /// Bytes of RAM.
@@ -278,21 +288,28 @@ impl Ram {
         Ok(())
     }
 
-    /// Clears every page that was ever written; afterwards RAM equals fresh RAM. Returns how many there were.
+    /// Clears every page that was ever written; afterwards RAM equals fresh RAM. Returns how many there were, but all
+    /// pages if another process had the file: it must have let go of it.
     ///
     /// # Errors
     /// [`RamError::Host`] if the host will not take pages back.
     pub fn reset(&self) -> Result<u64, RamError> {
-        let mut pages = 0;
+        let lent = self.lent.swap(false, Ordering::Relaxed);
+        if lent {
+            self.punch(0, self.total)?;
+        }
+        let mut pages = if lent { self.total / PAGE_SIZE } else { 0 };
         for (start, offset) in [(0, 0), (HIGH_START, self.low)] {
             let Some(region) = self.map.find_region(GuestAddress(start)) else { continue };
-            for (first, len) in region.bitmap_map().drain() {
+            let dirty = region.bitmap_map().drain();
+            if lent {
+                continue;
+            }
+            for (first, len) in dirty {
                 pages += len;
                 let at = first * PAGE_SIZE;
                 if len >= PUNCH_PAGES {
-                    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                    rustix::fs::fallocate(&self.file, mode, offset + at, len * PAGE_SIZE)
-                        .map_err(|e| RamError::Host { bytes: len * PAGE_SIZE, source: e.into() })?;
+                    self.punch(offset + at, len * PAGE_SIZE)?;
                 } else {
                     self.zero(PhysAddr::new(start + at), len * PAGE_SIZE)?;
                 }
@@ -300,6 +317,12 @@ impl Ram {
             region.bitmap_map().drain();
         }
         Ok(pages)
+    }
+
+    /// Gives part of the file back to the host; it reads as zeros from then on.
+    fn punch(&self, offset: u64, bytes: u64) -> Result<(), RamError> {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.file, mode, offset, bytes).map_err(|e| RamError::Host { bytes, source: e.into() })
     }
 }
 

@@ -59,3 +59,15 @@ fn bad_sizes_name_themselves() {
     assert!(matches!(Ram::new(RAM_LIMIT + 4096, GIB), Err(RamError::TooLarge { .. })));
     assert!(matches!(Ram::new(8 * GIB, 4 * GIB), Err(RamError::LowTooLarge { .. })));
 }
+
+#[test]
+fn what_another_process_wrote_is_cleared_too() {
+    use std::os::unix::fs::FileExt;
+
+    let ram = Ram::new(6 * GIB, 3 * GIB).unwrap();
+    ram.file().write_all_at(&[7], 3 * GIB + 5).unwrap();
+    assert_eq!(ram.load::<u8>(PhysAddr::new(HIGH_START + 5)).unwrap(), 7, "RAM above 4 GiB follows low RAM");
+    assert_eq!(ram.reset().unwrap(), 6 * GIB / 4096);
+    assert_eq!(ram.load::<u8>(PhysAddr::new(HIGH_START + 5)).unwrap(), 0);
+    assert_eq!(ram.reset().unwrap(), 0, "nobody has had it since");
+}
