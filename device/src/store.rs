@@ -1,4 +1,4 @@
-//! Where a block device keeps its data: a raw image file, or memory of the process.
+//! Where a block device keeps its data: a raw image file, memory of the process, or nowhere.
 //!
 //! Data goes straight between the store and the guest's memory: [`Store::read_at`] and [`Store::write_at`] take a
 //! volatile slice, whose type depends on how the memory tracks writes. That keeps a trait object out, so [`Store`]
@@ -15,9 +15,13 @@ use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile}
 
 use crate::lock;
 
+mod logged;
 mod memory;
+mod null;
 
+pub use logged::{Entry, LoggedStore, entries};
 pub use memory::MemoryStore;
+pub use null::NullStore;
 
 /// The unit a store's size is counted in.
 pub const SECTOR: u64 = 512;
@@ -93,6 +97,10 @@ pub enum Store {
     Image(ImageStore),
     /// Memory of the process.
     Memory(MemoryStore),
+    /// Nothing: reads give zeroes, writes are dropped.
+    Null(NullStore),
+    /// A raw image file, and beside it what was written and flushed, in order.
+    Logged(LoggedStore),
 }
 
 impl Store {
@@ -101,12 +109,18 @@ impl Store {
         match self {
             Self::Image(image) => image.size,
             Self::Memory(memory) => memory.size,
+            Self::Null(null) => null.size,
+            Self::Logged(logged) => logged.image.size,
         }
     }
 
     /// Whether every write is refused.
     pub fn read_only(&self) -> bool {
-        matches!(self, Self::Image(image) if image.read_only)
+        match self {
+            Self::Image(image) => image.read_only,
+            Self::Logged(logged) => logged.image.read_only,
+            Self::Memory(_) | Self::Null(_) => false,
+        }
     }
 
     /// Fills `to` from `offset` on.
@@ -117,6 +131,8 @@ impl Store {
         match self {
             Self::Image(image) => image.read_at(offset, to),
             Self::Memory(memory) => memory.read_at(offset, to),
+            Self::Null(null) => null.read_at(offset, to),
+            Self::Logged(logged) => logged.image.read_at(offset, to),
         }
     }
 
@@ -128,6 +144,8 @@ impl Store {
         match self {
             Self::Image(image) => image.write_at(offset, from),
             Self::Memory(memory) => memory.write_at(offset, from),
+            Self::Null(null) => null.write_at(offset, from),
+            Self::Logged(logged) => logged.write_at(offset, from),
         }
     }
 
@@ -138,7 +156,8 @@ impl Store {
     pub fn flush(&self) -> Result<(), StoreError> {
         match self {
             Self::Image(image) => image.flush(),
-            Self::Memory(_) => Ok(()),
+            Self::Memory(_) | Self::Null(_) => Ok(()),
+            Self::Logged(logged) => logged.flush(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The observer of a device's memory accesses.
 //!
-//! A [`Tap`] is told of each grant of memory to the device, of each refusal, and of the bytes that really moved.
+//! A [`Tap`] is told of each grant of memory to the device, of each refusal, and of the bytes that really moved; and of
+//! the chains that its rings take and give back.
 //! Addresses are the device's own, after the wrap of a too narrow bus: where memory is really hit; refusals carry
 //! the address the device asked for. Neighbour: [`crate::pci::BusMaster`], the only caller.
 
@@ -19,6 +20,12 @@ pub trait Tap: Send + Sync {
 
     /// The device asked for `len` bytes at `addr` and was turned away.
     fn refused(&self, addr: u64, len: usize, write: bool, why: Refusal);
+
+    /// The device took the chain at `head` off its ring.
+    fn took(&self, _head: u16) {}
+
+    /// The device gave the chain `id` back with `len` bytes written; the driver may not see it yet.
+    fn gave(&self, _id: u32, _len: u32) {}
 }
 
 /// Sees nothing.
@@ -45,5 +52,13 @@ impl<T: Tap + ?Sized> Tap for std::sync::Arc<T> {
 
     fn refused(&self, addr: u64, len: usize, write: bool, why: Refusal) {
         (**self).refused(addr, len, write, why);
+    }
+
+    fn took(&self, head: u16) {
+        (**self).took(head);
+    }
+
+    fn gave(&self, id: u32, len: u32) {
+        (**self).gave(id, len);
     }
 }

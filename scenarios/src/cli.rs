@@ -1,4 +1,4 @@
-//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `schema`, `bench`, `new`.
+//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `serve`, `schema`, `bench`, `new`.
 //!
 //! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
 //! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
@@ -14,12 +14,13 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use thiserror::Error;
 
 use crate::kit::Kit;
-use crate::lab::{Control, Lab, LabError, Verify};
+use crate::lab::{Control, Lab, LabError, Setting, Verify};
 use crate::result::RunResult;
 use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
+use crate::wire::{Skip, WireKind};
 use crate::world::WorldKind;
-use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, trace};
+use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, serve, trace};
 
 /// A laboratory for the memory half of device drivers.
 ///
@@ -52,6 +53,8 @@ enum Command {
     Schema,
     /// Look into the record of a run.
     Trace(trace::cli::Trace),
+    /// Be a device for a driver in another process: a virtual machine, a library.
+    Serve(serve::cli::Serve),
     /// Measure the lab itself.
     Bench(Bench),
     /// Write a crate for a driver and a device of your own.
@@ -66,9 +69,15 @@ struct Run {
     /// first event in which two runs part is named (in lockstep).
     #[arg(long, value_name = "N", default_values_t = [1])]
     seed: Vec<u64>,
-    /// The world: who runs when, and whose time it is.
-    #[arg(long, value_enum, default_value_t)]
-    world: WorldKind,
+    /// The world: who runs when, and whose time it is. Default: lockstep, or threads where the wire leads to a peer.
+    #[arg(long, value_enum)]
+    world: Option<WorldKind>,
+    /// Whose devices: the lab's own in this process (inproc), or those of an emulator that it starts (qemu).
+    #[arg(long, default_value_t)]
+    wire: WireKind,
+    /// Fail where a scenario can't be told on the wire, instead of skipping it.
+    #[arg(long)]
+    require_peers: bool,
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
@@ -119,6 +128,8 @@ pub(crate) enum CliError {
     Set(#[from] crate::spec::Problem),
     #[error(transparent)]
     Lab(#[from] LabError),
+    #[error("--wire {0} has a time of its own, which lockstep has not: --world threads, or none")]
+    Time(WireKind),
     #[error(transparent)]
     Inventory(#[from] explore::inventory::InventoryError),
     #[error(transparent)]
@@ -134,6 +145,8 @@ pub(crate) enum CliError {
     Mutant(#[from] crate::driver::mutant::UnknownMutant),
     #[error(transparent)]
     New(#[from] fresh::NewError),
+    #[error(transparent)]
+    Serve(#[from] serve::ServeError),
     #[error("{name}: {source}")]
     Read { name: String, source: std::io::Error },
     #[error("no scenario '{name}'{}", nearest.as_deref().map(|n| format!(": did you mean '{n}'?")).unwrap_or_default())]
@@ -170,6 +183,7 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Schema) => print_schema(kit),
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
         Some(Command::New(options)) => fresh::write(&options),
+        Some(Command::Serve(options)) => serve::cli::run(&options).map_err(CliError::from),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Explore { seconds } })) => bench::explore(seconds),
     };
@@ -211,9 +225,9 @@ fn complain(kit: &Kit, error: &CliError) {
 }
 
 /// An error and the causes that it doesn't tell itself, in one line.
-fn with_causes(error: &CliError) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(inner) = cause {
         let words = inner.to_string();
         if !text.contains(&words) {
@@ -247,14 +261,19 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     if options.trace.is_some() && options.seed.len() > 1 {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
+    let setting = setting(options)?;
+    let expected = match options.wire.expects(&scenario) {
+        Ok(expected) => expected,
+        Err(skip) => return skipped(options, &source.name, &skip),
+    };
     let control = Arc::new(Control::default());
     let watch = progress::watch(&control);
-    let compared = options.verbose && options.seed.len() > 1 && options.world == WorldKind::Lockstep;
+    let compared = options.verbose && options.seed.len() > 1 && setting.world() == WorldKind::Lockstep;
     let mut records = Vec::new();
     let mut code = 0;
     for &seed in &options.seed {
         let (story, verify) = (scenario.clone(), Verify::Sha256);
-        let mut lab = Lab::in_world(options.world, kit, &source.name, story, seed, verify, control.clone())?;
+        let mut lab = Lab::in_world(setting.clone(), kit, &source.name, story, seed, verify, control.clone())?;
         lab.inject(&faults);
         if compared {
             lab.capture();
@@ -270,7 +289,7 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
             records.push((seed, lab.take_events()));
         }
         watch.pause();
-        code = code.max(report(options, &scenario.expect, &result)?);
+        code = code.max(report(options, &expected, &result)?);
         traced?;
         if result.interrupted {
             break;
@@ -281,6 +300,27 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         compare::print(&mut anstream::stdout(), &records)?;
     }
     Ok(ExitCode::from(code))
+}
+
+/// The world and the wire; a peer has one world only.
+fn setting(options: &Run) -> Result<Setting, CliError> {
+    match (options.world, &options.wire) {
+        (Some(world), WireKind::InProc) => Ok(Setting::from(world)),
+        (Some(WorldKind::Lockstep), wire) => Err(CliError::Time(wire.clone())),
+        (_, wire) => Ok(Setting::from(wire.clone())),
+    }
+}
+
+/// Says why a scenario is not run; that is no failure unless it was asked to be one.
+fn skipped(options: &Run, name: &str, skip: &Skip) -> Result<ExitCode, CliError> {
+    let mut out = anstream::stdout();
+    if options.json {
+        let text = serde_json::json!({ "scenario": name, "wire": options.wire.name(), "skipped": skip.to_string() });
+        writeln!(out, "{text}")?;
+    } else {
+        writeln!(out, "skipped on {}: {name} {skip}", options.wire)?;
+    }
+    Ok(if options.require_peers { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn report(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> Result<u8, CliError> {

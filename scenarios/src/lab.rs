@@ -1,8 +1,11 @@
 //! The lab: a machine, its devices and its driver, built from a scenario, and the steps run on them.
 //!
-//! A [`Lab`] borrows a machine from the pool, plugs the scenario's devices into an in-process bus and makes the world.
+//! A [`Lab`] borrows a machine from the pool, joins the scenario's devices to it by a wire ([`join`]) and makes the
+//! world.
 //! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
 //! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
+
+mod join;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -10,9 +13,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lowzone_device::Counters;
 use lowzone_device::misbehave::Script;
-use lowzone_device::store::{ImageStore, MemoryStore, Store, StoreError};
-use lowzone_device::{Counters, Worker};
+use lowzone_device::store::StoreError;
 use lowzone_driver::blk::Disk;
 use lowzone_driver::bus::{Bdf, PciBus};
 use lowzone_driver::pci::PciDevice;
@@ -24,14 +27,16 @@ use lowzone_guest_mem::page::Pages;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use thiserror::Error;
 
-use crate::kit::{DeviceEnv, Kit, LabDriver, MakeError};
+use self::join::Joined;
+use crate::kit::{Kit, LabDriver, MakeError};
 use crate::result::{FaultRow, RunResult};
-use crate::spec::{Device, FaultError, Need, Scenario, Step, StoreSpec};
+use crate::spec::{FaultError, Need, Scenario, Step};
 use crate::step;
-use crate::trace::writer::Joined;
+use crate::trace::writer::Joined as JoinedWriter;
 use crate::trace::{Header, TraceError, Writer};
-use crate::wire::InProc;
-use crate::world::{Body, Exit, Placed, ThreadsError, World, WorldKind};
+use crate::wire::qtest::QtestError;
+use crate::wire::{InProc, Qemu, Skip, WireKind};
+use crate::world::{Body, Exit, ThreadsError, World, WorldKind};
 
 /// Why a scenario could not be set up.
 #[derive(Debug, Error)]
@@ -54,6 +59,17 @@ pub enum LabError {
         device: String,
         /// What is wrong, in its kind's words.
         source: MakeError,
+    },
+    /// The emulator.
+    #[error("wire: {0}")]
+    Wire(#[from] QtestError),
+    /// The scenario's story can't be told on the wire.
+    #[error("{scenario} {skip}")]
+    Skip {
+        /// The scenario.
+        scenario: String,
+        /// What it lacks.
+        skip: Skip,
     },
     /// The world of threads.
     #[error("world: {0}")]
@@ -87,6 +103,47 @@ pub enum LabError {
         /// The name.
         kind: String,
     },
+}
+
+/// Where a scenario runs: in a world, on a wire. A peer's time is its own, so its world is that of threads.
+///
+/// ```
+/// use lowzone::lab::Setting;
+/// use lowzone::wire::WireKind;
+/// use lowzone::world::WorldKind;
+///
+/// assert_eq!(Setting::from(WireKind::Qemu).world(), WorldKind::Threads);
+/// assert_eq!(Setting::from(WireKind::InProc), Setting::from(WorldKind::Lockstep));
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Setting {
+    world: WorldKind,
+    wire: WireKind,
+}
+
+impl Setting {
+    /// Who runs when.
+    pub fn world(&self) -> WorldKind {
+        self.world
+    }
+
+    /// What joins the driver to its devices.
+    pub fn wire(&self) -> &WireKind {
+        &self.wire
+    }
+}
+
+impl From<WorldKind> for Setting {
+    fn from(world: WorldKind) -> Self {
+        Self { world, wire: WireKind::InProc }
+    }
+}
+
+impl From<WireKind> for Setting {
+    fn from(wire: WireKind) -> Self {
+        let world = if wire == WireKind::InProc { WorldKind::Lockstep } else { WorldKind::Threads };
+        Self { world, wire }
+    }
 }
 
 /// How data that was read is compared.
@@ -213,9 +270,10 @@ impl Bench {
 pub struct Lab {
     scenario: Scenario,
     wire: Arc<InProc>,
+    peer: Option<Arc<Qemu>>,
     bench: Arc<Bench>,
     world: World,
-    stream: Option<Joined<Box<dyn Write + Send>>>,
+    stream: Option<JoinedWriter<Box<dyn Write + Send>>>,
     // Last: the machine is reset when it drops, after everything that lives on it.
     machine: Machine,
 }
@@ -250,12 +308,12 @@ impl Lab {
         Self::in_world(WorldKind::Lockstep, kit, name, scenario, seed, verify, control)
     }
 
-    /// [`Lab::with_kit`] in a world of this kind. In threads the seed gives the data of random steps, and no order.
+    /// [`Lab::with_kit`] in a world, or on a wire. In threads the seed gives the data of random steps, and no order.
     ///
     /// # Errors
-    /// [`LabError`] names the machine's, device's or driver's fault, or what the scenario needs and this world is not.
+    /// [`LabError`] names the machine's, device's or driver's fault, or what the scenario needs and is not there.
     pub fn in_world(
-        world: WorldKind,
+        setting: impl Into<Setting>,
         kit: &Kit,
         name: &str,
         scenario: Scenario,
@@ -263,6 +321,10 @@ impl Lab {
         verify: Verify,
         control: Arc<Control>,
     ) -> Result<Self, LabError> {
+        let Setting { world, wire } = setting.into();
+        if let Err(skip) = wire.expects(&scenario) {
+            return Err(LabError::Skip { scenario: name.to_owned(), skip });
+        }
         if world == WorldKind::Threads && scenario.needs.contains(&Need::Lockstep) {
             let why = "its story depends on who runs when, which threads leave to chance";
             return Err(LabError::Needs { scenario: name.to_owned(), need: Need::Lockstep, why });
@@ -275,24 +337,14 @@ impl Lab {
             dma_offset: 0,
         };
         let machine = Machine::acquire(config)?;
-        let wire = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));
-        machine.kernel().set_io_space(wire.clone());
-        let mut workers = Vec::new();
-        let mut slots: Vec<Slot> = Vec::new();
-        let mut sizes: Vec<(String, u64)> = Vec::new();
-        for device in &scenario.device {
-            let store = open_store(device, &sizes)?;
-            sizes.push((device.name.clone(), store.as_ref().map_or(0, Store::capacity)));
-            let (slot, served) = plug(kit, (&machine, &wire), device, store.map(Arc::new))?;
-            workers.extend(served.into_iter().map(|worker| -> Placed { (slots.len(), worker) }));
-            slots.push(slot);
-        }
+        let controller = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));
+        let Joined { bus, slots, workers, peer } = join::join(kit, &machine, &controller, &scenario, &wire)?;
         let driver = make_driver(kit, &scenario)?;
-        let mut world = World::new(world, machine.kernel_ref(), wire.clone(), workers, seed)?;
+        let mut world = World::new(world, machine.kernel_ref(), controller.clone(), workers, seed)?;
         world.inject(scenario.fault.spec()?);
         let bench = Arc::new(Bench {
             kernel: machine.kernel(),
-            bus: wire.clone(),
+            bus,
             driver,
             bound: Mutex::default(),
             slots,
@@ -304,9 +356,9 @@ impl Lab {
             held: Mutex::default(),
             sent: Mutex::default(),
             phase: Mutex::default(),
-            result: Mutex::new(RunResult::new(name, &scenario, seed, world.kind())),
+            result: Mutex::new(RunResult::new(name, &scenario, seed, (world.kind(), &wire))),
         });
-        Ok(Self { scenario, wire, bench, world, stream: None, machine })
+        Ok(Self { scenario, wire: controller, peer, bench, world, stream: None, machine })
     }
 
     /// Has these injectors at work beside the scenario's, each in the place of one of its class.
@@ -339,7 +391,7 @@ impl Lab {
             cpus: kernel.config().cpus,
             kinds: Kind::ALL.iter().map(|kind| (kind.number(), kind.name().to_owned())).collect(),
         };
-        let joined = Joined::new(Writer::new(out, &header, &self.devices(), Some(self.machine.kernel_ref()))?);
+        let joined = JoinedWriter::new(Writer::new(out, &header, &self.devices(), Some(self.machine.kernel_ref()))?);
         kernel.trace().stream(Box::new(joined.clone()));
         self.stream = Some(joined);
         Ok(())
@@ -420,7 +472,7 @@ impl Lab {
         *lock(&self.bench.phase) = phase;
     }
 
-    /// The wire that joins the halves.
+    /// Where interrupts go, and the bus if the devices are in this process.
     pub(crate) fn wire(&self) -> &InProc {
         &self.wire
     }
@@ -449,55 +501,15 @@ impl Lab {
             result.errors.extend(resized);
             result.add_device(slot);
         }
+        result.errors.extend(self.peer.as_ref().and_then(|peer| peer.failure()));
         result.faults = self.world.injectors().attrs().iter().map(FaultRow::of).collect();
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());
         result
     }
 }
 
-fn open_store(device: &Device, earlier: &[(String, u64)]) -> Result<Option<Store>, LabError> {
-    let failed = |source| LabError::Store { device: device.name.clone(), source };
-    let memory = |bytes| MemoryStore::zeroed(bytes).map(Store::Memory).map_err(failed);
-    match device.store() {
-        Some(StoreSpec::Image(path)) => ImageStore::open(path, device.read_only).map(Store::Image).map_err(failed),
-        Some(StoreSpec::Memory(bytes)) => memory(bytes),
-        Some(StoreSpec::SizeOf(name)) => {
-            memory(earlier.iter().find(|(other, _)| other == name).map_or(0, |&(_, bytes)| bytes))
-        }
-        None => return Ok(None),
-    }
-    .map(Some)
-}
-
 fn make_driver(kit: &Kit, scenario: &Scenario) -> Result<Arc<dyn LabDriver>, LabError> {
     let name = &scenario.driver.kind;
     let kind = kit.driver(name).ok_or_else(|| LabError::NoKind { what: "driver", kind: name.clone() })?;
     (kind.make)(&scenario.driver).map_err(|source| LabError::Driver { driver: name.clone(), source })
-}
-
-fn plug(
-    kit: &Kit,
-    (machine, wire): (&Machine, &Arc<InProc>),
-    device: &Device,
-    store: Option<Arc<Store>>,
-) -> Result<(Slot, Vec<Box<dyn Worker>>), LabError> {
-    let capacity = store.as_ref().map_or(0, |store| store.capacity());
-    let no_kind = || LabError::NoKind { what: "device", kind: device.kind.clone() };
-    let kind = kit.device(&device.kind).ok_or_else(no_kind)?;
-    let (at, irq) = wire.next_slot();
-    let dma = DmaDevice::new(machine.kernel_ref(), &at.to_string());
-    let env = DeviceEnv { spec: device, irq, store, dma: &dma, kernel: machine.kernel_ref() };
-    let made = (kind.make)(&env).map_err(|source| LabError::Device { device: device.name.clone(), source })?;
-    wire.plug(made.function, made.slot);
-    let slot = Slot {
-        name: device.name.clone(),
-        at,
-        dma,
-        counters: made.counters,
-        script: made.script,
-        image: device.image.as_ref().map(PathBuf::from),
-        capacity,
-        width: device.width,
-    };
-    Ok((slot, made.workers))
 }

@@ -18,6 +18,7 @@ mod mutants;
 mod progress;
 mod render;
 pub mod result;
+mod serve;
 pub mod spec;
 mod step;
 pub mod trace;

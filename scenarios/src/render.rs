@@ -274,7 +274,11 @@ fn summary(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     if let Some(canary) = r.canary {
         writeln!(out, "canary   {canary:?}")?;
     }
-    let digest = if r.digest.is_empty() { format!("in {}", r.world) } else { format!("digest {}", r.digest) };
+    let digest = match (r.digest.as_str(), r.wire.as_str()) {
+        ("", "") => format!("in {}", r.world),
+        ("", wire) => format!("in {}, devices of {wire}", r.world),
+        (digest, _) => format!("digest {digest}"),
+    };
     let style = |bad: bool| if bad { BAD } else { GOOD };
     let (f, l) = (style(!r.findings.is_empty()), style(!r.leaks.is_empty()));
     writeln!(

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::lab::Slot;
 use crate::spec::{CanaryState, Scenario};
+use crate::wire::WireKind;
 use crate::world::WorldKind;
 
 /// The machine, in numbers.
@@ -239,6 +240,9 @@ pub struct RunResult {
     pub seed: u64,
     /// Which world: `lockstep` or `threads`.
     pub world: String,
+    /// Whose the devices were, if not the lab's own in this process: `qemu`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub wire: String,
     /// The machine.
     pub machine: MachineRow,
     /// Where rings lay.
@@ -295,13 +299,15 @@ pub struct RunResult {
 }
 
 impl RunResult {
-    pub(crate) fn new(name: &str, scenario: &Scenario, seed: u64, world: WorldKind) -> Self {
+    pub(crate) fn new(name: &str, scenario: &Scenario, seed: u64, place: (WorldKind, &WireKind)) -> Self {
+        let (world, wire) = place;
         let machine = &scenario.machine;
         Self {
             scenario: name.to_owned(),
             story: scenario.story.clone(),
             seed,
             world: world.name().to_owned(),
+            wire: if *wire == WireKind::InProc { String::new() } else { wire.to_string() },
             machine: MachineRow {
                 ram: machine.ram.bytes(),
                 low: machine.low_bytes(),
@@ -314,12 +320,14 @@ impl RunResult {
 
     pub(crate) fn add_device(&mut self, slot: &Slot) {
         let totals = slot.counters.as_ref().map(|counters| counters.totals()).unwrap_or_default();
+        // A peer's device counts for itself: what the driver saw completed must do.
+        let completed = self.queues.iter().filter(|queue| queue.device == slot.name).map(|queue| queue.requests).sum();
         let dma = slot.dma.counters();
         self.transactions += dma.maps + dma.coherent;
         self.devices.push(DeviceRow {
             name: slot.name.clone(),
             at: slot.at.to_string(),
-            requests: totals.requests,
+            requests: if slot.counters.is_some() { totals.requests } else { completed },
             failed: totals.failed,
             bytes: totals.bytes_read + totals.bytes_written,
             interrupts: totals.interrupts,

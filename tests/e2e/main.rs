@@ -10,6 +10,7 @@ mod faults;
 mod front_end;
 mod hostile_device;
 mod probe_unwinds;
+mod qtest;
 mod readme;
 mod seeded_bugs;
 mod shows_1_low_zone;

@@ -1,5 +1,8 @@
 //! Builds a block device: the function a driver probes, and a worker for each of its queues.
 //!
+//! [`blk`] builds both halves for PCI. Where another transport brings its own control half, [`BlkQueues`] builds the
+//! workers alone.
+//!
 //! Neighbours: [`super::config`] says what to build, [`super::worker`] serves, [`crate::virtio::pci`] is the
 //! transport. Each worker gets its own bus master, so that each has its own fault latch.
 
@@ -17,6 +20,7 @@ use crate::pci::{Beyond, BusMaster, BusMasterError, IrqSink, PciFunction, Remova
 use crate::store::Store;
 use crate::tap::Tap;
 use crate::virtio::pci::VirtioPciError;
+use crate::virtio::{QueueHost, QueueShared};
 use crate::virtio::{VirtioDevice, VirtioPci};
 use crate::worker::Worker;
 
@@ -121,6 +125,59 @@ impl VirtioDevice for BlkDevice {
     }
 }
 
+/// The data half of a block device, for a transport that brings its own control half.
+pub struct BlkQueues(Common);
+
+impl std::fmt::Debug for BlkQueues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlkQueues").finish_non_exhaustive()
+    }
+}
+
+impl BlkQueues {
+    /// What all workers of a device over `store` have in common; they report to `host` and count in `counters`.
+    ///
+    /// # Errors
+    /// [`DeviceError::BlkSize`] or [`DeviceError::Depth`].
+    pub fn new(
+        options: &BlkOptions,
+        store: Arc<Store>,
+        host: Arc<dyn QueueHost>,
+        counters: Arc<Counters>,
+        script: Arc<Script>,
+    ) -> Result<Self, DeviceError> {
+        let size = options.blk_size;
+        if size != 0 && (!size.is_power_of_two() || size < 512) {
+            return Err(DeviceError::BlkSize { size });
+        }
+        if options.depth == 0 {
+            return Err(DeviceError::Depth { depth: options.depth });
+        }
+        let read_only = options.read_only || store.read_only();
+        Ok(Self(Common {
+            host,
+            disk: Disk { capacity: store.capacity(), read_only },
+            store,
+            counters,
+            script,
+            id: options.id,
+            // A queue never holds more chains than entries, whatever the driver pretends.
+            depth: options.depth.min(usize::from(options.queue_size)),
+            entries: usize::from(options.queue_size),
+        }))
+    }
+
+    /// The worker of `queue`, which reaches memory through `mem` and is told of its ring by `shared`.
+    pub fn worker<M: GuestMemory, T: Tap>(
+        &self,
+        queue: u16,
+        shared: Arc<QueueShared>,
+        mem: BusMaster<M, T>,
+    ) -> BlkWorker<M, T> {
+        BlkWorker::new(self.0.clone(), queue, shared, mem)
+    }
+}
+
 /// Builds a block device over `store`. For each queue `port` is asked once for the memory its worker reaches, and
 /// for the observer of those accesses; interrupts go to `irq`. It behaves until its [`Blk::script`] says otherwise.
 ///
@@ -158,35 +215,18 @@ where
     M: GuestMemory + Send + 'static,
     T: Tap + 'static,
 {
-    let size = options.blk_size;
-    if size != 0 && (!size.is_power_of_two() || size < 512) {
-        return Err(DeviceError::BlkSize { size });
-    }
-    if options.depth == 0 {
-        return Err(DeviceError::Depth { depth: options.depth });
-    }
     let script = Arc::new(Script::new());
     let device = BlkDevice { options: *options, features: options.features(&store), space: options.space(&store) };
     let counters = Arc::new(Counters::default());
     let function = Arc::new(VirtioPci::new(Box::new(device), hardware.wide_bar, irq, Arc::clone(&counters))?);
-    let read_only = options.read_only || store.read_only();
-    let common = Common {
-        host: Arc::<VirtioPci>::clone(&function),
-        disk: Disk { capacity: store.capacity(), read_only },
-        store,
-        counters: Arc::clone(&counters),
-        script: Arc::clone(&script),
-        id: options.id,
-        // A queue never holds more chains than entries, whatever the driver pretends.
-        depth: options.depth.min(usize::from(options.queue_size)),
-        entries: usize::from(options.queue_size),
-    };
+    let host = Arc::<VirtioPci>::clone(&function);
+    let queues = BlkQueues::new(options, store, host, Arc::clone(&counters), Arc::clone(&script))?;
     let mut workers: Vec<Box<dyn Worker>> = Vec::with_capacity(usize::from(options.queues));
     for index in 0..options.queues {
         let Some(shared) = function.queue(index) else { continue };
         let (memory, tap) = port(index);
         let mem = BusMaster::new(memory, hardware.width, hardware.beyond, function.gate(), tap)?;
-        workers.push(Box::new(BlkWorker::new(common.clone(), index, shared, mem)));
+        workers.push(Box::new(queues.worker(index, shared, mem)));
     }
     let slot = Arc::<VirtioPci>::clone(&function);
     Ok(Blk { function, workers, counters, script, slot })

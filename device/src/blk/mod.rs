@@ -9,7 +9,7 @@ mod request;
 mod worker;
 
 pub use config::BlkOptions;
-pub use device::{Blk, DeviceError, Hardware, blk};
+pub use device::{Blk, BlkQueues, DeviceError, Hardware, blk};
 pub use request::CHUNK;
 pub use worker::BlkWorker;
 

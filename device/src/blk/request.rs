@@ -8,7 +8,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::GuestMemory;
 
 use crate::misbehave::Mishap;
 use crate::pci::BusMaster;
@@ -122,7 +122,7 @@ impl Request {
         while let Some(piece) = self.piece() {
             let len = usize::try_from(piece.len).unwrap_or(rest.len()).min(rest.len());
             let (part, behind) = rest.split_at_mut(len);
-            if mem.read_slice(part, GuestAddress(piece.addr)).is_err() {
+            if mem.fetch(piece.addr, part).is_err() {
                 return false;
             }
             mem.moved(piece.addr, len, false);
@@ -210,7 +210,7 @@ impl Request {
     /// Writes the status byte and returns what to tell the driver was written; without a status if that byte is
     /// out of reach.
     pub fn write_status<M: GuestMemory, T: Tap>(&self, mem: &BusMaster<M, T>) -> u32 {
-        match mem.write_obj(self.status, GuestAddress(self.status_addr)) {
+        match mem.put(self.status_addr, &[self.status]) {
             Ok(()) => {
                 mem.moved(self.status_addr, 1, true);
                 self.written + 1

@@ -3,12 +3,13 @@
 //! The phases: pop one chain and read its header; move one piece of one request; write status and used element of
 //! one; interrupt. Requests in flight take turns, so a short one overtakes a long one. Between phases it holds
 //! descriptors and never slices: memory may be unmapped, the device reset, and nothing is touched that was not
-//! asked for again. What goes wrong on purpose is in `amiss` below this. Neighbours: [`super::request`], [`crate::virtio::ring`], [`crate::store`].
+//! asked for again. Where nothing may come between phases, `batch` below this does many requests a call; what goes wrong
+//! on purpose is in `amiss`. Neighbours: [`super::request`], [`crate::virtio::ring`], [`crate::store`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use super::request::{Disk, Piece, Request, Work};
 use crate::counters::Counters;
@@ -20,6 +21,7 @@ use crate::virtio::{QueueHost, QueueShared, Ring, RingError};
 use crate::worker::{Next, Worker};
 
 mod amiss;
+mod batch;
 
 /// What all workers of one device have in common.
 #[derive(Clone)]
@@ -85,6 +87,11 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
 
     fn unfinished(&self) -> bool {
         !self.stopped && (self.may_pop() || self.owing || !self.flying.is_empty() || !self.landed.is_empty())
+    }
+
+    /// The ring, to be put back after use; `None` while the queue is not active.
+    fn take_ring(&mut self) -> Option<Result<Ring, RingError>> {
+        self.ring.take().map(Ok).or_else(|| self.shared.config().map(Ring::new))
     }
 
     fn drop_all(&mut self) {
@@ -223,7 +230,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
             .zip(usize::try_from(piece.len).ok())
             .and_then(|(start, len)| self.common.id.get(start..start + len));
         let Some(part) = part else { return 0 };
-        if self.mem.write_slice(part, GuestAddress(piece.addr)).is_err() {
+        if self.mem.put(piece.addr, part).is_err() {
             return 0;
         }
         self.mem.moved(piece.addr, part.len(), true);
@@ -306,13 +313,9 @@ impl<M: GuestMemory + Send, T: Tap> Worker for BlkWorker<M, T> {
         if !self.unfinished() {
             return self.rest();
         }
-        let ring = match (self.ring.take(), self.shared.config()) {
-            (Some(ring), _) => Ok(ring),
-            (None, Some(config)) => Ring::new(config),
-            (None, None) => {
-                self.draining = false;
-                return Next::Idle;
-            }
+        let Some(ring) = self.take_ring() else {
+            self.draining = false;
+            return Next::Idle;
         };
         match ring.and_then(|ring| self.phase(ring, now)) {
             Ok(ring) => self.ring = Some(ring),

@@ -208,6 +208,11 @@ impl<M: GuestMemory, T: Tap> BusMaster<M, T> {
         }
     }
 
+    /// The observer of its accesses.
+    pub(crate) fn tap(&self) -> &T {
+        &self.tap
+    }
+
     /// Where `len > 0` bytes at `addr` really lie on the bus.
     fn place(&self, addr: u64, len: usize) -> Result<Placement, Refusal> {
         let beyond = Refusal::BeyondWidth { width: self.width };

@@ -5,6 +5,7 @@
 //! DMA. Mirrors PCI Local Bus 3.0 chapter 6 and Linux's
 //! `include/uapi/linux/pci_regs.h`. Left out: PCI Express extended config space, power management, bridges.
 
+mod access;
 pub mod busmaster;
 pub mod caps;
 pub mod config;

@@ -22,6 +22,8 @@ pub struct QueueConfig {
     pub used: u64,
     /// The negotiated features.
     pub features: u64,
+    /// Where both indices stand when the queue starts: zero, or where it was stopped before.
+    pub start: u16,
 }
 
 /// The state shared by both halves of one queue.
@@ -85,7 +87,8 @@ impl QueueShared {
 mod tests {
     use super::*;
 
-    const CONFIG: QueueConfig = QueueConfig { size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000, features: 0 };
+    const CONFIG: QueueConfig =
+        QueueConfig { size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000, features: 0, start: 0 };
 
     #[test]
     fn a_doorbell_before_activation_is_lost_and_one_after_is_taken_once() {

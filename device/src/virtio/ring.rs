@@ -1,8 +1,9 @@
 //! The device's side of a split ring: chains out, used elements in, and when to interrupt.
 //!
-//! Indices, used elements and event fields are virtio-queue's. Two things it does differently from what a
-//! laboratory needs are done here: it turns a refused access, a loop or a bad table into a shorter chain, so the
-//! descriptors are walked here and every such thing is a [`RingError`]; and it ignores NO_INTERRUPT.
+//! Descriptors and the driver's doorbell are virtio-queue's. What it does differently from what a laboratory
+//! needs is done here: it turns a refused access, a loop or a bad table into a shorter chain, so the descriptors are
+//! walked here and every such thing is a [`RingError`]; it ignores NO_INTERRUPT; and it shows the driver each used
+//! element by itself, where [`Ring::stage`] and [`Ring::commit`] show many at once.
 //!
 //! Neighbours: [`BusMaster`] below, with its fault latch; [`crate::blk`] above. Mirrors virtio 1.2 sections 2.7.4
 //! to 2.7.13. Left out: packed rings, in-order use.
@@ -14,7 +15,7 @@ use thiserror::Error;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Error as QueueError, Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{GuestAddress, GuestMemory};
 
 use super::queue::QueueConfig;
 use super::{EVENT_IDX, INDIRECT_DESC};
@@ -132,12 +133,20 @@ pub struct Ring {
     queue: Queue,
     config: QueueConfig,
     spare: Vec<Vec<Segment>>,
-    /// An element was published that virtio-queue does not know of.
+    /// Where the next used element goes.
+    used: u16,
+    /// Elements written and not yet shown to the driver.
+    staged: u16,
+    /// Elements shown to the driver since it was last asked whether it wants to know.
+    added: u16,
+    /// An element was published that the driver is told of whatever it wishes.
     forged: bool,
+    /// The driver was asked not to ring.
+    silent: bool,
 }
 
 impl Ring {
-    /// A ring at the place the driver chose, with both indices at zero.
+    /// A ring at the place the driver chose, with both indices at the configuration's start.
     ///
     /// # Errors
     /// [`RingError::Queue`] if size or alignment are impossible.
@@ -148,10 +157,12 @@ impl Ring {
             queue.try_set_avail_ring_address(GuestAddress(config.avail))?;
             queue.try_set_used_ring_address(GuestAddress(config.used))?;
             queue.set_event_idx(config.features & EVENT_IDX != 0);
+            queue.set_next_avail(config.start);
             queue.set_ready(true);
             Ok(queue)
         };
-        Ok(Self { queue: build().map_err(RingError::Queue)?, config, spare: Vec::new(), forged: false })
+        let (queue, spare, used) = (build().map_err(RingError::Queue)?, Vec::new(), config.start);
+        Ok(Self { queue, config, spare, used, staged: 0, added: 0, forged: false, silent: false })
     }
 
     /// Takes the next request off the ring; `None` if the driver has made none available.
@@ -159,22 +170,44 @@ impl Ring {
     /// # Errors
     /// [`RingError`]: the ring is no good from then on. The chain is gone from the ring either way.
     pub fn pop<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<Option<Chain>, RingError> {
-        let index = self.queue.avail_idx(mem, Ordering::Acquire).map_err(|error| broken(mem, error))?.0;
-        mem.moved(self.config.avail.wrapping_add(2), 2, false);
+        if self.waiting(mem)? == 0 { Ok(None) } else { self.take(mem).map(Some) }
+    }
+
+    /// Where the next request will be taken: what a ring that is stopped here must be started at.
+    pub fn next(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// How many requests the driver has made available and nobody has taken.
+    ///
+    /// # Errors
+    /// [`RingError`] if the index can't be read or says more than the ring holds.
+    pub fn waiting<M: GuestMemory, T: Tap>(&self, mem: &BusMaster<M, T>) -> Result<u16, RingError> {
+        let at = self.config.avail.wrapping_add(2);
+        let index = mem.load16(at, Ordering::Acquire).map_err(|error| refused(mem, error))?;
+        mem.moved(at, 2, false);
         let (next, size) = (self.queue.next_avail(), self.config.size);
         match index.wrapping_sub(next) {
-            0 => return Ok(None),
-            waiting if waiting > size => return Err(RingError::AvailIndex { index, next, size }),
-            _ => {}
+            waiting if waiting > size => Err(RingError::AvailIndex { index, next, size }),
+            waiting => Ok(waiting),
         }
+    }
+
+    /// Takes the next request off the ring, which [`waiting`](Self::waiting) has said to be there.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    pub(crate) fn take<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<Chain, RingError> {
+        let (next, size) = (self.queue.next_avail(), self.config.size);
         let slot = self.config.avail.wrapping_add(4 + 2 * u64::from(next % size));
-        let head = mem.load::<u16>(GuestAddress(slot), Ordering::Acquire).map_err(|error| refused(mem, error))?;
+        let head = mem.load16(slot, Ordering::Acquire).map_err(|error| refused(mem, error))?;
         mem.moved(slot, 2, false);
         self.queue.set_next_avail(next.wrapping_add(1));
-        let mut chain = Chain { head: u16::from_le(head), second: None, descs: self.spare.pop().unwrap_or_default() };
+        let mut chain = Chain { head, second: None, descs: self.spare.pop().unwrap_or_default() };
         chain.descs.clear();
+        mem.tap().took(chain.head);
         self.walk(mem, &mut chain)?;
-        Ok(Some(chain))
+        Ok(chain)
     }
 
     /// Gives a chain's storage back for the next one.
@@ -192,11 +225,48 @@ impl Ring {
         head: u16,
         len: u32,
     ) -> Result<(), RingError> {
-        let slot = u64::from(self.queue.next_used() % self.config.size);
-        self.queue.add_used(mem, head, len).map_err(|error| broken(mem, error))?;
-        mem.moved(self.config.used.wrapping_add(4 + 8 * slot), 8, true);
-        mem.moved(self.config.used.wrapping_add(2), 2, true);
+        self.stage(mem, head.into(), len)?;
+        self.commit(mem)
+    }
+
+    /// Writes the used element of the chain `id` heads, `len` bytes written, behind the index that the driver sees.
+    ///
+    /// # Errors
+    /// [`RingError`] if the used ring can't be written.
+    pub(crate) fn stage<M: GuestMemory, T: Tap>(
+        &mut self,
+        mem: &BusMaster<M, T>,
+        id: u32,
+        len: u32,
+    ) -> Result<(), RingError> {
+        let slot = self.config.used.wrapping_add(4 + 8 * u64::from(self.used % self.config.size));
+        let element = u64::from(len) << 32 | u64::from(id);
+        mem.put(slot, &element.to_le_bytes()).map_err(|error| refused(mem, error))?;
+        mem.moved(slot, 8, true);
+        mem.tap().gave(id, len);
+        self.used = self.used.wrapping_add(1);
+        self.staged = self.staged.wrapping_add(1);
         Ok(())
+    }
+
+    /// Shows the driver every element written since the last call.
+    ///
+    /// # Errors
+    /// [`RingError`] if the used index can't be written; whether the driver sees them is then unknown.
+    pub(crate) fn commit<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<(), RingError> {
+        self.added = self.added.wrapping_add(std::mem::take(&mut self.staged));
+        let at = self.config.used.wrapping_add(2);
+        mem.store16(at, self.used, Ordering::Release).map_err(|error| refused(mem, error))?;
+        mem.moved(at, 2, true);
+        Ok(())
+    }
+
+    /// [`commit`](Self::commit)s if there is anything to show.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub(crate) fn commit_staged<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<(), RingError> {
+        if self.staged > 0 { self.commit(mem) } else { Ok(()) }
     }
 
     /// An id that heads nothing in flight, whatever else the driver has made available: a later descriptor of `chain`,
@@ -216,15 +286,8 @@ impl Ring {
         id: u32,
         len: u32,
     ) -> Result<(), RingError> {
-        let next = self.queue.next_used();
-        let slot = self.config.used.wrapping_add(4 + 8 * u64::from(next % self.config.size));
-        let element = u64::from(len) << 32 | u64::from(id);
-        mem.write_obj(element.to_le(), GuestAddress(slot)).map_err(|error| refused(mem, error))?;
-        mem.moved(slot, 8, true);
-        let (next, at) = (next.wrapping_add(1), self.config.used.wrapping_add(2));
-        self.queue.set_next_used(next);
-        mem.store(next.to_le(), GuestAddress(at), Ordering::Release).map_err(|error| refused(mem, error))?;
-        mem.moved(at, 2, true);
+        self.stage(mem, id, len)?;
+        self.commit(mem)?;
         self.forged = true;
         Ok(())
     }
@@ -234,32 +297,50 @@ impl Ring {
     /// # Errors
     /// [`RingError`] if the driver's wish can't be read.
     pub fn needs_interrupt<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<bool, RingError> {
-        if self.queue.event_idx_enabled() {
-            let needed = self.queue.needs_notification(mem).map_err(|error| broken(mem, error))?;
-            mem.moved(self.config.avail.wrapping_add(4 + 2 * u64::from(self.config.size)), 2, false);
-            return Ok(std::mem::take(&mut self.forged) || needed);
-        }
-        // The used index must be out before the flag is read, or a driver that clears the flag and then looks at
-        // the index could miss both.
+        // The used index must be out before the driver's wish is read, or a driver that changes its wish and then
+        // looks at the index could miss both.
         fence(Ordering::SeqCst);
-        let flags =
-            mem.load::<u16>(GuestAddress(self.config.avail), Ordering::Relaxed).map_err(|error| refused(mem, error))?;
-        mem.moved(self.config.avail, 2, false);
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let event_idx = self.queue.event_idx_enabled();
+        let within = if event_idx { 4 + 2 * u64::from(self.config.size) } else { 0 };
+        let at = self.config.avail.wrapping_add(within);
+        let wish = mem.load16(at, Ordering::Relaxed).map_err(|error| refused(mem, error))?;
+        mem.moved(at, 2, false);
+        let added = std::mem::take(&mut self.added);
+        if event_idx {
+            // Passed: the index the driver named is among those added since it was last asked.
+            let passed = self.used.wrapping_sub(wish).wrapping_sub(1) < added;
+            return Ok(std::mem::take(&mut self.forged) || passed);
+        }
+        Ok(u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Asks the driver not to ring: the device looks by itself until it is [`arm`](Self::arm)ed. With EVENT_IDX there
+    /// is nothing to ask for, the driver rings once for what it was asked.
+    ///
+    /// # Errors
+    /// [`RingError`] if the wish can't be written.
+    pub(crate) fn disarm<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<(), RingError> {
+        if self.silent || self.queue.event_idx_enabled() {
+            return Ok(());
+        }
+        self.silent = true;
+        self.queue.disable_notification(mem).map_err(|error| broken(mem, error))
     }
 
     /// Asks the driver to ring for the next request. True if one came before it could know: then look again.
     ///
-    /// Without EVENT_IDX doorbells are never turned off, so there is nothing to ask for.
+    /// Without EVENT_IDX there is nothing to ask for, unless doorbells were turned off before.
     ///
     /// # Errors
     /// [`RingError`] if the wish can't be written.
     pub fn arm<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>) -> Result<bool, RingError> {
-        if !self.queue.event_idx_enabled() {
+        let event_idx = self.queue.event_idx_enabled();
+        if !std::mem::take(&mut self.silent) && !event_idx {
             return Ok(false);
         }
         let more = self.queue.enable_notification(mem).map_err(|error| broken(mem, error))?;
-        mem.moved(self.config.used.wrapping_add(4 + 8 * u64::from(self.config.size)), 2, true);
+        let wish = if event_idx { 4 + 8 * u64::from(self.config.size) } else { 0 };
+        mem.moved(self.config.used.wrapping_add(wish), 2, true);
         mem.moved(self.config.avail.wrapping_add(2), 2, false);
         Ok(more)
     }
@@ -271,9 +352,12 @@ impl Ring {
     ) -> Result<Descriptor, RingError> {
         // A table at the end of the address space wraps, and then faults as any other bad address does.
         let at = table.wrapping_add(16 * u64::from(index));
-        let descriptor = mem.read_obj(GuestAddress(at)).map_err(|error| refused(mem, error))?;
-        mem.moved(at, size_of::<Descriptor>(), false);
-        Ok(descriptor)
+        let mut bytes = [0; size_of::<Descriptor>()];
+        mem.fetch(at, &mut bytes).map_err(|error| refused(mem, error))?;
+        mem.moved(at, bytes.len(), false);
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        let (addr, len) = (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u32::from_le_bytes([i, j, k, l]));
+        Ok(Descriptor::new(addr, len, u16::from_le_bytes([m, n]), u16::from_le_bytes([o, p])))
     }
 
     /// Collects the segments of `chain`. Every turn adds one or enters the one indirect table: it ends.

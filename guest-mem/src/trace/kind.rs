@@ -78,6 +78,12 @@ kinds! {
     VirtqKick = 41, "virtq:kick";
     /// A used chain was taken.
     VirtqUsed = 42, "virtq:used";
+    /// The device took a chain off its ring: addr = head.
+    VirtqTake = 43, "virtq:take";
+    /// The device gave a chain back: addr = head, len = bytes it says it wrote.
+    VirtqGive = 44, "virtq:give";
+    /// The device told the driver that it gave chains back: addr = queue.
+    VirtqCall = 45, "virtq:call";
     /// A handler begins: addr = irq.
     IrqEntry = 50, "irq:irq_handler_entry";
     /// A handler ended.

@@ -191,10 +191,16 @@ impl InProc {
     /// The place that the next function will have, and its way to interrupts.
     pub fn next_slot(&self) -> (Bdf, Arc<dyn IrqSink>) {
         let slot = lock(&self.functions).len();
+        (place(slot), self.line(slot).1)
+    }
+
+    /// The interrupt line of a slot, whose function may be elsewhere: its number, and the way to it and to vectors.
+    pub fn line(&self, slot: usize) -> (u32, Arc<dyn IrqSink>) {
         let mut state = lock(&self.interrupts.state);
-        state.levels.resize(slot + 1, false);
+        let lines = state.levels.len().max(slot + 1);
+        state.levels.resize(lines, false);
         let sink = FunctionIrq { interrupts: self.interrupts.clone(), slot };
-        (place(slot), Arc::new(sink))
+        (INTX_FIRST + u32::try_from(slot).unwrap_or(0), Arc::new(sink))
     }
 
     /// Plugs a function into the next slot; without a `slot` it can't be pulled out of it.

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use virtio_queue::QueueOwnedT;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::*;
 use crate::pci::{Beyond, BusMasterGate, Refusal};
@@ -22,7 +22,7 @@ fn bench(features: u64) -> Bench {
     let mem = BusMaster::new(memory.clone(), 32, Beyond::Refuse, Arc::clone(&gate), ()).unwrap();
     let layout = Layout::new(0, 8);
     let Layout { size, desc, avail, used, .. } = layout;
-    let ring = Ring::new(QueueConfig { size, desc, avail, used, features }).unwrap();
+    let ring = Ring::new(QueueConfig { size, desc, avail, used, features, start: 0 }).unwrap();
     Bench { ram: memory, mem, layout, ring, gate }
 }
 

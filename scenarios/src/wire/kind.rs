@@ -1,0 +1,144 @@
+//! `WireKind`: which wire a scenario runs on, and whether its story can be told there.
+//!
+//! A peer's devices reach memory unseen: findings about their accesses can't be had. A scenario that expects such a
+//! finding still runs if it leaves evidence of another kind (a canary, failed requests, wrong data), and is held
+//! against that; else it is skipped, and the reason named. Neighbours: `spec`, whose scenarios are looked at; `lab`,
+//! which joins. Left out: worlds, of which a peer knows one only.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::qtest::map;
+use crate::spec::{Expect, Need, Scenario};
+
+/// Findings that come from seeing each access of a device.
+const FROM_DMA: [&str; 7] = [
+    "beyond-width",
+    "bus-master-off",
+    "after-unmap",
+    "wrong-direction",
+    "outside-mapping",
+    "not-mapped",
+    "while-cpu-owns",
+];
+
+/// What joins the driver to its devices.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum WireKind {
+    /// The lab's own devices in this process.
+    #[default]
+    InProc,
+    /// QEMU's devices in an emulator without a guest.
+    Qemu,
+}
+
+/// Why a scenario is not run on a wire.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Skip {
+    /// Its file says so.
+    #[error("needs {0}")]
+    Need(Need),
+    /// All that it would show is a finding that nobody can see there.
+    #[error("needs sees_dma: it is about the finding {finding}, and QEMU's devices reach memory unseen")]
+    Finding {
+        /// The finding.
+        finding: String,
+    },
+    /// A driver that promises more address bits than the scenario's device has wires for.
+    #[error(
+        "needs sees_dma: the driver promises {promised} address bits, {device} {beyond}s what is beyond its {width}, and QEMU's {there} does not"
+    )]
+    Width {
+        /// The device.
+        device: String,
+        /// What the driver promises.
+        promised: u8,
+        /// What the device decodes.
+        width: u8,
+        /// What it does with more.
+        beyond: &'static str,
+        /// What would stand in for it.
+        there: &'static str,
+    },
+    /// A device that the wire has nothing like.
+    #[error("QEMU has no device like {device}: {what}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What of it.
+        what: String,
+    },
+}
+
+/// A wire that there is not.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("no wire '{0}'; there is: inproc, qemu")]
+pub struct UnknownWire(String);
+
+impl WireKind {
+    /// Its name on the command line and in results.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::InProc => "inproc",
+            Self::Qemu => "qemu",
+        }
+    }
+
+    /// Whether each access of a device is seen.
+    pub const fn sees_dma(&self) -> bool {
+        matches!(self, Self::InProc)
+    }
+
+    /// What a scenario must show on this wire.
+    ///
+    /// ```
+    /// use lowzone::spec::{Source, load};
+    /// use lowzone::wire::WireKind;
+    ///
+    /// let scenario = |name| load(&Source::embedded(name).unwrap(), &[]).unwrap();
+    /// let low_zone = scenario("block/low-zone");
+    /// assert_eq!(WireKind::Qemu.expects(&low_zone).unwrap(), low_zone.expect);
+    /// let error = WireKind::Qemu.expects(&scenario("block/use-after-unmap")).unwrap_err();
+    /// assert!(error.to_string().starts_with("needs sees_dma"));
+    /// ```
+    ///
+    /// # Errors
+    /// [`Skip`]: why it can't be shown there.
+    pub fn expects(&self, scenario: &Scenario) -> Result<Expect, Skip> {
+        let mut expect = scenario.expect.clone();
+        if self.sees_dma() {
+            return Ok(expect);
+        }
+        // What a peer does and when follows no seed.
+        if let Some(&need) = scenario.needs.first() {
+            return Err(Skip::Need(need));
+        }
+        map::fits(scenario)?;
+        let unseen = |name: &String| FROM_DMA.contains(&name.as_str());
+        let evidence = expect.canary.is_some() || expect.failed_requests > 0 || expect.wrong_data > 0;
+        match expect.findings.iter().find(|name| unseen(name)) {
+            Some(finding) if !evidence => Err(Skip::Finding { finding: finding.clone() }),
+            _ => {
+                expect.findings.retain(|name| !unseen(name));
+                Ok(expect)
+            }
+        }
+    }
+}
+
+impl fmt::Display for WireKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for WireKind {
+    type Err = UnknownWire;
+
+    fn from_str(text: &str) -> Result<Self, UnknownWire> {
+        let known = [Self::InProc, Self::Qemu].into_iter().find(|wire| wire.name() == text);
+        known.ok_or_else(|| UnknownWire(text.to_owned()))
+    }
+}
