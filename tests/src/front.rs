@@ -27,7 +27,8 @@ pub struct FrontRig {
     pub wire: Arc<VhostUser>,
     /// The driver.
     pub driver: Arc<BlkDriver>,
-    device: VirtioDevice,
+    /// What the driver binds to.
+    pub device: VirtioDevice,
     // Last: the machine is reset when it drops.
     machine: Machine,
 }

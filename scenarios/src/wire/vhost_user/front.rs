@@ -14,7 +14,7 @@ use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::ram::HIGH_START;
 use lowzone_guest_mem::wait::sleep;
-use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
@@ -72,6 +72,28 @@ impl VhostUser {
         let mut state = self.state();
         state.note_end();
         state.failure.as_ref().map(ToString::to_string)
+    }
+
+    /// Bytes of the block device behind the socket, as it says.
+    ///
+    /// # Errors
+    /// [`VirtioError::Gone`].
+    pub fn capacity(&self) -> Result<u64, VirtioError> {
+        let mut sectors = [0; 8];
+        self.config(0, &mut sectors)?;
+        Ok(u64::from_le_bytes(sectors).saturating_mul(512))
+    }
+
+    fn config(&self, offset: u64, to: &mut [u8]) -> Result<(), VirtioError> {
+        let bad = VirtioError::BadConfig { field: "offset", value: offset };
+        let start = usize::try_from(offset).map_err(|_| bad)?;
+        let zeros = vec![0; start.checked_add(to.len()).ok_or(bad)?];
+        let size = u32::try_from(zeros.len()).map_err(|_| bad)?;
+        // From the beginning: back ends made on libvhost-user ignore the offset.
+        let ask = |front: &mut Frontend| front.get_config(0, size, VhostUserConfigFlags::empty(), &zeros);
+        let (_, bytes) = self.state().request("GET_CONFIG", ask)?;
+        to.copy_from_slice(bytes.get(start..start + to.len()).ok_or(bad)?);
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -141,7 +163,7 @@ impl State {
     fn request<T>(
         &mut self,
         name: &'static str,
-        ask: impl FnOnce(&mut vhost::vhost_user::Frontend) -> vhost::Result<T>,
+        ask: impl FnOnce(&mut Frontend) -> vhost::Result<T>,
     ) -> Result<T, VirtioError> {
         self.link()?.request(name, ask).map_err(|error| {
             self.failure = Some(error);
@@ -176,17 +198,7 @@ impl Transport for VhostUser {
     }
 
     fn config_read(&self, _cpu: &Cpu<'_>, offset: u64, to: &mut [u8]) -> Result<(), VirtioError> {
-        let bad = VirtioError::BadConfig { field: "offset", value: offset };
-        let start = usize::try_from(offset).map_err(|_| bad)?;
-        let zeros = vec![0; start.checked_add(to.len()).ok_or(bad)?];
-        let size = u32::try_from(zeros.len()).map_err(|_| bad)?;
-        // From the beginning: back ends made on libvhost-user ignore the offset.
-        let ask = |front: &mut vhost::vhost_user::Frontend| {
-            front.get_config(0, size, VhostUserConfigFlags::empty(), &zeros)
-        };
-        let (_, bytes) = self.state().request("GET_CONFIG", ask)?;
-        to.copy_from_slice(bytes.get(start..start + to.len()).ok_or(bad)?);
-        Ok(())
+        self.config(offset, to)
     }
 
     fn setup_queue(&self, _cpu: &Cpu<'_>, index: u16, vector: u16, make: &mut MakeQueue<'_>) -> Result<(), VirtioError> {

@@ -8,6 +8,7 @@
 //! QEMU's docs/interop/vhost-user.rst, front-end part. Left out: an IOMMU (so ACCESS_PLATFORM is not passed on),
 //! requests from the back end, hence config changes, in-flight regions, migration.
 
+pub(crate) mod fits;
 mod front;
 mod lines;
 mod link;
@@ -64,6 +65,16 @@ pub enum VhostUserError {
         /// The socket.
         path: PathBuf,
     },
+    /// The peer's disk is smaller than the scenario's.
+    #[error("vhost-user peer at {}: its disk has {has} bytes, and the scenario's has {wanted}", path.display())]
+    Small {
+        /// The socket.
+        path: PathBuf,
+        /// Bytes of the peer's.
+        has: u64,
+        /// Bytes of the scenario's.
+        wanted: u64,
+    },
     /// All interrupt vectors are taken.
     #[error("no interrupt vectors for {queues} queues")]
     NoVectors {
@@ -85,3 +96,6 @@ impl VhostUserError {
         move |source| Self::Host { what, source }
     }
 }
+
+#[cfg(test)]
+mod tests;
