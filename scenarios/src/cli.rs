@@ -72,7 +72,8 @@ struct Run {
     /// The world: who runs when, and whose time it is. Default: lockstep, or threads where the wire leads to a peer.
     #[arg(long, value_enum)]
     world: Option<WorldKind>,
-    /// Whose devices: the lab's own in this process (inproc), or those of an emulator that it starts (qemu).
+    /// Whose devices: the lab's own in this process (inproc), those of an emulator that it starts (qemu), or the virtio
+    /// block device that a peer serves at a socket (vhost-user=SOCKET), whose disk begins as zeros.
     #[arg(long, default_value_t)]
     wire: WireKind,
     /// Fail where a scenario can't be told on the wire, instead of skipping it.

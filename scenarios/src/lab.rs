@@ -19,6 +19,7 @@ use lowzone_device::store::StoreError;
 use lowzone_driver::blk::Disk;
 use lowzone_driver::bus::{Bdf, PciBus};
 use lowzone_driver::pci::PciDevice;
+use lowzone_driver::virtio::VirtioDevice;
 use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::fault::FaultSpec;
@@ -27,7 +28,7 @@ use lowzone_guest_mem::page::Pages;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use thiserror::Error;
 
-use self::join::Joined;
+use self::join::{Joined, Peer};
 use crate::kit::{Kit, LabDriver, MakeError};
 use crate::result::{FaultRow, RunResult};
 use crate::spec::{FaultError, Need, Scenario, Step};
@@ -35,7 +36,8 @@ use crate::step;
 use crate::trace::writer::Joined as JoinedWriter;
 use crate::trace::{Header, TraceError, Writer};
 use crate::wire::qtest::QtestError;
-use crate::wire::{InProc, Qemu, Skip, WireKind};
+use crate::wire::vhost_user::VhostUserError;
+use crate::wire::{InProc, Skip, WireKind};
 use crate::world::{Body, Exit, ThreadsError, World, WorldKind};
 
 /// Why a scenario could not be set up.
@@ -63,6 +65,9 @@ pub enum LabError {
     /// The emulator.
     #[error("wire: {0}")]
     Wire(#[from] QtestError),
+    /// The peer behind a socket.
+    #[error("wire: {0}")]
+    Socket(#[from] VhostUserError),
     /// The scenario's story can't be told on the wire.
     #[error("{scenario} {skip}")]
     Skip {
@@ -195,6 +200,8 @@ pub(crate) struct Slot {
     pub(crate) name: String,
     pub(crate) at: Bdf,
     pub(crate) dma: DmaDevice,
+    /// How it is reached if no bus finds it.
+    pub(crate) virtio: Option<VirtioDevice>,
     pub(crate) counters: Option<Arc<Counters>>,
     pub(crate) script: Option<Arc<Script>>,
     pub(crate) image: Option<PathBuf>,
@@ -270,7 +277,7 @@ impl Bench {
 pub struct Lab {
     scenario: Scenario,
     wire: Arc<InProc>,
-    peer: Option<Arc<Qemu>>,
+    peer: Option<Peer>,
     bench: Arc<Bench>,
     world: World,
     stream: Option<JoinedWriter<Box<dyn Write + Send>>>,
@@ -505,7 +512,7 @@ impl Lab {
             result.errors.extend(resized);
             result.add_device(slot);
         }
-        result.errors.extend(self.peer.as_ref().and_then(|peer| peer.failure()));
+        result.errors.extend(self.peer.as_ref().and_then(Peer::failure));
         result.faults = self.world.injectors().attrs().iter().map(FaultRow::of).collect();
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());
         result

@@ -7,6 +7,7 @@ mod containment;
 mod edu;
 mod explore;
 mod faults;
+mod front_end;
 mod hostile_device;
 mod probe_unwinds;
 mod qtest;

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness that can't go on fails its test")]
 
+pub mod daemon;
+pub mod front;
 pub mod image;
 pub mod peer;
 pub mod played;

@@ -2,26 +2,27 @@
 //!
 //! Probe gives back everything it took when any step fails, in the reverse order. Teardown: no new requests,
 //! interrupts freed, device reset and its reset acknowledged, then memory unmapped, then freed.
-//! Neighbours: `queue`, `virtio::pci`. Left out: two disks sharing an interrupt.
+//! Neighbours: `queue`, `host` (what the disk hangs on). Left out: two disks sharing an interrupt.
 
 use std::sync::Arc;
 
-use lowzone_guest_mem::dma::{Coherent, dma_bit_mask};
+use lowzone_guest_mem::dma::{Coherent, DmaDevice, dma_bit_mask};
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::irq::{IrqLine, request_irq};
 use lowzone_guest_mem::lock::Locked;
 use lowzone_guest_mem::zone::ZoneKind;
 use lowzone_guest_mem::{Cpu, PhysAddr};
 
+use crate::blk::host::{Held, Host};
 use crate::blk::queue::{BlkQueue, Gauge, Pending, QueueStats};
 use crate::blk::request::{Completed, Request, SubmitError, SubmitFailure};
 use crate::driver::ProbeError;
 #[cfg(lowzone_mutants)]
 use crate::mutant::{self, Mutant};
-use crate::pci::{Msix, PciDevice};
+use crate::pci::PciDevice;
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::transport::{NO_VECTOR, Transport};
-use crate::virtio::{F_ACCESS_PLATFORM, F_EVENT_IDX, F_INDIRECT_DESC, VirtioError};
+use crate::virtio::{F_ACCESS_PLATFORM, F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice, VirtioError};
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
@@ -90,7 +91,7 @@ pub struct RingPlace {
 
 /// What the interrupt handlers need: everything but the interrupts themselves.
 struct Core {
-    transport: VirtioPci,
+    transport: Arc<dyn Transport>,
     queues: Vec<Arc<BlkQueue>>,
     gauge: Arc<Gauge>,
 }
@@ -162,12 +163,12 @@ impl Core {
 /// Interrupts first, vectors after: the order in which they are given back.
 struct Interrupts {
     lines: Vec<IrqLine>,
-    msix: Option<Msix>,
+    vectors: Option<Held>,
 }
 
 /// A disk in service.
 pub struct Disk {
-    pci: Arc<PciDevice>,
+    host: Host,
     core: Arc<Core>,
     interrupts: Locked<Option<Interrupts>>,
     capacity: u64,
@@ -196,45 +197,55 @@ impl Disk {
         if options.bus_master {
             pci.set_master();
         }
-        let disk = Self::start(cpu, pci, options, transport)?;
+        let disk = Self::start(cpu, Host::Pci(pci.clone()), options, Arc::new(transport))?;
         enabled.0 = None;
         Ok(disk)
+    }
+
+    pub(crate) fn probe_virtio(
+        cpu: &Cpu<'_>,
+        device: &VirtioDevice,
+        options: &BlkOptions,
+    ) -> Result<Self, ProbeError> {
+        device.dma.set_mask(cpu, dma_bit_mask(options.dma_mask))?;
+        device.dma.set_coherent_mask(cpu, dma_bit_mask(options.coherent_mask))?;
+        Self::start(cpu, Host::Own(device.clone()), options, device.transport.clone())
     }
 
     /// From the transport's reset to DRIVER_OK; on failure the device is reset before anything is freed.
     fn start(
         cpu: &Cpu<'_>,
-        pci: &Arc<PciDevice>,
+        host: Host,
         options: &BlkOptions,
-        transport: VirtioPci,
+        transport: Arc<dyn Transport>,
     ) -> Result<Self, ProbeError> {
         let _span = cpu.span("init_vqs");
         let features = transport.negotiate(cpu, wanted_features(options))?;
-        let (capacity, count) = read_config(cpu, &transport, features, options)?;
-        let mut msix = if options.msix { pci.enable_msix(cpu, count + 1).ok() } else { None };
+        let (capacity, count) = read_config(cpu, &*transport, features, options)?;
+        let mut vectors = if options.msix { host.vectors(cpu, count + 1).ok() } else { None };
         let mut queues = Vec::new();
         let gauge = Arc::new(Gauge::default());
         let set_up = (0..count).try_for_each(|index| {
-            let vector = if msix.is_some() { index + 1 } else { NO_VECTOR };
-            queues.push(set_up_queue(cpu, pci, (&transport, features), options, (index, vector), &gauge)?);
+            let vector = if vectors.is_some() { index + 1 } else { NO_VECTOR };
+            queues.push(set_up_queue(cpu, host.dma(), (&*transport, features), options, (index, vector), &gauge)?);
             Ok(())
         });
         let core = Arc::new(Core { transport, queues, gauge });
         let ready = set_up.and_then(|()| {
-            let lines = request_lines(cpu, pci, &core, msix.as_ref())?;
-            let config_vector = if msix.is_some() { 0 } else { NO_VECTOR };
+            let lines = request_lines(cpu, &host, &core, vectors.as_ref())?;
+            let config_vector = if vectors.is_some() { 0 } else { NO_VECTOR };
             core.transport.driver_ok(cpu, config_vector)?;
             Ok(lines)
         });
         match ready {
             Ok(lines) => {
-                let interrupts = Locked::new(Some(Interrupts { lines, msix: msix.take() }));
-                Ok(Self { pci: pci.clone(), core, interrupts, capacity, features, timeout: options.timeout })
+                let interrupts = Locked::new(Some(Interrupts { lines, vectors: vectors.take() }));
+                Ok(Self { host, core, interrupts, capacity, features, timeout: options.timeout })
             }
             Err(error) => {
                 // What the device knows of must not be freed under it; a device that won't reset is cut off.
                 if core.transport.reset(cpu).is_err() {
-                    pci.disable();
+                    host.cut_off();
                 }
                 Err(error)
             }
@@ -254,11 +265,6 @@ impl Disk {
     /// How many queues are in use.
     pub fn queues(&self) -> u16 {
         u16::try_from(self.core.queues.len()).unwrap_or(u16::MAX)
-    }
-
-    /// The function it is made of.
-    pub fn pci(&self) -> &Arc<PciDevice> {
-        &self.pci
     }
 
     /// The interrupt numbers it uses.
@@ -290,7 +296,7 @@ impl Disk {
     /// Tells the device about what was submitted to a queue since it was last told (`commit_rqs`). Any context.
     pub fn commit(&self, cpu: &Cpu<'_>, queue: u16) {
         if let Some(chosen) = self.core.queues.get(usize::from(queue)) {
-            chosen.commit(cpu, &self.core.transport);
+            chosen.commit(cpu, &*self.core.transport);
         }
     }
 
@@ -336,13 +342,13 @@ impl Disk {
             queue.kill(cpu);
         }
         let interrupts = self.interrupts.lock().take();
-        if let Some(Interrupts { lines, msix }) = interrupts {
+        if let Some(Interrupts { lines, vectors }) = interrupts {
             lines.into_iter().for_each(|line| line.free(cpu));
-            drop(msix);
+            drop(vectors);
         }
         // A device that won't acknowledge is cut off from memory instead.
         let _ = self.core.transport.reset(cpu);
-        self.pci.disable();
+        self.host.cut_off();
     }
 
     /// Takes the disk out of service and gives everything back.
@@ -378,7 +384,7 @@ fn wanted_features(options: &BlkOptions) -> u64 {
 /// Capacity in sectors and the number of queues to use.
 fn read_config(
     cpu: &Cpu<'_>,
-    transport: &VirtioPci,
+    transport: &dyn Transport,
     features: u64,
     options: &BlkOptions,
 ) -> Result<(u64, u16), VirtioError> {
@@ -402,8 +408,8 @@ fn read_config(
 
 fn set_up_queue(
     cpu: &Cpu<'_>,
-    pci: &PciDevice,
-    (transport, features): (&VirtioPci, u64),
+    dma: &DmaDevice,
+    (transport, features): (&dyn Transport, u64),
     options: &BlkOptions,
     (index, vector): (u16, u16),
     gauge: &Arc<Gauge>,
@@ -412,7 +418,7 @@ fn set_up_queue(
     let mut refused = None;
     let result = transport.setup_queue(cpu, index, vector, &mut |max| {
         let size = if options.queue_size == 0 { max } else { options.queue_size.min(max) };
-        match BlkQueue::new(cpu, pci.dma(), (index, size), features, gauge) {
+        match BlkQueue::new(cpu, dma, (index, size), features, gauge) {
             Ok(queue) => {
                 let layout = queue.with_ring(cpu, crate::virtio::ring::Virtqueue::layout);
                 made = Some(Arc::new(queue));
@@ -434,14 +440,14 @@ fn set_up_queue(
 
 fn request_lines(
     cpu: &Cpu<'_>,
-    pci: &PciDevice,
+    host: &Host,
     core: &Arc<Core>,
-    msix: Option<&Msix>,
+    vectors: Option<&Held>,
 ) -> Result<Vec<IrqLine>, ProbeError> {
-    let Some(msix) = msix else {
-        return Ok(vec![request_irq(cpu, pci.intx()?, Arc::new(Intx(core.clone())))?]);
+    let Some(vectors) = vectors else {
+        return Ok(vec![request_irq(cpu, host.line()?, Arc::new(Intx(core.clone())))?]);
     };
-    let number = |entry: u16| msix.irq(entry).ok_or(VirtioError::NoVector { index: entry, vector: entry });
+    let number = |entry: u16| vectors.irq(entry).ok_or(VirtioError::NoVector { index: entry, vector: entry });
     let mut lines = vec![request_irq(cpu, number(0)?, Arc::new(ConfigVector(core.clone())))?];
     #[cfg(lowzone_mutants)]
     if mutant::is(Mutant::IrqNotFreed) {

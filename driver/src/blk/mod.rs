@@ -1,10 +1,11 @@
 //! The virtio block driver.
 //!
-//! [`BlkDriver`] binds to every virtio block function and makes a [`Disk`] of each. Rings, headers and status bytes
+//! [`BlkDriver`] binds to every virtio block function, or to a device over another transport, and makes a [`Disk`] of each. Rings, headers and status bytes
 //! are coherent, data is streaming (or whatever the caller shares). Mirrors drivers/block/virtio_blk.c; virtio 1.2,
 //! 5.2. Neighbours: `virtio`, `pci`. Left out: partitions, request merging, recovery after NEEDS_RESET.
 
 pub mod disk;
+mod host;
 pub mod queue;
 pub mod request;
 
@@ -20,6 +21,7 @@ pub use request::{BlkError, Completed, Data, Op, Request, SECTOR, SubmitError, S
 use crate::bus::Bdf;
 use crate::driver::{Driver, ProbeError};
 use crate::pci::{PciDevice, PciId};
+use crate::virtio::VirtioDevice;
 
 /// The driver, with the disks it serves.
 pub struct BlkDriver {
@@ -36,6 +38,37 @@ impl BlkDriver {
     /// The disk made of the function at `at`.
     pub fn disk(&self, at: Bdf) -> Option<Arc<Disk>> {
         self.disks.lock().iter().find(|(place, _)| *place == at).map(|(_, disk)| disk.clone())
+    }
+
+    /// Takes a device into service that no PCI bus found; its disk is known by `at`. Process context.
+    ///
+    /// # Errors
+    /// [`ProbeError`]; nothing is left behind then.
+    #[track_caller]
+    pub fn probe_virtio(&self, cpu: &Cpu<'_>, at: Bdf, device: &VirtioDevice) -> Result<(), ProbeError> {
+        let _span = cpu.span("probe");
+        match Disk::probe_virtio(cpu, device, &self.options) {
+            Ok(disk) => {
+                self.disks.lock().push((at, Arc::new(disk)));
+                Ok(())
+            }
+            Err(error) => {
+                device.dma.released(cpu);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes it out of service again; mappings left live are reported. Process context.
+    #[track_caller]
+    pub fn remove_virtio(&self, cpu: &Cpu<'_>, at: Bdf, device: &VirtioDevice) {
+        {
+            let _span = cpu.span("remove");
+            if let Some(disk) = self.take(at) {
+                disk.tear_down(cpu);
+            }
+        }
+        device.dma.released(cpu);
     }
 
     fn take(&self, at: Bdf) -> Option<Arc<Disk>> {

@@ -1,6 +1,7 @@
 //! Virtio from the driver's side: transport, split ring, features.
 //!
-//! [`transport::Transport`] is how a virtio driver reaches its device; `pci` implements it over PCI. `ring` is the
+//! [`transport::Transport`] is how a virtio driver reaches its device; `pci` implements it over PCI, and a wire may
+//! implement it over something else: a [`VirtioDevice`]. `ring` is the
 //! driver's half of a split virtqueue, which trusts nothing that the device writes. Virtio 1.2.
 //! Neighbours: `blk`. Left out: packed rings, legacy devices.
 
@@ -8,10 +9,14 @@ pub mod pci;
 pub mod ring;
 pub mod transport;
 
+use std::sync::Arc;
+
+use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::wait::WaitError;
 use thiserror::Error;
 
 use crate::pci::PciError;
+use crate::virtio::transport::Transport;
 
 /// `VIRTIO_F_INDIRECT_DESC`.
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
@@ -21,6 +26,17 @@ pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_VERSION_1: u64 = 1 << 32;
 /// `VIRTIO_F_ACCESS_PLATFORM`: the device is behind the platform's DMA rules.
 pub const F_ACCESS_PLATFORM: u64 = 1 << 33;
+
+/// A virtio device that no PCI bus found: what a board's description says of a platform device.
+#[derive(Clone)]
+pub struct VirtioDevice {
+    /// How it is reached.
+    pub transport: Arc<dyn Transport>,
+    /// The device as the DMA API sees it.
+    pub dma: DmaDevice,
+    /// The interrupt number of each vector: first that of config changes, then one a queue.
+    pub irqs: Arc<[u32]>,
+}
 
 /// What went wrong with a virtio device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use lowzone_driver::Driver;
-use lowzone_driver::blk::Disk;
+use lowzone_driver::blk::{BlkDriver, Disk};
 use lowzone_driver::bus::Bdf;
 use lowzone_driver::edu::Edu;
 use lowzone_driver::pci::PciDevice;
@@ -62,6 +62,11 @@ pub trait LabDriver: Driver {
 
     /// The disk made of the function at `at`, of a driver whose [`Kind`] has disks.
     fn disk(&self, _at: Bdf) -> Option<Arc<Disk>> {
+        None
+    }
+
+    /// The driver itself, if it also serves virtio devices that no PCI bus found.
+    fn virtio(&self) -> Option<&BlkDriver> {
         None
     }
 

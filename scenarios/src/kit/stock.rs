@@ -100,6 +100,10 @@ impl LabDriver for BlkDriver {
     fn disk(&self, at: Bdf) -> Option<Arc<Disk>> {
         BlkDriver::disk(self, at)
     }
+
+    fn virtio(&self) -> Option<&BlkDriver> {
+        Some(self)
+    }
 }
 
 /// One request from submission to its end; the buffer comes back.

@@ -4,12 +4,13 @@
 //! Interrupts come in at the same controller either way. Neighbours: `wire`, `kit`; `lab`, which runs steps on what is
 //! joined here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lowzone_device::Worker;
 use lowzone_device::store::{ImageStore, MemoryStore, Store};
 use lowzone_driver::bus::PciBus;
+use lowzone_driver::virtio::VirtioDevice;
 use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::kernel::Machine;
 
@@ -17,7 +18,8 @@ use super::{LabError, Slot};
 use crate::kit::{DeviceEnv, Kit};
 use crate::spec::{Device, Scenario, StoreSpec};
 use crate::wire::qtest::map;
-use crate::wire::{InProc, Qemu, WireKind};
+use crate::wire::vhost_user::VhostUserError;
+use crate::wire::{InProc, Qemu, VhostUser, WireKind};
 use crate::world::Placed;
 
 /// What a wire has joined.
@@ -26,7 +28,23 @@ pub(super) struct Joined {
     pub(super) slots: Vec<Slot>,
     /// What serves the devices in this process.
     pub(super) workers: Vec<Placed>,
-    pub(super) peer: Option<Arc<Qemu>>,
+    pub(super) peer: Option<Peer>,
+}
+
+/// Whose the devices are.
+pub(super) enum Peer {
+    Qemu(Arc<Qemu>),
+    Socket(Arc<VhostUser>),
+}
+
+impl Peer {
+    /// What went wrong with it.
+    pub(super) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Qemu(qemu) => qemu.failure(),
+            Self::Socket(socket) => socket.failure(),
+        }
+    }
 }
 
 /// Joins a scenario's devices to its machine; `controller` is where their interrupts go.
@@ -40,6 +58,7 @@ pub(super) fn join(
     match wire {
         WireKind::InProc => in_process(kit, machine, controller, scenario),
         WireKind::Qemu => on_qemu(machine, controller, scenario),
+        WireKind::VhostUser(path) => at_socket(machine, controller, scenario, path),
     }
 }
 
@@ -68,7 +87,30 @@ fn on_qemu(machine: &Machine, controller: &Arc<InProc>, scenario: &Scenario) -> 
     }
     let bus = Arc::new(Qemu::start(machine.kernel_ref(), controller.clone(), &peers)?);
     machine.kernel().set_io_space(bus.clone());
-    Ok(Joined { bus: bus.clone(), slots, workers: Vec::new(), peer: Some(bus) })
+    Ok(Joined { bus: bus.clone(), slots, workers: Vec::new(), peer: Some(Peer::Qemu(bus)) })
+}
+
+fn at_socket(
+    machine: &Machine,
+    controller: &Arc<InProc>,
+    scenario: &Scenario,
+    path: &Path,
+) -> Result<Joined, LabError> {
+    machine.kernel().set_io_space(controller.clone());
+    let wire = Arc::new(VhostUser::connect(machine.kernel_ref(), controller.clone(), path)?);
+    let mut slots: Vec<Slot> = Vec::new();
+    for device in &scenario.device {
+        let wanted = open_store(device, &slots)?.as_ref().map_or(0, Store::capacity);
+        let has = wire.capacity().unwrap_or(0);
+        if has < wanted {
+            return Err(VhostUserError::Small { path: path.to_owned(), has, wanted }.into());
+        }
+        let dma = DmaDevice::new(machine.kernel_ref(), "virtio0");
+        let virtio = VirtioDevice { transport: wire.clone(), dma: dma.clone(), irqs: wire.irqs() };
+        let (at, _) = controller.next_slot();
+        slots.push(Slot { capacity: has, virtio: Some(virtio), image: None, ..Slot::of(device, at, dma) });
+    }
+    Ok(Joined { bus: controller.clone(), slots, workers: Vec::new(), peer: Some(Peer::Socket(wire)) })
 }
 
 fn open_store(device: &Device, earlier: &[Slot]) -> Result<Option<Store>, LabError> {
@@ -111,6 +153,7 @@ impl Slot {
             name: device.name.clone(),
             at,
             dma,
+            virtio: None,
             counters: None,
             script: None,
             image,

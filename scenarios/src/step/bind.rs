@@ -1,4 +1,6 @@
 //! `probe` and `remove`: binding the driver to every device, and letting go.
+//!
+//! Devices are found on the bus; those that no bus finds the wire has described (`Slot::virtio`).
 
 use std::sync::Arc;
 
@@ -15,11 +17,12 @@ use crate::world::Body;
 pub(super) fn probe(bench: &Arc<Bench>) -> Body {
     let bench = bench.clone();
     Box::new(move |cpu| {
+        bench.slots.iter().for_each(|slot| probe_virtio(cpu, &bench, slot));
         for pci in devices(&bench) {
             match lowzone_driver::bind(cpu, &*bench.driver, &pci) {
                 Ok(true) => {
                     lock(&bench.bound).push(pci.at());
-                    note_rings(cpu, &bench, &pci);
+                    note_rings(cpu, &bench, pci.at());
                 }
                 Ok(false) => bench.failed(format!("{}: no driver for {:?}", pci.at(), pci.id())),
                 Err(error) => {
@@ -29,6 +32,21 @@ pub(super) fn probe(bench: &Arc<Bench>) -> Body {
             }
         }
     })
+}
+
+/// Binds the driver to a device that no bus finds.
+fn probe_virtio(cpu: &Cpu<'_>, bench: &Bench, slot: &Slot) {
+    let (Some(device), Some(driver)) = (&slot.virtio, bench.driver.virtio()) else { return };
+    match driver.probe_virtio(cpu, slot.at, device) {
+        Ok(()) => {
+            lock(&bench.bound).push(slot.at);
+            note_rings(cpu, bench, slot.at);
+        }
+        Err(error) => {
+            lock(&bench.result).probe_errors.push(error.errno());
+            bench.failed(format!("{}: probe failed with error {}: {error}", device.dma.name(), error.errno()));
+        }
+    }
 }
 
 /// The devices on the bus, found at the first call.
@@ -49,8 +67,8 @@ pub(super) fn device_at(bench: &Bench, at: Bdf) -> Option<Arc<PciDevice>> {
     devices(bench).into_iter().find(|pci| pci.at() == at)
 }
 
-fn note_rings(cpu: &Cpu<'_>, bench: &Bench, pci: &PciDevice) {
-    let Some(slot) = bench.slots.iter().find(|slot| slot.at == pci.at()) else { return };
+fn note_rings(cpu: &Cpu<'_>, bench: &Bench, at: Bdf) {
+    let Some(slot) = bench.slots.iter().find(|slot| slot.at == at) else { return };
     let Some(disk) = bench.driver.disk(slot.at) else { return };
     let row = |place: RingPlace| RingRow {
         device: slot.name.clone(),
@@ -79,7 +97,19 @@ pub(super) fn remove(bench: &Arc<Bench>) -> Body {
             lock(&bench.bound).retain(|&at| at != pci.at());
             lowzone_driver::unbind(cpu, &*bench.driver, pci);
         }
+        bench.slots.iter().rev().for_each(|slot| remove_virtio(cpu, &bench, slot));
     })
+}
+
+/// Unbinds the driver from a device that no bus finds.
+fn remove_virtio(cpu: &Cpu<'_>, bench: &Bench, slot: &Slot) {
+    let (Some(device), Some(driver)) = (&slot.virtio, bench.driver.virtio()) else { return };
+    if let Some(disk) = driver.disk(slot.at) {
+        note_queues(cpu, bench, slot, &disk);
+        lock(&bench.bound).retain(|&at| at != slot.at);
+        drop(disk);
+        driver.remove_virtio(cpu, slot.at, device);
+    }
 }
 
 /// Stops every bound device's DMA.

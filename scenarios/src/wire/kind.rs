@@ -6,11 +6,12 @@
 //! which joins. Left out: worlds, of which a peer knows one only.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::qtest::map;
+use super::{qtest, vhost_user};
 use crate::spec::{Expect, Need, Scenario};
 
 /// Findings that come from seeing each access of a device.
@@ -32,6 +33,8 @@ pub enum WireKind {
     InProc,
     /// QEMU's devices in an emulator without a guest.
     Qemu,
+    /// The virtio block device that a peer serves at this socket.
+    VhostUser(PathBuf),
 }
 
 /// Why a scenario is not run on a wire.
@@ -41,14 +44,14 @@ pub enum Skip {
     #[error("needs {0}")]
     Need(Need),
     /// All that it would show is a finding that nobody can see there.
-    #[error("needs sees_dma: it is about the finding {finding}, and QEMU's devices reach memory unseen")]
+    #[error("needs sees_dma: it is about the finding {finding}, and a peer's devices reach memory unseen")]
     Finding {
         /// The finding.
         finding: String,
     },
     /// A driver that promises more address bits than the scenario's device has wires for.
     #[error(
-        "needs sees_dma: the driver promises {promised} address bits, {device} {beyond}s what is beyond its {width}, and QEMU's {there} does not"
+        "needs sees_dma: the driver promises {promised} address bits, {device} {beyond}s what is beyond its {width}, and {there} does not"
     )]
     Width {
         /// The device.
@@ -62,6 +65,9 @@ pub enum Skip {
         /// What would stand in for it.
         there: &'static str,
     },
+    /// Something that needs more than the one block device at a socket.
+    #[error("can't be told over vhost-user: {0}")]
+    Socket(&'static str),
     /// A device that the wire has nothing like.
     #[error("QEMU has no device like {device}: {what}")]
     Device {
@@ -74,7 +80,7 @@ pub enum Skip {
 
 /// A wire that there is not.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("no wire '{0}'; there is: inproc, qemu")]
+#[error("no wire '{0}'; there is: inproc, qemu, vhost-user=SOCKET")]
 pub struct UnknownWire(String);
 
 impl WireKind {
@@ -83,6 +89,7 @@ impl WireKind {
         match self {
             Self::InProc => "inproc",
             Self::Qemu => "qemu",
+            Self::VhostUser(_) => "vhost-user",
         }
     }
 
@@ -115,7 +122,11 @@ impl WireKind {
         if let Some(&need) = scenario.needs.first() {
             return Err(Skip::Need(need));
         }
-        map::fits(scenario)?;
+        match self {
+            Self::InProc => {}
+            Self::Qemu => qtest::map::fits(scenario)?,
+            Self::VhostUser(_) => vhost_user::fits::fits(scenario)?,
+        }
         let unseen = |name: &String| FROM_DMA.contains(&name.as_str());
         let evidence = expect.canary.is_some() || expect.failed_requests > 0 || expect.wrong_data > 0;
         match expect.findings.iter().find(|name| unseen(name)) {
@@ -138,7 +149,11 @@ impl FromStr for WireKind {
     type Err = UnknownWire;
 
     fn from_str(text: &str) -> Result<Self, UnknownWire> {
-        let known = [Self::InProc, Self::Qemu].into_iter().find(|wire| wire.name() == text);
-        known.ok_or_else(|| UnknownWire(text.to_owned()))
+        match text.split_once('=') {
+            None if text == "inproc" => Ok(Self::InProc),
+            None if text == "qemu" => Ok(Self::Qemu),
+            Some(("vhost-user", path)) if !path.is_empty() => Ok(Self::VhostUser(PathBuf::from(path))),
+            _ => Err(UnknownWire(text.to_owned())),
+        }
     }
 }

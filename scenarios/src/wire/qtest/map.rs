@@ -29,9 +29,9 @@ pub(crate) fn fits(scenario: &Scenario) -> Result<(), Skip> {
             VIRTIO_BLK if device.queue_size > QUEUE_MOST => {
                 return Err(unlike(format!("queues of {} entries; {QUEUE_MOST} are the most", device.queue_size)));
             }
-            VIRTIO_BLK => "virtio-blk-pci",
+            VIRTIO_BLK => "QEMU's virtio-blk-pci",
             EDU if device.beyond == Beyond::Wrap => continue,
-            EDU => "edu",
+            EDU => "QEMU's edu",
             kind => return Err(unlike(format!("it is of kind '{kind}'"))),
         };
         // Without ACCESS_PLATFORM a driver hands over whatever address there is.
