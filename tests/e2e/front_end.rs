@@ -182,7 +182,14 @@ impl Part {
 }
 
 /// Two CPUs at two queues, each with its half of the disk.
-fn work(rig: &mut FrontRig, disk: &Arc<Disk>, parts: Vec<Part>, requests: u64, seed: u64, total: &Arc<AtomicU64>) -> Vec<Part> {
+fn work(
+    rig: &mut FrontRig,
+    disk: &Arc<Disk>,
+    parts: Vec<Part>,
+    requests: u64,
+    seed: u64,
+    total: &Arc<AtomicU64>,
+) -> Vec<Part> {
     run_parts(rig, parts, {
         let (disk, total) = (disk.clone(), total.clone());
         move |cpu, part, queue| part.work(cpu, &disk, queue, requests, seed ^ u64::from(queue), &total)
@@ -327,7 +334,9 @@ fn scenarios_run_at_a_socket_and_those_that_can_not_are_skipped() {
         return;
     }
     let scratch = Scratch::new("scenarios");
-    for (name, queues) in [("block/low-zone", 1), ("block/random-queues", 4), ("block/sleep-in-irq", 1), ("block/leak", 1)] {
+    for (name, queues) in
+        [("block/low-zone", 1), ("block/random-queues", 4), ("block/sleep-in-irq", 1), ("block/leak", 1)]
+    {
         let daemon = Daemon::start(&scratch.socket(), Backing::File(scratch.image(64 << 20)), queues);
         let done = run(&daemon, &[name]);
         assert_eq!(done.status.code(), Some(0), "{name}: {}", text(&done));

@@ -38,6 +38,13 @@ pub(super) enum Peer {
 }
 
 impl Peer {
+    /// Has `told` called once it is gone for good; one at a socket is connected to again, or its requests fail.
+    pub(super) fn on_failure(&self, told: impl Fn() + Send + Sync + 'static) {
+        if let Self::Qemu(qemu) = self {
+            qemu.on_failure(told);
+        }
+    }
+
     /// What went wrong with it.
     pub(super) fn failure(&self) -> Option<String> {
         match self {

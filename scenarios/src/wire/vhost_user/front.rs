@@ -14,8 +14,8 @@ use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::ram::HIGH_START;
 use lowzone_guest_mem::wait::sleep;
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 use super::VhostUserError;
@@ -201,7 +201,13 @@ impl Transport for VhostUser {
         self.config(offset, to)
     }
 
-    fn setup_queue(&self, _cpu: &Cpu<'_>, index: u16, vector: u16, make: &mut MakeQueue<'_>) -> Result<(), VirtioError> {
+    fn setup_queue(
+        &self,
+        _cpu: &Cpu<'_>,
+        index: u16,
+        vector: u16,
+        make: &mut MakeQueue<'_>,
+    ) -> Result<(), VirtioError> {
         let queues = self.state().link()?.queues;
         let pair = self.lines.pairs.get(usize::from(index)).filter(|_| index < queues);
         let pair = pair.ok_or(VirtioError::NoQueue { index, size: 0 })?;
