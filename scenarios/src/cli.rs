@@ -1,4 +1,4 @@
-//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `serve`, `schema`, `bench`, `new`.
+//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `matrix`, `serve`, `schema`, `bench`, `new`.
 //!
 //! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
 //! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
@@ -20,7 +20,7 @@ use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
 use crate::wire::{Skip, WireKind};
 use crate::world::WorldKind;
-use crate::{bench, compare, expect, explore, fresh, mutants, progress, render, serve, trace};
+use crate::{bench, compare, expect, explore, fresh, matrix, mutants, progress, render, serve, trace};
 
 /// A laboratory for the memory half of device drivers.
 ///
@@ -47,6 +47,8 @@ enum Command {
     #[cfg(lowzone_mutants)]
     #[command(hide = true)]
     Seeded,
+    /// Run every scenario on every wire, peers of other projects included, and tell what came out.
+    Matrix(matrix::Matrix),
     /// List the scenarios that come with the program.
     List,
     /// Print the JSON Schema of scenario files, for editors.
@@ -180,6 +182,7 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Mutants(options)) => mutants::run(&options),
         #[cfg(lowzone_mutants)]
         Some(Command::Seeded) => mutants::seeded(),
+        Some(Command::Matrix(options)) => matrix::run(kit, &options),
         Some(Command::List) => list(kit),
         Some(Command::Schema) => print_schema(kit),
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),

@@ -14,6 +14,7 @@ pub mod explore;
 mod fresh;
 pub mod kit;
 pub mod lab;
+mod matrix;
 mod mutants;
 mod progress;
 mod render;

@@ -21,7 +21,7 @@ pub(crate) fn story(text: &str) -> String {
     line.unwrap_or_default().trim_matches('"').to_owned()
 }
 
-fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if n >= 1 << shift {
             let (whole, tenth) = (n >> shift, ((n & ((1 << shift) - 1)) * 10) >> shift);

@@ -9,6 +9,7 @@ mod explore;
 mod faults;
 mod front_end;
 mod hostile_device;
+mod matrix;
 mod probe_unwinds;
 mod qtest;
 mod readme;

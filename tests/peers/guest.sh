@@ -9,8 +9,10 @@ mkdir -p "$out"
 cd "$out"
 
 # The number in the package's name moves with each update of Debian.
-package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
-[ -n "$package" ] || { echo "guest.sh: apt knows no linux-image-amd64; run apt-get update" >&2; exit 1; }
+newest() { apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1; }
+package=$(newest)
+[ -n "$package" ] || { apt-get update -qq && package=$(newest); }
+[ -n "$package" ] || { echo "guest.sh: apt knows no linux-image-amd64" >&2; exit 1; }
 stamp="$package $(cksum <"$here/guest.sh") $(cksum <"$here/init.sh")"
 if [ -f vmlinux ] && [ "$(cat stamp 2>/dev/null)" = "$stamp" ]; then
   echo "$package is here"
@@ -18,7 +20,9 @@ if [ -f vmlinux ] && [ "$(cat stamp 2>/dev/null)" = "$stamp" ]; then
 fi
 
 rm -rf stamp tree root
-apt-get download -q -o APT::Sandbox::User=root "$package"
+download() { apt-get download -q -o APT::Sandbox::User=root "$package"; }
+# Lists that are old name files that are gone.
+download || { apt-get update -qq && download; }
 mkdir tree
 dpkg-deb -x "$package"_*.deb tree
 rm "$package"_*.deb
