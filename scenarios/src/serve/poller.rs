@@ -17,8 +17,7 @@ use lowzone_device::blk::BlkWorker;
 use lowzone_device::virtio::QueueHost;
 use lowzone_guest_mem::trace::Kind;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use vm_memory::GuestMemoryMmap;
-
+use super::memory::PeerMemory;
 use super::tap::QueueTap;
 
 /// Requests between two looks at everything else.
@@ -108,7 +107,7 @@ impl QueueHost for Bell {
 /// A queue at work.
 pub(super) struct Poller {
     pub queue: u16,
-    pub worker: BlkWorker<GuestMemoryMmap<()>, QueueTap>,
+    pub worker: BlkWorker<PeerMemory, QueueTap>,
     /// The doorbell; `None` if the driver wants to be looked after without.
     pub kick: Option<Arc<File>>,
     pub halt: Arc<Halt>,
