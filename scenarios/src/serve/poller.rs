@@ -21,7 +21,7 @@ use super::memory::PeerMemory;
 use super::tap::QueueTap;
 
 /// Requests between two looks at everything else.
-const BATCH: u16 = 16;
+const BATCH: u16 = 32;
 /// The longest look at an empty ring.
 const LONGEST: Duration = Duration::from_micros(50);
 /// The shortest that is worth its name.

@@ -82,6 +82,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         let due = ring.waiting(&self.mem)?.min(limit);
         let worked = (0..due).try_for_each(|_| self.whole(ring, now));
         self.common.counters.saw_in_flight(due.into());
+        self.common.counters.settle(&mut self.tally);
         // What was done before a broken chain was met is the driver's all the same.
         ring.commit_staged(&self.mem)?;
         if std::mem::take(&mut self.owing) && ring.needs_interrupt(&self.mem)? {
