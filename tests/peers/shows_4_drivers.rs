@@ -203,5 +203,8 @@ fn a_thousand_connections_leave_no_file_open_and_no_memory_behind() {
     assert_eq!(after.0, before.0, "files");
     assert!(after.1 <= before.1 + 256, "memory: {} KiB and then {}", before.1, after.1);
     let (outcome, _) = server.stop();
-    assert!(outcome.code == Some(0) && outcome.stdout.contains("1001 connections: 1999 requests, 0 failed"), "{outcome:?}");
+    assert!(
+        outcome.code == Some(0) && outcome.stdout.contains("1001 connections: 1999 requests, 0 failed"),
+        "{outcome:?}"
+    );
 }

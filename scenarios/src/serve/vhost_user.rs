@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use lowzone_device::Counters;
 use lowzone_device::virtio::ACCESS_PLATFORM;
+use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
     VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
     VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Backend as Requests, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
-use vhost::VhostUserMemoryRegionBase;
 
 use super::config::Config;
 use super::error::ServeError;
@@ -114,9 +114,7 @@ impl Backend {
         let at = usize::try_from(index).unwrap_or(usize::MAX);
         let changed = match self.queues.get_mut(at) {
             None => Err(ServeError::NoQueue { index, queues }),
-            Some(queue) => {
-                change(queue, &self.shared.config).map_err(|source| ServeError::Queue { index: at, source })
-            }
+            Some(queue) => change(queue, &self.shared.config).map_err(|source| ServeError::Queue { index: at, source }),
         };
         let changed = changed.and_then(|result| self.start_all().map(|()| result));
         self.told(changed)

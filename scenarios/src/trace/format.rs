@@ -79,7 +79,7 @@ pub struct Header {
     pub scenario: String,
     /// The world's seed.
     pub seed: u64,
-    /// What `ts` counts: `virtual-ns`.
+    /// What `ts` counts: `virtual-ns`, or `monotonic-ns` where a server was traced.
     pub clock: String,
     /// CPUs; producers below this number are CPUs, the others are devices in the order of their table.
     pub cpus: u32,
