@@ -49,6 +49,15 @@ pub struct Totals {
     pub peak_in_flight: u64,
 }
 
+/// What a worker has done and not yet added to the device's counters, which other workers write too.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub requests: u64,
+    pub failed: u64,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+}
+
 impl Counters {
     /// The numbers now. Each is exact; together they are one moment only while the device rests.
     pub fn totals(&self) -> Totals {
@@ -82,6 +91,18 @@ impl Counters {
         Self::add(&self.failed, u64::from(!ok));
         Self::add(&self.bytes_read, into_memory);
         Self::add(&self.bytes_written, out_of_memory);
+    }
+
+    /// Adds what a worker has done and empties its tally.
+    pub(crate) fn settle(&self, tally: &mut Tally) {
+        let Tally { requests, failed, bytes_read, bytes_written } = std::mem::take(tally);
+        let counted = [
+            (&self.requests, requests),
+            (&self.failed, failed),
+            (&self.bytes_read, bytes_read),
+            (&self.bytes_written, bytes_written),
+        ];
+        counted.into_iter().filter(|(_, amount)| *amount > 0).for_each(|(counter, amount)| Self::add(counter, amount));
     }
 
     pub(crate) fn add(counter: &AtomicU64, amount: u64) {

@@ -82,7 +82,7 @@ const CRIMES: &[Crime] = &[
     ("no vhost-user: a message begins with 0x20544547, 0x5448202f", |s| {
         let mut raw = Raw::connect(s);
         raw.send(b"GET / HTTP/1.1\r\nHost: disk\r\n\r\n", &[]);
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("the peer was gone in the middle of a message, after 5 bytes", |s| {
         Raw::connect(s).send(&[1, 0, 0, 0, 1], &[]);
@@ -93,76 +93,76 @@ const CRIMES: &[Crime] = &[
     ("the peer sent 7 bytes of a message and then nothing for 5 s", |s| {
         let mut raw = Raw::connect(s);
         raw.send(&[3, 0, 0, 0, 1, 0, 0], &[]);
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("message 4242 is none that this device knows", |s| {
         let mut raw = Raw::greeted(s);
         raw.say(4242, &[]);
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("IOTLB messages are not served: the peer put the device behind a vIOMMU", |s| {
         let mut raw = Raw::greeted(s);
         raw.say(22, &words(&[0, 0, 0, 0]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("message SET_MEM_TABLE claims 1000000 bytes: at most 4096", |s| {
         let mut raw = Raw::greeted(s);
         raw.send(&halves(&[SET_MEM_TABLE, 1, 1_000_000]), &[]);
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("message SET_MEM_TABLE: invalid message", |s| {
         let mut raw = Raw::greeted(s);
         raw.say(SET_MEM_TABLE, &halves(&[1000, 0]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("message SET_OWNER: invalid message", |s| {
         let mut raw = Raw::connect(s);
         raw.say(SET_OWNER, &[1, 2, 3]);
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("message SET_FEATURES: features 0x400000000 were not offered", |s| {
         let mut raw = Raw::connect(s);
         raw.say(SET_FEATURES, &words(&[1 << 34 | 1 << 32]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("memory: the region at 0x10000 needs 0x4000 bytes of a file that has 0x1000", |s| {
         let mut raw = Raw::greeted(s);
         raw.add(WIDE, &Pages::new(0x1000));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("memory: regions of 0x4000 bytes at 0x12000 and of 0x4000 at 0x10000 overlap", |s| {
         let (mut raw, pages) = (Raw::greeted(s), Pages::new(0x4000));
         raw.add(WIDE, &pages);
         raw.add([0x1_2000, 0x4000, 0x7e00_0000_0000, 0], &pages);
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("memory: the region of 0x4000000000000000 bytes at 0x0 can't be mapped", |s| {
         let (mut raw, pages) = (Raw::greeted(s), Pages::new(0x1000));
         pages.file.set_len(1 << 62).unwrap();
         raw.add([0, 1 << 62, 0, 0], &pages);
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("memory: no region of 0x4000 bytes at 0x10000 to remove", |s| {
         let mut raw = Raw::greeted(s);
         let [guest, size, user, offset] = WIDE;
         raw.say(REM_MEM_REG, &words(&[0, guest, size, user, offset]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("message ADD_MEM_REG: invalid parameters", |s| {
         let mut raw = Raw::greeted(s);
         let [guest, size, user, offset] = WIDE;
         raw.say(ADD_MEM_REG, &words(&[0, guest, size, user, offset]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("queue 99 of 2", |s| {
         let mut raw = Raw::greeted(s);
         raw.say(SET_VRING_NUM, &halves(&[99, 128]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("queue 0: a size of 100: a power of two up to 256", |s| {
         let mut raw = Raw::greeted(s);
         raw.say(SET_VRING_NUM, &halves(&[0, 100]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
     ("queue 1: its used ring lies at 0x7f0000004000 in the peer, which is in no memory region", |s| {
         let (mut raw, pages) = (Raw::greeted(s), Pages::new(0x4000));
@@ -173,7 +173,7 @@ const CRIMES: &[Crime] = &[
         raw.say(SET_VRING_ADDR, &body);
         raw.say_with(SET_VRING_KICK, &words(&[1]), &[pages.file.as_fd()]);
         raw.say(SET_VRING_ENABLE, &halves(&[1, 1]));
-        raw.is_left();
+        raw.wait_to_be_left();
     }),
 ];
 

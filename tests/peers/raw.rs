@@ -80,7 +80,7 @@ impl Raw {
     }
 
     /// Waits until the server hangs up.
-    pub fn is_left(mut self) {
+    pub fn wait_to_be_left(mut self) {
         let mut bytes = Vec::new();
         // Reset or closed: it makes no difference.
         if let Err(error) = self.0.read_to_end(&mut bytes) {

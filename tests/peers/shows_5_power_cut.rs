@@ -66,7 +66,7 @@ fn load(disk: &mut Disk, known: &mut Known, random: &mut Random, killed: &Atomic
                 disk.pages.put(slot * BLOCK, &bytes);
                 disk.write(queue, (block * BLOCK) as u64, slot * BLOCK, BLOCK, slot as u64);
             }
-            if flushing[queue].is_none() && random.next() % 8 == 0 {
+            if flushing[queue].is_none() && random.next().is_multiple_of(8) {
                 flushing[queue] = Some(known.written.clone());
                 disk.flush(queue, FLUSH);
             }
@@ -103,7 +103,7 @@ fn cut(image: &mut [u8], log: &[u8], random: &mut Random) -> (usize, usize) {
         let at = usize::try_from(*offset).unwrap();
         let fate = random.next();
         for (sector, bytes) in bytes.chunks(512).enumerate() {
-            let stays = nth < flushed || fate % 4 == 0 || (fate % 4 == 1 && fate >> (8 + sector) & 1 == 1);
+            let stays = nth < flushed || fate.is_multiple_of(4) || (fate % 4 == 1 && fate >> (8 + sector) & 1 == 1);
             if stays {
                 image[at + sector * 512..][..bytes.len()].copy_from_slice(bytes);
                 whole += 1;

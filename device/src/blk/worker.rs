@@ -12,7 +12,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 use super::request::{Disk, Piece, Request, Work};
-use crate::counters::Counters;
+use crate::counters::{Counters, Tally};
 use crate::misbehave::Script;
 use crate::pci::BusMaster;
 use crate::store::Store;
@@ -58,6 +58,8 @@ pub struct BlkWorker<M: GuestMemory, T: Tap = ()> {
     owing: bool,
     /// The ring is broken: nothing until a reset.
     stopped: bool,
+    /// Done in this call.
+    tally: Tally,
 }
 
 impl<M: GuestMemory, T: Tap> std::fmt::Debug for BlkWorker<M, T> {
@@ -76,8 +78,8 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
     pub(super) fn new(common: Common, queue: u16, shared: Arc<QueueShared>, mem: BusMaster<M, T>) -> Self {
         let (flying, landed) = (VecDeque::with_capacity(common.depth), VecDeque::with_capacity(common.depth));
         let (ring, held) = (None, VecDeque::new());
-        let (popped, draining, owing, stopped) = (0, false, false, false);
-        Self { common, queue, shared, mem, ring, flying, landed, held, popped, draining, owing, stopped }
+        let (popped, draining, owing, stopped, tally) = (0, false, false, false, Tally::default());
+        Self { common, queue, shared, mem, ring, flying, landed, held, popped, draining, owing, stopped, tally }
     }
 
     /// Whether there may be more on the ring, and the driver could rightly have put it there.
@@ -195,7 +197,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
     }
 
     /// Moves `piece` between store and memory; returns how much of it.
-    fn transfer(&self, piece: Piece, into_memory: bool) -> u32 {
+    fn transfer(&mut self, piece: Piece, into_memory: bool) -> u32 {
         let access = if into_memory { Permissions::Write } else { Permissions::Read };
         let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
         let mut done = 0;
@@ -216,9 +218,8 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         }
         if done > 0 {
             self.mem.moved(piece.addr, usize::try_from(done).unwrap_or(0), into_memory);
-            let counters = &self.common.counters;
-            let counter = if into_memory { &counters.bytes_read } else { &counters.bytes_written };
-            Counters::add(counter, done.into());
+            let counter = if into_memory { &mut self.tally.bytes_read } else { &mut self.tally.bytes_written };
+            *counter += u64::from(done);
         }
         done
     }
@@ -250,15 +251,12 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
     }
 
     /// Writes the status of `request` and counts it; returns what to tell the driver was written.
-    fn conclude(&self, request: &Request) -> u32 {
+    fn conclude(&mut self, request: &Request) -> u32 {
         let len = request.write_status(&self.mem);
         // Without a status the driver still gets its request back, and sees that nobody wrote one.
         let lost = self.note_fault();
-        let counters = &self.common.counters;
-        Counters::add(&counters.requests, 1);
-        if lost || request.status != super::request::OK {
-            Counters::add(&counters.failed, 1);
-        }
+        self.tally.requests += 1;
+        self.tally.failed += u64::from(lost || request.status != super::request::OK);
         len
     }
 
@@ -321,6 +319,7 @@ impl<M: GuestMemory + Send, T: Tap> Worker for BlkWorker<M, T> {
             Ok(ring) => self.ring = Some(ring),
             Err(error) => self.fail(error),
         }
+        self.common.counters.settle(&mut self.tally);
         if self.unfinished() { Next::Again } else { self.rest() }
     }
 }

@@ -3,7 +3,7 @@
 //! Descriptors and the driver's doorbell are virtio-queue's. What it does differently from what a laboratory
 //! needs is done here: it turns a refused access, a loop or a bad table into a shorter chain, so the descriptors are
 //! walked here and every such thing is a [`RingError`]; it ignores NO_INTERRUPT; and it shows the driver each used
-//! element by itself, where [`Ring::stage`] and [`Ring::commit`] show many at once.
+//! element by itself, where a batch here shows many at once.
 //!
 //! Neighbours: [`BusMaster`] below, with its fault latch; [`crate::blk`] above. Mirrors virtio 1.2 sections 2.7.4
 //! to 2.7.13. Left out: packed rings, in-order use.
@@ -191,6 +191,16 @@ impl Ring {
             waiting if waiting > size => Err(RingError::AvailIndex { index, next, size }),
             waiting => Ok(waiting),
         }
+    }
+
+    /// Whether the driver has made requests available: for looking again and again, so the observer isn't told.
+    ///
+    /// # Errors
+    /// [`RingError`] if the index can't be read.
+    pub(crate) fn glance<M: GuestMemory, T: Tap>(&self, mem: &BusMaster<M, T>) -> Result<bool, RingError> {
+        let at = self.config.avail.wrapping_add(2);
+        let index = mem.load16(at, Ordering::Relaxed).map_err(|error| refused(mem, error))?;
+        Ok(index != self.queue.next_avail())
     }
 
     /// Takes the next request off the ring, which [`waiting`](Self::waiting) has said to be there.

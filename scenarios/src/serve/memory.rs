@@ -10,8 +10,13 @@ use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
+use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::{GuestMemorySliceIterator, Result as MemoryResult};
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, Permissions, VolatileSlice,
+};
 
 /// The most regions at once.
 pub(super) const SLOTS: usize = 32;
@@ -119,10 +124,9 @@ impl Memory {
     }
 
     /// Memory as the device sees it.
-    pub fn map(&self) -> GuestMemoryMmap<()> {
-        let regions = self.0.iter().map(|region| region.mapping.clone()).collect();
-        // Sorted and without overlap: only an empty table is refused, and that is what the default is.
-        GuestMemoryMmap::from_arc_regions(regions).unwrap_or_default()
+    pub fn map(&self) -> PeerMemory {
+        let mapped = |region: &Region| (region.at.guest, region.at.size, region.mapping.clone());
+        PeerMemory(self.0.iter().map(mapped).collect())
     }
 
     /// The guest address of an address of the peer.
@@ -131,6 +135,72 @@ impl Memory {
         self.0.iter().find_map(|region| hit(&region.at).map(|within| region.at.guest + within))
     }
 }
+
+/// The regions a queue runs on. A table is short, so it is looked through from its beginning,
+/// which took an eighth of a queue's time less than `GuestMemoryMmap`'s search.
+#[derive(Clone)]
+pub(super) struct PeerMemory(Arc<[Mapped]>);
+
+/// A region's start, its bytes and its mapping.
+type Mapped = (u64, u64, Arc<GuestRegionMmap<()>>);
+
+impl PeerMemory {
+    /// The slice at `addr`, as far as its region goes and at most `len` bytes.
+    fn slice(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_, ()>> {
+        let within = |(start, size, _): &&Mapped| addr.wrapping_sub(*start) < *size;
+        let (start, size, mapping) = self.0.iter().find(within)?;
+        let offset = addr - start;
+        let len = usize::try_from(size - offset).unwrap_or(usize::MAX).min(len);
+        mapping.get_slice(MemoryRegionAddress(offset), len).ok()
+    }
+}
+
+impl GuestMemory for PeerMemory {
+    type PhysicalMemory = GuestMemoryMmap<()>;
+    type Bitmap = ();
+
+    fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
+        Slices { memory: self, addr: addr.0, left: count }.all(|slice| slice.is_ok())
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        _access: Permissions,
+    ) -> MemoryResult<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
+        Ok(Slices { memory: self, addr: addr.0, left: count })
+    }
+}
+
+/// The slices that make up a range; an error ends them.
+struct Slices<'a> {
+    memory: &'a PeerMemory,
+    addr: u64,
+    left: usize,
+}
+
+impl<'a> Iterator for Slices<'a> {
+    type Item = MemoryResult<VolatileSlice<'a, ()>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        let Some(slice) = self.memory.slice(self.addr, self.left) else {
+            self.left = 0;
+            return Some(Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(self.addr))));
+        };
+        self.left -= slice.len();
+        // A region's end is within the address space; behind the last byte of all there is nothing left to ask for.
+        self.addr = self.addr.wrapping_add(slice.len() as u64);
+        Some(Ok(slice))
+    }
+}
+
+impl std::iter::FusedIterator for Slices<'_> {}
+
+impl<'a> GuestMemorySliceIterator<'a, ()> for Slices<'a> {}
 
 #[cfg(test)]
 mod tests {
@@ -187,6 +257,26 @@ mod tests {
             memory.add(wanted(slot << 20, slot << 20, 0x1000), file(0x1000)).unwrap();
         }
         assert!(matches!(memory.add(wanted(1 << 40, 1 << 40, 0x1000), file(0x1000)), Err(MemoryError::Slots)));
+    }
+
+    #[test]
+    fn an_access_goes_on_in_the_region_behind_and_ends_at_a_hole() {
+        let mut memory = Memory::default();
+        memory.add(wanted(0x10000, 0x10000, 0x1000), file(0x1000)).unwrap();
+        memory.add(wanted(0x11000, 0x50000, 0x1000), file(0x1000)).unwrap();
+        let map = memory.map();
+        map.write_slice(&[1, 2, 3, 4], GuestAddress(0x10ffe)).unwrap();
+        let mut back = [0; 4];
+        map.read_slice(&mut back, GuestAddress(0x10ffe)).unwrap();
+        assert_eq!((back, map.read_obj::<u16>(GuestAddress(0x11000)).unwrap()), ([1, 2, 3, 4], 0x0403));
+        let lens = |addr, len| {
+            let slices = map.get_slices(GuestAddress(addr), len, Permissions::Read).unwrap();
+            slices.map(|slice| slice.map_or(0, |slice| slice.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(lens(0x10ff0, 0x1020), [0x10, 0x1000, 0]);
+        assert_eq!((lens(0xffff, 2), lens(u64::MAX, 2), lens(0x10000, 0)), (vec![0], vec![0], vec![]));
+        let fits = |addr, len| map.check_range(GuestAddress(addr), len, Permissions::Write);
+        assert!(fits(0x10000, 0x2000) && !fits(0x10000, 0x2001) && !fits(0xffff, 1));
     }
 
     proptest! {

@@ -1,9 +1,10 @@
 //! One queue's thread: looks at the ring, drives the device's worker, sleeps when there is nothing.
 //!
 //! Before it sleeps it looks at the ring for a while by itself, as long as that pays: waking a sleeping thread costs a
-//! hundred times what a request does. The while grows when a sleep turns out to have been short and shrinks when it
-//! was long, as KVM's `halt_poll_ns` does. Doorbells are off while it looks. Neighbours: [`super::queue`] starts and
-//! stops it, `device::blk` does the work. Left out: one thread for several queues.
+//! hundred times what a request does. Where it finds nothing a few times in a row (the driver is idle, or waits for the
+//! very CPU that this thread burns) it goes to sleep at once, and tries again every so often ([`Patience`]). Doorbells
+//! are off while it looks. Neighbours: [`super::queue`] starts and stops it, `device::blk` does the work. Left out: one
+//! thread for several queues.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,21 +13,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::memory::PeerMemory;
+use super::tap::QueueTap;
 use lowzone_device::Counters;
 use lowzone_device::blk::BlkWorker;
 use lowzone_device::virtio::QueueHost;
 use lowzone_guest_mem::trace::Kind;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use vm_memory::GuestMemoryMmap;
-
-use super::tap::QueueTap;
 
 /// Requests between two looks at everything else.
-const BATCH: u16 = 16;
-/// The longest look at an empty ring.
-const LONGEST: Duration = Duration::from_micros(50);
-/// The shortest that is worth its name.
-const SHORTEST: Duration = Duration::from_micros(4);
+const BATCH: u16 = 32;
+/// How long to look at an empty ring: about what waking a thread takes.
+const LOOK: Duration = Duration::from_micros(50);
+/// Looks in vain after which it is given up.
+const TRIES: u32 = 4;
+/// Sleeps after which it is tried again, once.
+const REST: u32 = 32;
 /// How often to look at the ring of a peer that rings no doorbell.
 const NO_BELL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
 
@@ -105,10 +107,39 @@ impl QueueHost for Bell {
     fn reset_done(&self, _queue: u16) {}
 }
 
+/// Whether it pays to look at an empty ring before sleeping.
+#[derive(Default)]
+struct Patience {
+    /// Looks in vain, since the last that was not.
+    vain: u32,
+    /// Sleeps without a look.
+    slept: u32,
+}
+
+impl Patience {
+    /// Whether to look this time.
+    fn looks(&mut self) -> bool {
+        if self.vain < TRIES {
+            return true;
+        }
+        self.slept += 1;
+        if self.slept == REST {
+            self.slept = 0;
+            return true;
+        }
+        false
+    }
+
+    /// What a look brought.
+    fn learn(&mut self, found: bool) {
+        self.vain = if found { 0 } else { (self.vain + 1).min(TRIES) };
+    }
+}
+
 /// A queue at work.
 pub(super) struct Poller {
     pub queue: u16,
-    pub worker: BlkWorker<GuestMemoryMmap<()>, QueueTap>,
+    pub worker: BlkWorker<PeerMemory, QueueTap>,
     /// The doorbell; `None` if the driver wants to be looked after without.
     pub kick: Option<Arc<File>>,
     pub halt: Arc<Halt>,
@@ -120,7 +151,7 @@ impl Poller {
     /// Serves the queue until it is asked to end. Returns where its ring goes on.
     pub fn run(mut self) -> u16 {
         let start = self.worker.next().unwrap_or(0);
-        let mut budget = SHORTEST;
+        let mut patience = Patience::default();
         while !self.halt.is_asked() {
             if self.worker.batch(BATCH, 0) > 0 {
                 continue;
@@ -128,13 +159,17 @@ impl Poller {
             if self.worker.is_stopped() {
                 return self.broken(start);
             }
-            self.worker.disarm();
-            if self.look(budget) || self.worker.arm() {
-                continue;
+            if patience.looks() {
+                self.worker.disarm();
+                let found = self.look();
+                patience.learn(found);
+                if found {
+                    continue;
+                }
             }
-            let begun = Instant::now();
-            self.sleep();
-            budget = if begun.elapsed() < LONGEST { (budget * 2).clamp(SHORTEST, LONGEST) } else { budget / 2 };
+            if !self.worker.arm() {
+                self.sleep();
+            }
         }
         // What is on the ring now was sent before the end and is answered.
         self.worker.batch(u16::MAX, 0);
@@ -150,10 +185,10 @@ impl Poller {
         start
     }
 
-    /// Looks at the ring for so long; whether there was something, or the end was asked for.
-    fn look(&mut self, budget: Duration) -> bool {
+    /// Looks at the ring for a while; whether there was something, or the end was asked for.
+    fn look(&mut self) -> bool {
         let begun = Instant::now();
-        while begun.elapsed() < budget {
+        while begun.elapsed() < LOOK {
             std::hint::spin_loop();
             if self.worker.waiting() || self.halt.is_asked() {
                 return true;
@@ -182,5 +217,29 @@ impl Poller {
             // Its other end is gone: it would be ready for ever.
             self.kick = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_is_given_up_when_it_is_in_vain_and_tried_again_now_and_then() {
+        let mut patience = Patience::default();
+        let mut looks = |found: bool, times: usize| {
+            let mut look = || {
+                let looked = patience.looks();
+                if looked {
+                    patience.learn(found);
+                }
+                looked
+            };
+            (0..times).filter(|_| look()).count()
+        };
+        assert_eq!(looks(true, 100), 100);
+        assert_eq!(looks(false, 4 + 3 * 32), 4 + 3);
+        assert_eq!(looks(true, 31), 0);
+        assert_eq!(looks(true, 10), 10, "the one that finds something brings it back");
     }
 }

@@ -187,7 +187,13 @@ impl Server {
         let system = ServeError::system;
         let (mut here, there) = UnixStream::pair().map_err(system("a link"))?;
         let asker = here.try_clone().map_err(system("a link"))?;
-        let mut child = spawn(&self.config, peer, there).map_err(system("a process for the connection"))?;
+        let mut child = match spawn(&self.config, peer, there) {
+            Ok(child) => child,
+            Err(error) => {
+                self.complain(&format!("no process for it: {error}"));
+                return Ok(());
+            }
+        };
         let pid = Pid::from_child(&child);
         self.stop.set(Some((asker, pid)));
         let mut counted = false;
@@ -207,11 +213,15 @@ impl Server {
         let status = child.wait().map_err(system("a process"))?;
         self.stop.set(None);
         if let Some(text) = death(status, counted) {
-            let number = self.config.number;
-            // With standard error gone there is nobody to tell.
-            let _ = io::stderr().write_all(format!("lowzone: serve: connection {number}: {text}\n").as_bytes());
+            self.complain(&text);
         }
         Ok(())
+    }
+
+    fn complain(&self, text: &str) {
+        let number = self.config.number;
+        // With standard error gone there is nobody to tell.
+        let _ = io::stderr().write_all(format!("lowzone: serve: connection {number}: {text}\n").as_bytes());
     }
 }
 

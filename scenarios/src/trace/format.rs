@@ -79,7 +79,7 @@ pub struct Header {
     pub scenario: String,
     /// The world's seed.
     pub seed: u64,
-    /// What `ts` counts: `virtual-ns`, or `monotonic-ns` in the threads world.
+    /// What `ts` counts: `virtual-ns`, or `monotonic-ns` in the threads world and of a server.
     pub clock: String,
     /// CPUs; producers below this number are CPUs, the others are devices in the order of their table.
     pub cpus: u32,

@@ -25,9 +25,9 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         self.on_ring(0, |worker, ring| worker.do_batch(ring, limit, now))
     }
 
-    /// Whether the driver has made requests available: a look at the ring and no more.
+    /// Whether the driver has made requests available: a look at the ring of which the observer isn't told.
     pub fn waiting(&mut self) -> bool {
-        self.on_ring(false, |worker, ring| Ok(ring.waiting(&worker.mem)? > 0))
+        self.on_ring(false, |worker, ring| ring.glance(&worker.mem))
     }
 
     /// Asks the driver not to ring while the caller looks by itself.
@@ -82,6 +82,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
         let due = ring.waiting(&self.mem)?.min(limit);
         let worked = (0..due).try_for_each(|_| self.whole(ring, now));
         self.common.counters.saw_in_flight(due.into());
+        self.common.counters.settle(&mut self.tally);
         // What was done before a broken chain was met is the driver's all the same.
         ring.commit_staged(&self.mem)?;
         if std::mem::take(&mut self.owing) && ring.needs_interrupt(&self.mem)? {
