@@ -14,4 +14,5 @@ mod server;
 mod shows_4_drivers;
 mod shows_5_power_cut;
 mod speed;
+mod speed_front;
 mod traced;
