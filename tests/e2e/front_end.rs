@@ -182,7 +182,14 @@ impl Part {
 }
 
 /// Two CPUs at two queues, each with its half of the disk.
-fn work(rig: &mut FrontRig, disk: &Arc<Disk>, parts: Vec<Part>, requests: u64, seed: u64, total: &Arc<AtomicU64>) -> Vec<Part> {
+fn work(
+    rig: &mut FrontRig,
+    disk: &Arc<Disk>,
+    parts: Vec<Part>,
+    requests: u64,
+    seed: u64,
+    total: &Arc<AtomicU64>,
+) -> Vec<Part> {
     run_parts(rig, parts, {
         let (disk, total) = (disk.clone(), total.clone());
         move |cpu, part, queue| part.work(cpu, &disk, queue, requests, seed ^ u64::from(queue), &total)

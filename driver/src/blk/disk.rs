@@ -202,11 +202,7 @@ impl Disk {
         Ok(disk)
     }
 
-    pub(crate) fn probe_virtio(
-        cpu: &Cpu<'_>,
-        device: &VirtioDevice,
-        options: &BlkOptions,
-    ) -> Result<Self, ProbeError> {
+    pub(crate) fn probe_virtio(cpu: &Cpu<'_>, device: &VirtioDevice, options: &BlkOptions) -> Result<Self, ProbeError> {
         device.dma.set_mask(cpu, dma_bit_mask(options.dma_mask))?;
         device.dma.set_coherent_mask(cpu, dma_bit_mask(options.coherent_mask))?;
         Self::start(cpu, Host::Own(device.clone()), options, device.transport.clone())

@@ -49,7 +49,10 @@ mod tests {
     #[test]
     fn one_block_device_fits_and_what_else_there_is_is_named() {
         assert_eq!(skip("block/low-zone", &[]), "");
-        assert_eq!(skip("block/copy-image", &["image=x"]), "can't be told over vhost-user: there is one device at a socket");
+        assert_eq!(
+            skip("block/copy-image", &["image=x"]),
+            "can't be told over vhost-user: there is one device at a socket"
+        );
         assert!(skip("edu/clamp", &[]).contains("is of kind 'virtio-blk'"));
         assert!(skip("block/no-bus-master", &[]).ends_with("without PCI"));
         assert!(skip("block/low-zone", &["msix=false"]).contains("INTx"));
