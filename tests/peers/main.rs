@@ -15,4 +15,5 @@ mod shows_2_guest;
 mod shows_4_drivers;
 mod shows_5_power_cut;
 mod speed;
+mod speed_front;
 mod traced;

@@ -8,14 +8,14 @@ use lowzone::world::Random;
 use crate::disk::{Disk, Wait};
 use crate::server::Server;
 
-const BLOCK: usize = 4096;
-const DISK: u64 = 1 << 30;
+pub const BLOCK: usize = 4096;
+pub const DISK: u64 = 1 << 30;
 const ROUNDS: usize = 7;
 /// A ratio that no noise explains; the goal is 1.
 const SLOWER: f64 = 0.75;
 
 /// Random reads of 4 KiB a second, with `depth` in flight.
-fn iops(socket: &Path, depth: usize, wait: Wait, time: Duration) -> f64 {
+pub fn iops(socket: &Path, depth: usize, wait: Wait, time: Duration) -> f64 {
     let mut disk = Disk::connect(socket, 1, depth * BLOCK, wait).unwrap();
     let mut random = Random::new(depth as u64);
     let mut done: Vec<(u64, i32)> = (0..depth as u64).map(|tag| (tag, 0)).collect();
@@ -35,7 +35,7 @@ fn iops(socket: &Path, depth: usize, wait: Wait, time: Duration) -> f64 {
     }
 }
 
-fn middle(mut values: Vec<f64>) -> [f64; 3] {
+pub fn middle(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     [values[0], values[values.len() / 2], values[values.len() - 1]]
 }

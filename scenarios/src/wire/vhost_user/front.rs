@@ -123,6 +123,21 @@ impl VhostUser {
         Err(VirtioError::Gone)
     }
 
+    /// Stops what may run, agrees on features and hands RAM over.
+    fn agree(&self, wanted: u64) -> Result<u64, VirtioError> {
+        let regions = self.regions();
+        let mut state = self.state();
+        state.stop_queues()?;
+        let offered = state.link()?.features & !(F_LOG_ALL | F_PROTOCOL | F_ACCESS_PLATFORM);
+        let features = offered & (wanted | F_VERSION_1);
+        if features & F_VERSION_1 == 0 {
+            return Err(VirtioError::NotModern { features: offered });
+        }
+        state.request("SET_FEATURES", |front| front.set_features(features | F_PROTOCOL))?;
+        state.request("SET_MEM_TABLE", |front| front.set_mem_table(&regions))?;
+        Ok(features)
+    }
+
     /// All RAM, as the device addresses it.
     fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
         let Some(kernel) = self.kernel.get() else { return Vec::new() };
@@ -184,17 +199,14 @@ impl State {
 impl Transport for VhostUser {
     fn negotiate(&self, cpu: &Cpu<'_>, wanted: u64) -> Result<u64, VirtioError> {
         self.revive(cpu)?;
-        let regions = self.regions();
-        let mut state = self.state();
-        state.stop_queues()?;
-        let offered = state.link()?.features & !(F_LOG_ALL | F_PROTOCOL | F_ACCESS_PLATFORM);
-        let features = offered & (wanted | F_VERSION_1);
-        if features & F_VERSION_1 == 0 {
-            return Err(VirtioError::NotModern { features: offered });
+        match self.agree(wanted) {
+            // Its end may not have been heard of when the connection was looked at.
+            Err(VirtioError::Gone) => {
+                self.revive(cpu)?;
+                self.agree(wanted)
+            }
+            done => done,
         }
-        state.request("SET_FEATURES", |front| front.set_features(features | F_PROTOCOL))?;
-        state.request("SET_MEM_TABLE", |front| front.set_mem_table(&regions))?;
-        Ok(features)
     }
 
     fn config_read(&self, _cpu: &Cpu<'_>, offset: u64, to: &mut [u8]) -> Result<(), VirtioError> {
