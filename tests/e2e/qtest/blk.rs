@@ -33,7 +33,7 @@ fn block(round: usize) -> Vec<u8> {
 }
 
 /// Writes and reads `rounds` blocks on every queue, each compared.
-fn round_trips(cpu: &Cpu<'_>, disk: &Disk, rounds: usize) {
+pub(super) fn round_trips(cpu: &Cpu<'_>, disk: &Disk, rounds: usize) {
     for round in 0..rounds {
         let queue = u16::try_from(round).unwrap() % disk.queues();
         let sector = 8 * round as u64;
@@ -50,7 +50,7 @@ fn round_trips(cpu: &Cpu<'_>, disk: &Disk, rounds: usize) {
 }
 
 /// Probes the driver, runs `body` on the disk, and removes it; nothing may be left.
-fn with_disk(config: MachineConfig, peer: Peer, options: BlkOptions, body: impl FnOnce(&Cpu<'_>, &Disk)) {
+pub(super) fn with_disk(config: MachineConfig, peer: Peer, options: BlkOptions, body: impl FnOnce(&Cpu<'_>, &Disk)) {
     let rig = Rig::new(config, &[peer]);
     let (cpu, devices) = (rig.cpu(), rig.devices());
     let driver = BlkDriver::new(options);

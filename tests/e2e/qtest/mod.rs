@@ -20,6 +20,7 @@ mod blk;
 mod edu;
 mod end;
 mod program;
+mod sandwich;
 mod scenarios;
 
 /// The smallest world: one CPU in real time, whose only company is the emulator.

@@ -83,7 +83,7 @@ fn what_a_device_is_told_is_what_it_offers() {
         assert_eq!(theirs.queues.len(), 4);
         let indirect: u64 = theirs.queues.iter().map(|queue| queue.indirect).sum();
         assert_eq!(indirect == 0, sets.contains(&"indirect=false"), "{sets:?}: 32 requests don't fit 64 entries else");
-        assert_eq!((theirs.devices[0].requests, findings(&theirs).len()), (2000, 0), "{sets:?}");
+        assert_eq!((theirs.devices[0].requests, findings(&theirs).len()), (1000, 0), "{sets:?}");
         assert!(theirs.devices[0].interrupts > 0);
     }
 }

@@ -109,9 +109,9 @@ impl Peer {
                 let read_only = switch(options.read_only);
                 let drive = format!("{},node-name=drive{index},read-only={read_only}", drive.option(files)?);
                 let device = format!(
-                    "virtio-blk-pci,addr={slot:#x},drive=drive{index},logical_block_size={},{}",
-                    options.blk_size,
-                    options.option()
+                    "virtio-blk-pci,addr={slot:#x},drive=drive{index},logical_block_size={size},physical_block_size={size},{}",
+                    options.option(),
+                    size = options.blk_size
                 );
                 Ok(vec!["-blockdev".into(), drive, "-device".into(), device])
             }
