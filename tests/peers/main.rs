@@ -8,6 +8,7 @@
 mod bad_peers;
 mod disk;
 mod libblkio;
+mod like_qemu;
 mod pages;
 mod raw;
 mod server;

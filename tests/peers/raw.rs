@@ -88,3 +88,30 @@ impl Raw {
         }
     }
 }
+
+impl Raw {
+    /// Says something and gives the answer's body.
+    pub fn ask(&mut self, code: u32, body: &[u8]) -> Vec<u8> {
+        self.say(code, body);
+        self.answer(code)
+    }
+
+    /// Says something that wants an acknowledgement, and gets a good one.
+    pub fn tell(&mut self, code: u32, body: &[u8], files: &[BorrowedFd<'_>]) {
+        let mut message = halves(&[code, 1 | 1 << 3, u32::try_from(body.len()).unwrap()]);
+        message.extend(body);
+        self.send(&message, files);
+        assert_eq!(self.answer(code), [0; 8], "message {code} is refused");
+    }
+
+    fn answer(&mut self, code: u32) -> Vec<u8> {
+        let mut header = [0; 12];
+        self.0.read_exact(&mut header).unwrap();
+        let (words, _) = header.as_chunks::<4>();
+        let [found, flags, size] = [0, 1, 2].map(|at| u32::from_le_bytes(words[at]));
+        assert_eq!((found, flags), (code, 5), "an answer to {code}");
+        let mut body = vec![0; usize::try_from(size).unwrap()];
+        self.0.read_exact(&mut body).unwrap();
+        body
+    }
+}
