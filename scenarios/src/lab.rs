@@ -1,6 +1,6 @@
 //! The lab: a machine, its devices and its driver, built from a scenario, and the steps run on them.
 //!
-//! A [`Lab`] borrows a machine from the pool, joins the scenario's devices to it by a wire ([`join`]) and makes the
+//! A [`Lab`] borrows a machine from the pool, joins the scenario's devices to it by a wire (`join`) and makes the
 //! world.
 //! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
 //! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
