@@ -321,6 +321,7 @@ impl RunResult {
     pub(crate) fn add_device(&mut self, slot: &Slot) {
         let totals = slot.counters.as_ref().map(|counters| counters.totals()).unwrap_or_default();
         // A peer's device counts for itself: what the driver saw completed must do.
+        let peer = !self.wire.is_empty();
         let queues = || self.queues.iter().filter(|queue| queue.device == slot.name);
         let completed = queues().map(|queue| queue.requests).sum();
         let interrupts = queues().map(|queue| queue.interrupts).sum();
@@ -329,10 +330,10 @@ impl RunResult {
         self.devices.push(DeviceRow {
             name: slot.name.clone(),
             at: slot.at.to_string(),
-            requests: if slot.counters.is_some() { totals.requests } else { completed },
+            requests: if peer { completed } else { totals.requests },
             failed: totals.failed,
             bytes: totals.bytes_read + totals.bytes_written,
-            interrupts: if slot.counters.is_some() { totals.interrupts } else { interrupts },
+            interrupts: if peer { interrupts } else { totals.interrupts },
             maps: dma.maps,
             coherent: dma.coherent,
             map_failures: dma.map_failures,

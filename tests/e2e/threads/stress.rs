@@ -66,7 +66,7 @@ fn turns(cpu: &Cpu<'_>, circle: &Arc<Circle>, me: usize, rounds: u64, mut random
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, max_shrink_iters: 0, ..ProptestConfig::default() })]
 
     /// A token goes round a circle of CPUs, beside a crowd at two locks: one wake-up lost and it would stop for good.
     #[test]

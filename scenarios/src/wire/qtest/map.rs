@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(fits("block/too-wide", &["machine.ram=2G"]), Ok(()), "there is nothing beyond 32 bits");
         assert!(fits("block/low-zone", &["access_platform=false"]).unwrap_err().starts_with(needs));
         assert!(fits("edu/clamp", &["beyond=refuse"]).unwrap_err().ends_with("and QEMU's edu does not"));
-        assert!(fits("edu/three-lows", &["step.dma.mask=40"]).is_err(), "a step may promise more");
+        assert!(fits("edu/three-lows", &["step[1].dma.mask=40"]).is_err(), "a step may promise more");
     }
 
     #[test]
