@@ -44,8 +44,10 @@ fn explore_passes_every_allocation_site_of_the_driver() {
     for file in ["driver/src/blk/queue.rs", "driver/src/blk/disk.rs", "driver/src/virtio/ring.rs"] {
         let text = fs::read_to_string(workspace().join(file)).unwrap();
         for (number, line) in (1..).zip(text.lines()) {
-            // The pin is asked for only where there is no MSI-X; a seeded bug's own call is in another build.
-            let elsewhere = line.contains("pci.intx()") || line.contains("Arc::new(Dangling");
+            // The pin is asked for only where there is no MSI-X, a device without PCI is on another wire, and a seeded
+            // bug's own call is in another build.
+            let elsewhere = ["pci.intx()", "device.dma.set", "Arc::new(Dangling"];
+            let elsewhere = elsewhere.iter().any(|part| line.contains(part));
             if calls.iter().any(|call| line.contains(call)) && !elsewhere {
                 found += 1;
                 let site = format!("{file}:{number}");

@@ -1,6 +1,7 @@
 //! `raw_read` and `irq_alloc`: one request by raw calls, which can do wrong what the types would not allow.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowzone_driver::blk::{Data, Request};
 use lowzone_guest_mem::dma::{Dir, misuse};
@@ -61,13 +62,19 @@ fn raw_read(cpu: &Cpu<'_>, bench: &Bench, step: &RawReadStep) -> Result<(), Stri
     outcome.map(|_| ())
 }
 
-/// Allocates in hard-interrupt context, with whatever mask it was given.
-struct AllocInHandler(Gfp);
+/// Allocates in hard-interrupt context, with whatever mask it was given, at its first interrupt: how many there are is
+/// the device's affair.
+struct AllocInHandler {
+    gfp: Gfp,
+    done: AtomicBool,
+}
 
 impl IrqHandler for AllocInHandler {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
         let _span = cpu.span("careless_handler");
-        drop(KBuf::kmalloc(cpu, IRQ_BYTES, self.0));
+        if !self.done.swap(true, Ordering::Relaxed) {
+            drop(KBuf::kmalloc(cpu, IRQ_BYTES, self.gfp));
+        }
         IrqReturn::Handled
     }
 }
@@ -82,7 +89,7 @@ pub(super) fn irq_alloc(bench: &Arc<Bench>, step: &IrqAllocStep) -> Body {
         let gfp = data::mask(step.gfp);
         // The last line is a queue's: with MSI-X the first is the configuration's.
         let Some(irq) = disk.irqs().last().copied() else { return bench.failed("irq_alloc: no interrupt".to_owned()) };
-        let line = match request_irq(cpu, irq, Arc::new(AllocInHandler(gfp))) {
+        let line = match request_irq(cpu, irq, Arc::new(AllocInHandler { gfp, done: AtomicBool::new(false) })) {
             Ok(line) => line,
             Err(error) => return bench.failed(error.to_string()),
         };
