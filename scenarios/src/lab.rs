@@ -1,277 +1,38 @@
 //! The lab: a machine, its devices and its driver, built from a scenario, and the steps run on them.
 //!
 //! A [`Lab`] borrows a machine from the pool, joins the scenario's devices to it by a wire (`join`) and makes the
-//! world.
-//! [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
+//! world. [`Lab::run`] does the steps and says what was seen; it judges nothing (`expect` does).
 //! Neighbours: `spec`, `step`, `result`. Left out: peers in other processes.
 
+mod bench;
+mod control;
+mod error;
 mod join;
+mod setting;
 
-use std::collections::BTreeMap;
+pub use bench::Verify;
+pub(crate) use bench::{Bench, Canary, Slot, lock};
+pub use control::Control;
+pub use error::LabError;
+pub use setting::Setting;
+
 use std::io::Write;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use lowzone_device::Counters;
 use lowzone_device::misbehave::Script;
-use lowzone_device::store::StoreError;
-use lowzone_driver::blk::Disk;
-use lowzone_driver::bus::{Bdf, PciBus};
-use lowzone_driver::pci::PciDevice;
-use lowzone_driver::virtio::VirtioDevice;
-use lowzone_guest_mem::KBuf;
-use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::fault::FaultSpec;
-use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig, MachineError};
-use lowzone_guest_mem::page::Pages;
+use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig};
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
-use thiserror::Error;
 
 use self::join::{Joined, Peer};
-use crate::kit::{Kit, LabDriver, MakeError};
+use crate::kit::{Kit, LabDriver};
 use crate::result::{FaultRow, RunResult};
-use crate::spec::{FaultError, Need, Scenario, Step};
+use crate::spec::{Need, Scenario, Step};
 use crate::step;
 use crate::trace::writer::Joined as JoinedWriter;
 use crate::trace::{Header, TraceError, Writer};
-use crate::wire::qtest::QtestError;
-use crate::wire::vhost_user::VhostUserError;
-use crate::wire::{InProc, Skip, WireKind};
-use crate::world::{Body, Exit, ThreadsError, World, WorldKind};
-
-/// Why a scenario could not be set up.
-#[derive(Debug, Error)]
-pub enum LabError {
-    /// The machine.
-    #[error("machine: {0}")]
-    Machine(#[from] MachineError),
-    /// A device's store.
-    #[error("device {device}: {source}")]
-    Store {
-        /// The device.
-        device: String,
-        /// What is wrong.
-        source: StoreError,
-    },
-    /// A device.
-    #[error("device {device}: {source}")]
-    Device {
-        /// The device.
-        device: String,
-        /// What is wrong, in its kind's words.
-        source: MakeError,
-    },
-    /// The emulator.
-    #[error("wire: {0}")]
-    Wire(#[from] QtestError),
-    /// The peer behind a socket.
-    #[error("wire: {0}")]
-    Socket(#[from] VhostUserError),
-    /// The scenario's story can't be told on the wire.
-    #[error("{scenario} {skip}")]
-    Skip {
-        /// The scenario.
-        scenario: String,
-        /// What it lacks.
-        skip: Skip,
-    },
-    /// The world of threads.
-    #[error("world: {0}")]
-    World(#[from] ThreadsError),
-    /// The scenario's story depends on what this world is not.
-    #[error("{scenario} needs {need}: {why}")]
-    Needs {
-        /// The scenario.
-        scenario: String,
-        /// What its file says.
-        need: Need,
-        /// Why this world can't.
-        why: &'static str,
-    },
-    /// The driver.
-    #[error("driver {driver}: {source}")]
-    Driver {
-        /// Its kind.
-        driver: String,
-        /// What is wrong, in its kind's words.
-        source: MakeError,
-    },
-    /// What is made to fail; a scenario that was loaded has nothing wrong there.
-    #[error(transparent)]
-    Fault(#[from] FaultError),
-    /// A kind that the program doesn't have; a scenario that was loaded in it has none such.
-    #[error("no kind '{kind}' of {what}")]
-    NoKind {
-        /// `driver` or `device`.
-        what: &'static str,
-        /// The name.
-        kind: String,
-    },
-}
-
-/// Where a scenario runs: in a world, on a wire. A peer's time is its own, so its world is that of threads.
-///
-/// ```
-/// use lowzone::lab::Setting;
-/// use lowzone::wire::WireKind;
-/// use lowzone::world::WorldKind;
-///
-/// assert_eq!(Setting::from(WireKind::Qemu).world(), WorldKind::Threads);
-/// assert_eq!(Setting::from(WireKind::InProc), Setting::from(WorldKind::Lockstep));
-/// ```
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Setting {
-    world: WorldKind,
-    wire: WireKind,
-}
-
-impl Setting {
-    /// Who runs when.
-    pub fn world(&self) -> WorldKind {
-        self.world
-    }
-
-    /// What joins the driver to its devices.
-    pub fn wire(&self) -> &WireKind {
-        &self.wire
-    }
-}
-
-impl From<WorldKind> for Setting {
-    fn from(world: WorldKind) -> Self {
-        Self { world, wire: WireKind::InProc }
-    }
-}
-
-impl From<WireKind> for Setting {
-    fn from(wire: WireKind) -> Self {
-        let world = if wire == WireKind::InProc { WorldKind::Lockstep } else { WorldKind::Threads };
-        Self { world, wire }
-    }
-}
-
-/// How data that was read is compared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Verify {
-    /// Byte by byte and by SHA-256, which the result shows.
-    #[default]
-    Sha256,
-    /// Byte by byte: for measuring everything but the hash.
-    Bytes,
-}
-
-/// What a person outside may see and say while a scenario runs.
-#[derive(Debug, Default)]
-pub struct Control {
-    stop: AtomicBool,
-    done: AtomicU64,
-    total: AtomicU64,
-}
-
-impl Control {
-    /// Asks the steps to end early, with everything in flight completed.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether that was asked.
-    pub fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Bytes moved so far in the current step, and bytes that it will move.
-    pub fn progress(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn begin(&self, total: u64) {
-        self.done.store(0, Ordering::Relaxed);
-        self.total.store(total, Ordering::Relaxed);
-    }
-
-    pub(crate) fn advance(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-/// One plugged device.
-pub(crate) struct Slot {
-    pub(crate) name: String,
-    pub(crate) at: Bdf,
-    pub(crate) dma: DmaDevice,
-    /// How it is reached if no bus finds it.
-    pub(crate) virtio: Option<VirtioDevice>,
-    pub(crate) counters: Option<Arc<Counters>>,
-    pub(crate) script: Option<Arc<Script>>,
-    pub(crate) image: Option<PathBuf>,
-    /// Bytes of its store when it was opened.
-    pub(crate) capacity: u64,
-    pub(crate) width: u8,
-}
-
-impl Slot {
-    /// What to say if the image has another size by now; its requests have failed since it changed.
-    fn resized(&self) -> Option<String> {
-        let path = self.image.as_ref()?;
-        let now = std::fs::metadata(path).map_or(0, |file| file.len());
-        let (name, was) = (&self.name, self.capacity);
-        (now != was).then(|| format!("{name}: image {} changed from {was} to {now} bytes while in use", path.display()))
-    }
-}
-
-/// What the bodies on the CPUs share with the lab.
-pub(crate) struct Bench {
-    pub(crate) kernel: &'static Kernel,
-    pub(crate) bus: Arc<dyn PciBus>,
-    pub(crate) driver: Arc<dyn LabDriver>,
-    /// Where it is bound.
-    pub(crate) bound: Mutex<Vec<Bdf>>,
-    pub(crate) slots: Vec<Slot>,
-    pub(crate) found: Mutex<Vec<Arc<PciDevice>>>,
-    pub(crate) control: Arc<Control>,
-    pub(crate) verify: Verify,
-    pub(crate) seed: u64,
-    /// The buffer whose low alias carries the canary, and that alias's address.
-    pub(crate) canary: Mutex<Option<Canary>>,
-    /// What `hold` steps took.
-    pub(crate) held: Mutex<Vec<Pages>>,
-    /// What the last `dma` step left in a device's buffer, where that is known.
-    pub(crate) sent: Mutex<BTreeMap<String, Vec<u8>>>,
-    /// A span that every step opens first: a campaign's phases.
-    pub(crate) phase: Mutex<Option<&'static str>>,
-    pub(crate) result: Mutex<RunResult>,
-}
-
-/// Marked memory that a wrapped access would hit.
-pub(crate) struct Canary {
-    /// The buffer above the device's reach; the next raw step uses it.
-    pub(crate) buffer: Option<KBuf>,
-    pub(crate) alias: lowzone_guest_mem::PhysAddr,
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Bench {
-    pub(crate) fn slot(&self, name: &str) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.name == name)
-    }
-
-    pub(crate) fn disk(&self, name: &str) -> Option<Arc<Disk>> {
-        self.driver.disk(self.slot(name)?.at)
-    }
-
-    pub(crate) fn is_bound(&self, at: Bdf) -> bool {
-        lock(&self.bound).contains(&at)
-    }
-
-    /// Notes that a step could not do its work.
-    pub(crate) fn failed(&self, text: String) {
-        lock(&self.result).errors.push(text);
-    }
-}
+use crate::wire::InProc;
+use crate::world::{Body, Exit, World, WorldKind};
 
 /// A scenario, set up and ready to run.
 pub struct Lab {
@@ -328,7 +89,8 @@ impl Lab {
         verify: Verify,
         control: Arc<Control>,
     ) -> Result<Self, LabError> {
-        let Setting { world, wire } = setting.into();
+        let setting = setting.into();
+        let (world, wire) = (setting.world(), setting.wire());
         if let Err(skip) = wire.expects(&scenario) {
             return Err(LabError::Skip { scenario: name.to_owned(), skip });
         }
@@ -345,7 +107,7 @@ impl Lab {
         };
         let machine = Machine::acquire(config)?;
         let controller = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));
-        let Joined { bus, slots, workers, peer } = join::join(kit, &machine, &controller, &scenario, &wire)?;
+        let Joined { bus, slots, workers, peer } = join::join(kit, &machine, &controller, &scenario, wire)?;
         if let Some(peer) = &peer {
             let control = control.clone();
             peer.on_failure(move || control.stop());
@@ -367,7 +129,7 @@ impl Lab {
             held: Mutex::default(),
             sent: Mutex::default(),
             phase: Mutex::default(),
-            result: Mutex::new(RunResult::new(name, &scenario, seed, (world.kind(), &wire))),
+            result: Mutex::new(RunResult::new(name, &scenario, seed, (world.kind(), wire))),
         });
         Ok(Self { scenario, wire: controller, peer, bench, world, stream: None, machine })
     }
