@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use lowzone::explore::observer::Observer;
 use lowzone::world::Exit;
 use lowzone_device::blk::BlkOptions as DeviceOptions;
 use lowzone_driver::blk::{BlkDriver, BlkOptions, Data, Request};
@@ -81,10 +82,9 @@ fn fail_each_point(options: BlkOptions, seed: u64) -> (u64, u64) {
     let (mut failed, mut absorbed) = (0, 0);
     for n in 0.. {
         let driver = Arc::new(BlkDriver::new(options));
-        rig.world.fail_nth(Some(n));
+        rig.world.observe(Some(Observer::failing(n)));
         let probed = bind(&mut rig, &driver, &pci);
-        let reached = rig.world.faults_seen() > n;
-        rig.world.fail_nth(None);
+        let reached = rig.world.observe(None).unwrap().reached();
         let what = format!("point {n} of the probe: {probed:?}");
         match &probed {
             Probe::Failed { errno, text } => {
@@ -139,7 +139,7 @@ fn probe_unwinds_requests_that_fail_at_any_point_are_failed_or_retried_and_nothi
     let driver = Arc::new(BlkDriver::new(BlkOptions::default()));
     bind(&mut rig, &driver, &pci);
     for n in 0.. {
-        rig.world.fail_nth(Some(n));
+        rig.world.observe(Some(Observer::failing(n)));
         let disk = driver.disk(pci.at()).unwrap();
         on_cpu(&mut rig, move |cpu| {
             let Ok(mut buffer) = KBuf::kmalloc(cpu, 4096, GFP_KERNEL) else { return };
@@ -153,11 +153,10 @@ fn probe_unwinds_requests_that_fail_at_any_point_are_failed_or_retried_and_nothi
                 }
             }
         });
-        if rig.world.faults_seen() <= n {
+        if !rig.world.observe(None).unwrap().reached() {
             break;
         }
     }
-    rig.world.fail_nth(None);
     unbind(&mut rig, &driver, &pci);
     rig.assert_clean("after requests that failed");
 }

@@ -41,6 +41,8 @@ pub struct Observer {
     counters: HashMap<(Class, Scope), u32>,
     paths: HashMap<Scope, String>,
     armed: Vec<Armed>,
+    /// Which point that may fail does, counted from 0, whatever its name; and how many were passed.
+    nth: Option<(u64, u64)>,
     /// Every point so far, if they are listed.
     list: Option<Vec<Seen>>,
     /// How many points of the list came before the first hit.
@@ -58,6 +60,16 @@ impl Observer {
     pub fn new(strikes: &[Strike], list: bool) -> Self {
         let armed = strikes.iter().map(|strike| Armed { strike: strike.clone(), hit: false }).collect();
         Self { armed, list: list.then(Vec::new), ..Self::default() }
+    }
+
+    /// An observer that fails the `nth` point that may fail, counted from 0, whatever its name.
+    pub fn failing(nth: u64) -> Self {
+        Self { nth: Some((nth, 0)), ..Self::default() }
+    }
+
+    /// Whether the point of [`Observer::failing`] was reached.
+    pub fn reached(&self) -> bool {
+        self.nth.is_some_and(|(nth, passed)| passed > nth)
     }
 
     /// The points so far.
@@ -89,15 +101,16 @@ impl Observer {
             .all(|armed| armed.hit || matches!(armed.strike, Strike::Irq { .. } | Strike::Completion { .. }))
     }
 
-    /// Strikes no more.
-    pub fn disarm(&mut self) {
-        self.armed.clear();
-    }
-
     pub(crate) fn pass(&mut self, point: &Point) -> Answer {
         let class = point.request.class;
         if !counts(class) {
             return Answer::Pass;
+        }
+        if let Some((nth, passed)) = self.nth.as_mut().filter(|_| class.may_fail()) {
+            *passed += 1;
+            if *passed == *nth + 1 {
+                return Answer::Fail;
+            }
         }
         let scope = point.owner.scope;
         let counter = self.counters.entry((class, scope)).or_default();

@@ -31,7 +31,7 @@ use crate::explore::observer::Observer;
 use crate::wire::InProc;
 use crate::world::inject::Injectors;
 use cpu_env::{CpuEnv, Give};
-use shared::{CpuState, FaultPlan, Shared, State};
+use shared::{CpuState, Shared, State};
 
 /// Virtual nanoseconds of one phase of a device.
 const SERVICE_NS: u64 = 200;
@@ -83,7 +83,6 @@ impl Lockstep {
             kernel,
             bus,
             state: RefCell::new(state),
-            faults: RefCell::new(None),
             injectors: RefCell::new(Injectors::new(seed)),
             observer: RefCell::new(None),
             stop_at: Cell::new(None),
@@ -100,16 +99,6 @@ impl Lockstep {
     /// From now on `observer` sees every point; the one before it comes back.
     pub fn observe(&mut self, observer: Option<Observer>) -> Option<Observer> {
         std::mem::replace(&mut *self.shared.observer.borrow_mut(), observer)
-    }
-
-    /// From now on fails the `nth` point that may fail, counted from 0; `None` fails none.
-    pub fn fail_nth(&mut self, nth: Option<u64>) {
-        *self.shared.faults.borrow_mut() = nth.map(|nth| FaultPlan { nth, seen: 0 });
-    }
-
-    /// How many points that may fail were passed since [`Lockstep::fail_nth`].
-    pub fn faults_seen(&self) -> u64 {
-        self.shared.faults.borrow().as_ref().map_or(0, |plan| plan.seen)
     }
 
     /// From now on these injectors decide at every point that nobody else fails; the ones before them come back, with

@@ -144,16 +144,6 @@ impl Threads {
         self.shared.decider.injectors()
     }
 
-    /// From now on fails the `nth` point that may fail, counted from 0; `None` fails none.
-    pub fn fail_nth(&mut self, nth: Option<u64>) {
-        self.shared.decider.fail_nth(nth);
-    }
-
-    /// How many points that may fail were passed since [`Threads::fail_nth`].
-    pub fn faults_seen(&self) -> u64 {
-        self.shared.decider.seen()
-    }
-
     /// Limits the points that one CPU may pass before it counts as hung.
     pub fn set_fuel(&mut self, points: u64) {
         self.shared.fuel.store(points, Ordering::Relaxed);

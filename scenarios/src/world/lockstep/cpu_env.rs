@@ -163,13 +163,6 @@ impl Env for CpuEnv<'_> {
                 Answer::Remove => self.shared.bus.unplug_all(),
             }
         }
-        if let Some(plan) = self.shared.faults.borrow_mut().as_mut().filter(|_| point.request.class.may_fail()) {
-            let hit = plan.seen == plan.nth;
-            plan.seen += 1;
-            if hit {
-                return Verdict::Fail;
-            }
-        }
         let mut injectors = self.shared.injectors.borrow_mut();
         if injectors.is_empty() { Verdict::Pass } else { injectors.ask(&point, self.id, self.shared.kernel.get()) }
     }

@@ -49,16 +49,9 @@ pub(super) struct Shared {
     pub(super) kernel: KernelRef,
     pub(super) bus: Arc<InProc>,
     pub(super) state: RefCell<State>,
-    pub(super) faults: RefCell<Option<FaultPlan>>,
     pub(super) injectors: RefCell<Injectors>,
     pub(super) observer: RefCell<Option<Observer>>,
     pub(super) stop_at: Cell<Option<u64>>,
-}
-
-/// Fails the `nth` point that may fail, counted from 0.
-pub(super) struct FaultPlan {
-    pub(super) nth: u64,
-    pub(super) seen: u64,
 }
 
 impl Shared {

@@ -1,4 +1,4 @@
-//! What a point is told, if anybody wants to tell it something: a planned failure, a campaign's observer, injectors.
+//! What a point is told, if anybody wants to tell it something: an observer, injectors.
 //!
 //! While nobody does, that costs one load a point. Neighbours: `explore::observer`; `cpu_env`, which asks. Which point
 //! is the nth is another one in every run here: campaigns are the lockstep world's.
@@ -15,8 +15,6 @@ use crate::wire::InProc;
 use crate::world::inject::Injectors;
 
 struct Orders {
-    /// Which point that may fail does, counted from 0, and how many were passed.
-    plan: Option<(u64, u64)>,
     observer: Option<Observer>,
     injectors: Injectors,
 }
@@ -30,7 +28,7 @@ pub(super) struct Decider {
 impl Decider {
     /// One that lets everything pass; `seed` is the injectors' chance.
     pub(super) fn new(seed: u64) -> Self {
-        let orders = Orders { plan: None, observer: None, injectors: Injectors::new(seed) };
+        let orders = Orders { observer: None, injectors: Injectors::new(seed) };
         Self { armed: AtomicBool::new(false), orders: Mutex::new(orders) }
     }
 
@@ -41,7 +39,7 @@ impl Decider {
     fn change<R>(&self, change: impl FnOnce(&mut Orders) -> R) -> R {
         let mut orders = self.orders();
         let result = change(&mut orders);
-        let armed = orders.plan.is_some() || orders.observer.is_some() || !orders.injectors.is_empty();
+        let armed = orders.observer.is_some() || !orders.injectors.is_empty();
         self.armed.store(armed, Ordering::Release);
         result
     }
@@ -61,16 +59,6 @@ impl Decider {
         self.orders().injectors.spec().clone()
     }
 
-    /// From now on fails the `nth` point that may fail.
-    pub(super) fn fail_nth(&self, nth: Option<u64>) {
-        self.change(|orders| orders.plan = nth.map(|nth| (nth, 0)));
-    }
-
-    /// How many points that may fail were passed since.
-    pub(super) fn seen(&self) -> u64 {
-        self.orders().plan.map_or(0, |(_, seen)| seen)
-    }
-
     /// Decides a point.
     pub(super) fn ask(&self, point: &Point, cpu: usize, kernel: &Kernel, bus: &InProc) -> Verdict {
         if !self.armed.load(Ordering::Acquire) {
@@ -84,11 +72,7 @@ impl Decider {
             }
             answer
         });
-        let planned = orders.plan.as_mut().filter(|_| point.request.class.may_fail()).is_some_and(|(nth, seen)| {
-            *seen += 1;
-            *seen == *nth + 1
-        });
-        if answer == Answer::Fail || planned {
+        if answer == Answer::Fail {
             return Verdict::Fail;
         }
         let verdict = orders.injectors.ask(point, cpu, Some(kernel));
