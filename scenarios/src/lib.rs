@@ -12,6 +12,7 @@ mod compare;
 pub mod expect;
 pub mod explore;
 mod fresh;
+mod host;
 pub mod kit;
 pub mod lab;
 mod matrix;

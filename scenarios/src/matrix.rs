@@ -9,18 +9,17 @@ mod peer;
 mod table;
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Seek, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 
 use crate::cli::CliError;
+use crate::host::{memory_file, path_of};
 use crate::kit::Kit;
+use crate::progress;
 use crate::spec::{Scenario, Set};
 use crate::wire::WireKind;
 use crate::world::Random;
@@ -143,15 +142,11 @@ impl Column {
     }
 }
 
-fn scratch() -> io::Result<File> {
-    Ok(File::from(memfd_create("lowzone-matrix", MemfdFlags::CLOEXEC)?))
-}
-
 /// A small image of no file system.
 fn image() -> io::Result<File> {
     let mut bytes = vec![0; IMAGE];
     Random::new(1).fill(&mut bytes);
-    let mut file = scratch()?;
+    let mut file = memory_file("lowzone-image", 0)?;
     file.write_all(&bytes)?;
     Ok(file)
 }
@@ -165,7 +160,7 @@ fn text_of(mut file: File) -> io::Result<String> {
 
 /// This program with these arguments, to its end.
 fn child(arguments: &[String]) -> io::Result<Cell> {
-    let (out, complaint) = (scratch()?, scratch()?);
+    let (out, complaint) = (memory_file("lowzone-out", 0)?, memory_file("lowzone-err", 0)?);
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments).env("NO_COLOR", "1").stdin(Stdio::null());
     let mut child = command.stdout(out.try_clone()?).stderr(complaint.try_clone()?).spawn()?;
@@ -203,13 +198,13 @@ fn bytes_of(result: &str) -> u64 {
 /// Runs the matrix.
 pub(crate) fn run(kit: &Kit, options: &Matrix) -> Result<ExitCode, CliError> {
     let columns = if options.wire.is_empty() { Column::value_variants() } else { &options.wire };
-    let bar = bar(kit.entries().len() * columns.len());
+    let bar = progress::bar(kit.entries().len() * columns.len());
     let mut rows = Vec::new();
     for entry in kit.entries() {
         let Some(source) = kit.source(entry.name) else { continue };
         // A scenario about an image names none: it gets one.
         let image = source.text.contains("image = \"\"").then(image).transpose()?;
-        let sets: Vec<_> = image.iter().map(|image| format!("image={}", peer::path_of(image))).collect();
+        let sets: Vec<_> = image.iter().map(|image| format!("image={}", path_of(image))).collect();
         let parsed = sets.iter().map(|set| Set::parse(set)).collect::<Result<Vec<_>, _>>()?;
         let scenario = kit.load(&source, &parsed)?;
         let mut cells = Vec::new();
@@ -224,20 +219,4 @@ pub(crate) fn run(kit: &Kit, options: &Matrix) -> Result<ExitCode, CliError> {
     let table = Table::new(columns, rows);
     table.print(&mut anstream::stdout(), options.json)?;
     Ok(if table.is_good(options.require_peers) { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-fn bar(cells: usize) -> ProgressBar {
-    let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(Some(cells as u64), target);
-    // The template is a constant; a bar without it would only look different.
-    if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos} of {len}  {msg}") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-/// The first line of what a program says of its version.
-fn version(program: &Path) -> Option<String> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
-    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
 }

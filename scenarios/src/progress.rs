@@ -86,3 +86,15 @@ fn watch_thread(control: &Control, over: &AtomicBool, bar: &ProgressBar) {
         }
     });
 }
+
+/// The bar of so many things, on a terminal only; its message is the caller's.
+pub(crate) fn bar(things: usize) -> ProgressBar {
+    let visible = std::io::stderr().is_terminal();
+    let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(things as u64), target);
+    // The template is a constant; a bar without it would only look different.
+    if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos} of {len}  {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,13 +1,13 @@
 //! `lowzone explore` and `lowzone replay`.
 
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, Write};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
 use super::campaign::{Campaign, Case, Record};
 use super::case::{Keep, Prepared, judge};
@@ -20,6 +20,7 @@ use super::worker;
 use crate::cli::{CliError, source};
 use crate::compare;
 use crate::kit::Kit;
+use crate::progress;
 use crate::spec::Set;
 
 /// Options of `lowzone explore`.
@@ -204,13 +205,7 @@ struct Progress {
 
 impl Progress {
     fn new(cases: usize) -> Self {
-        let visible = std::io::stderr().is_terminal();
-        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(cases as u64), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos} of {len}  {msg}") {
-            bar.set_style(style);
-        }
-        Self { bar, wrong: AtomicUsize::new(0), done: AtomicUsize::new(0), begun: Instant::now() }
+        Self { bar: progress::bar(cases), wrong: AtomicUsize::new(0), done: AtomicUsize::new(0), begun: Instant::now() }
     }
 
     fn advance(&self, record: &Record) {

@@ -4,24 +4,18 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::host::{find, memory_file, path_of};
 use crate::spec::{Device, StoreSpec};
 
 /// How long the daemon may take to listen.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The disk of a device that has no size of its own.
 const BYTES: u64 = 8 << 20;
-
-/// Where a program lies.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
-}
 
 /// Whether a program is installed.
 pub(super) fn is_here(program: &str) -> bool {
@@ -30,12 +24,8 @@ pub(super) fn is_here(program: &str) -> bool {
 
 /// What a program says of its version.
 pub(super) fn version(program: &str) -> Option<String> {
-    super::version(&find(program)?)
-}
-
-/// The path by which another process opens a file of this one's.
-pub(super) fn path_of(file: &File) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+    let output = Command::new(find(program)?).arg("--version").stdin(Stdio::null()).output().ok()?;
+    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
 }
 
 /// A disk of qemu-storage-daemon's in memory, at a socket; it ends when dropped.
@@ -52,11 +42,8 @@ impl StorageDaemon {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let socket = std::env::temp_dir().join(format!("lowzone-{}-{number}.sock", std::process::id()));
-        let disk = super::scratch()?;
-        disk.set_len(match device.store() {
-            Some(StoreSpec::Memory(bytes)) => bytes,
-            _ => BYTES,
-        })?;
+        let bytes = if let Some(StoreSpec::Memory(bytes)) = device.store() { bytes } else { BYTES };
+        let disk = memory_file("lowzone-disk", bytes)?;
         let path = path_of(&disk);
         let mut command = Command::new("qemu-storage-daemon");
         command.arg("--blockdev").arg(format!("driver=file,filename={path},node-name=d0,locking=off"));

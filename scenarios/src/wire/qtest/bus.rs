@@ -21,8 +21,9 @@ use lowzone_guest_mem::ram::{LOW_LIMIT, Ram};
 use super::QtestError;
 use super::mailbox::{INPUTS, Mailbox};
 use super::peer::Peer;
-use super::process::{Process, path_of};
+use super::process::Process;
 use super::protocol::{Client, Failure, LIMIT};
+use crate::host::path_of;
 use crate::wire::InProc;
 
 /// Where BARs may be placed: from the top of possible low RAM to the I/O APIC.

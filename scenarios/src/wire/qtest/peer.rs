@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use lowzone_driver::bus::Bdf;
 
 use super::QtestError;
-use super::process::{path_of, scratch};
+use super::process::scratch;
+use crate::host::path_of;
 
 /// The first slot that is free on QEMU's `pc`.
 const FIRST_SLOT: u8 = 2;

@@ -7,18 +7,17 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, Signal};
 
 use super::QtestError;
+use crate::host::{find, memory_file, path_of};
 
 /// The emulator.
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -131,22 +130,9 @@ impl Drop for Process {
 
 /// A file in memory of so many zeros.
 pub(super) fn scratch(what: &'static str, bytes: u64) -> Result<File, QtestError> {
-    let fd = rustix::fs::memfd_create(what, MemfdFlags::CLOEXEC);
-    let file = File::from(fd.map_err(|error| host(what)(error.into()))?);
-    file.set_len(bytes).map_err(host(what))?;
-    Ok(file)
-}
-
-/// The path by which another process of this user opens a file of ours.
-pub(super) fn path_of(file: &File) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+    memory_file(what, bytes).map_err(host(what))
 }
 
 fn host(what: &'static str) -> impl Fn(std::io::Error) -> QtestError {
     move |source| QtestError::Host { what, source }
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
 }
