@@ -1,7 +1,7 @@
 //! The virtio block driver.
 //!
-//! [`BlkDriver`] binds to every virtio block function, or to a device over another transport, and makes a [`Disk`] of each. Rings, headers and status bytes
-//! are coherent, data is streaming (or whatever the caller shares). Mirrors drivers/block/virtio_blk.c; virtio 1.2,
+//! [`BlkDriver`] binds to every virtio block function, or to a device over another transport, and makes a [`Disk`] of
+//! each. Rings, headers and status bytes are coherent, data is streaming (or whatever the caller shares). Mirrors drivers/block/virtio_blk.c; virtio 1.2,
 //! 5.2. Neighbours: `virtio`, `pci`. Left out: partitions, request merging, recovery after NEEDS_RESET.
 
 pub mod disk;
