@@ -74,19 +74,21 @@ pub(crate) struct Buddy {
     /// The first segment that may still have one.
     next_segment: usize,
     free: u64,
+    /// A bit for each order of which a block is free.
+    orders: u32,
 }
 
 impl Buddy {
     /// All of `ranges` free; they ascend, do not touch, and no order-9 block of one has its buddy in another zone.
-    pub(crate) fn new(ranges: &[Range<u32>], frames: &mut Frames) -> Self {
+    pub(crate) fn new(ranges: &[Range<u32>], frames: &Frames) -> Self {
         let segments = ranges.iter().cloned().map(Segment::new).collect();
-        let mut buddy = Self { segments, lists: [EMPTY; ORDERS], untouched: 0, next_segment: 0, free: 0 };
+        let mut buddy = Self { segments, lists: [EMPTY; ORDERS], untouched: 0, next_segment: 0, free: 0, orders: 0 };
         buddy.start(frames);
         buddy
     }
 
     /// Back to all free, touching only what was touched.
-    pub(crate) fn reset(&mut self, frames: &mut Frames) {
+    pub(crate) fn reset(&mut self, frames: &Frames) {
         for segment in &self.segments {
             for touched in segment.touched() {
                 frames.clear_range(touched);
@@ -95,9 +97,10 @@ impl Buddy {
         self.start(frames);
     }
 
-    fn start(&mut self, frames: &mut Frames) {
+    fn start(&mut self, frames: &Frames) {
         self.lists = [EMPTY; ORDERS];
         (self.untouched, self.next_segment, self.free) = (0, 0, 0);
+        self.orders = 0;
         let mut segments = std::mem::take(&mut self.segments);
         for segment in &mut segments {
             segment.lazy.start = segment.lazy_from;
@@ -112,10 +115,21 @@ impl Buddy {
             }
         }
         self.segments = segments;
+        self.note_untouched();
+    }
+
+    /// Untouched blocks are free ones of the largest order.
+    fn note_untouched(&mut self) {
+        let listed = self.lists[usize::from(MAX_ORDER)].count > 0;
+        if listed || self.untouched > 0 {
+            self.orders |= 1 << MAX_ORDER;
+        } else {
+            self.orders &= !(1 << MAX_ORDER);
+        }
     }
 
     /// Takes a block, or `None` if no block is large enough. The caller marks it.
-    pub(crate) fn take(&mut self, order: u8, frames: &mut Frames) -> Option<u32> {
+    pub(crate) fn take(&mut self, order: u8, frames: &Frames) -> Option<u32> {
         let (pfn, mut size) = self.take_smallest(order, frames)?;
         while size > order {
             size -= 1;
@@ -125,7 +139,7 @@ impl Buddy {
         Some(pfn)
     }
 
-    fn take_smallest(&mut self, order: u8, frames: &mut Frames) -> Option<(u32, u8)> {
+    fn take_smallest(&mut self, order: u8, frames: &Frames) -> Option<(u32, u8)> {
         for size in order..=MAX_ORDER {
             let head = self.lists[usize::from(size)].head;
             if head != NIL {
@@ -138,6 +152,7 @@ impl Buddy {
                 let pfn = segment.lazy.start;
                 segment.lazy.start += MAX_PAGES;
                 self.untouched -= 1;
+                self.note_untouched();
                 return Some((pfn, MAX_ORDER));
             }
             self.next_segment += 1;
@@ -146,7 +161,7 @@ impl Buddy {
     }
 
     /// Gives back a block of this zone that was taken with this order.
-    pub(crate) fn give(&mut self, pfn: u32, order: u8, frames: &mut Frames) {
+    pub(crate) fn give(&mut self, pfn: u32, order: u8, frames: &Frames) {
         self.free += 1 << order;
         frames.clear(pfn);
         let (mut pfn, mut order) = (pfn, order);
@@ -171,6 +186,11 @@ impl Buddy {
         self.free
     }
 
+    /// A bit for each order of which a block is free.
+    pub(crate) const fn orders(&self) -> u32 {
+        self.orders
+    }
+
     /// Free blocks of each order, untouched ones included.
     pub(crate) fn free_by_order(&self) -> [u64; ORDERS] {
         let mut blocks = self.lists.map(|list| list.count);
@@ -180,17 +200,33 @@ impl Buddy {
 
     /// Every allocated block, ascending; skips the untouched part.
     pub(crate) fn used<'a>(&'a self, frames: &'a Frames) -> impl Iterator<Item = (u32, u8, Kind, Owner)> + 'a {
+        self.marked(frames).filter_map(|(pfn, frame)| match frame {
+            Frame::Used { order, kind, owner } => Some((pfn, order, kind, owner)),
+            _ => None,
+        })
+    }
+
+    /// The pages in blocks that a CPU's list holds.
+    pub(crate) fn cached(&self, frames: &Frames) -> u64 {
+        let cached = self.marked(frames).map(|(_, frame)| match frame {
+            Frame::Cached { order, .. } => 1 << order,
+            _ => 0,
+        });
+        cached.sum()
+    }
+
+    /// Every block with marks, ascending, whatever it serves.
+    fn marked<'a>(&'a self, frames: &'a Frames) -> impl Iterator<Item = (u32, Frame)> + 'a {
         self.segments.iter().flat_map(Segment::touched).flat_map(move |range| {
             let mut at = range.start;
             std::iter::from_fn(move || {
                 while at < range.end {
-                    let pfn = at;
-                    match frames.get(pfn) {
-                        Frame::Used { order, kind, owner } => {
+                    let (pfn, frame) = (at, frames.get(at));
+                    match frame {
+                        Frame::Used { order, .. } | Frame::Free { order, .. } | Frame::Cached { order, .. } => {
                             at += 1 << order;
-                            return Some((pfn, order, kind, owner));
+                            return Some((pfn, frame));
                         }
-                        Frame::Free { order, .. } => at += 1 << order,
                         Frame::Unmarked => at += 1,
                     }
                 }
@@ -199,7 +235,7 @@ impl Buddy {
         })
     }
 
-    fn push_front(&mut self, pfn: u32, order: u8, frames: &mut Frames) {
+    fn push_front(&mut self, pfn: u32, order: u8, frames: &Frames) {
         let list = &mut self.lists[usize::from(order)];
         frames.set_free(pfn, order, list.head, NIL);
         if list.head == NIL {
@@ -209,9 +245,10 @@ impl Buddy {
         }
         list.head = pfn;
         list.count += 1;
+        self.orders |= 1 << order;
     }
 
-    fn push_back(&mut self, pfn: u32, order: u8, frames: &mut Frames) {
+    fn push_back(&mut self, pfn: u32, order: u8, frames: &Frames) {
         let list = &mut self.lists[usize::from(order)];
         frames.set_free(pfn, order, NIL, list.tail);
         if list.tail == NIL {
@@ -221,9 +258,10 @@ impl Buddy {
         }
         list.tail = pfn;
         list.count += 1;
+        self.orders |= 1 << order;
     }
 
-    fn unlink(&mut self, pfn: u32, order: u8, frames: &mut Frames) {
+    fn unlink(&mut self, pfn: u32, order: u8, frames: &Frames) {
         let Frame::Free { next, prev, .. } = frames.get(pfn) else { return };
         let list = &mut self.lists[usize::from(order)];
         if prev == NIL {
@@ -237,7 +275,11 @@ impl Buddy {
             frames.set_prev(next, prev);
         }
         list.count -= 1;
+        let empty = list.count == 0 && (order < MAX_ORDER || self.untouched == 0);
         frames.clear(pfn);
+        if empty {
+            self.orders &= !(1 << order);
+        }
     }
 }
 

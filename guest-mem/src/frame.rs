@@ -4,11 +4,17 @@
 //! aligned to its size, so the head of any frame is one of eleven. All zero is also what a frame looks like that was
 //! never touched, so that the table of an 8 GiB machine costs nothing until it is used.
 //!
+//! The words are atomic, so that the marks of a block that no list of a zone holds may change without the allocator's
+//! lock: a CPU hands out a page of its own lists, and takes it back, by its marks alone ([`Frames::retire`] decides who
+//! of two frees is the first). Free blocks change under the allocator's lock only.
+//!
 //! Neighbours: [`crate::buddy`] links free blocks through it, [`crate::zone`] and [`crate::slab`] keep there who
-//! owns a block and for what. Mirrors `struct page`, out of band: nothing a driver writes can reach it. Left out:
-//! reference counts, mappings, page flags beyond these.
+//! owns a block and for what, [`crate::pcp`] which blocks lie on a CPU's lists. Mirrors `struct page`, out of band:
+//! nothing a driver writes can reach it. Left out: page flags beyond these.
 
 use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::site::{Owner, Scope, Site};
 
@@ -38,6 +44,8 @@ pub(crate) enum Frame {
     Free { order: u8, next: u32, prev: u32 },
     /// First frame of an allocated block.
     Used { order: u8, kind: Kind, owner: Owner },
+    /// First frame of a block on a CPU's list; who had it last.
+    Cached { order: u8, owner: Owner },
 }
 
 /// No frame: the end of a list.
@@ -49,6 +57,7 @@ pub(crate) const PAYLOAD_END: u32 = 1 << 24;
 const STATE_MASK: u32 = 0x3;
 const STATE_FREE: u32 = 1;
 const STATE_USED: u32 = 2;
+const STATE_CACHED: u32 = 3;
 const ORDER_SHIFT: u32 = 2;
 const ORDER_MASK: u32 = 0xf;
 const KIND_SHIFT: u32 = 6;
@@ -57,44 +66,62 @@ const KIND_LARGE: u32 = 1;
 const KIND_SLAB: u32 = 2;
 const PAYLOAD_SHIFT: u32 = 8;
 
+/// The frames of a block of order 10: the part of the table that comes into being at once.
+const CHUNK: usize = 1 << crate::buddy::MAX_ORDER;
+
+type Words = [AtomicU32; 3];
+
 /// The table, indexed by page frame number.
-#[derive(PartialEq, Eq)]
 pub(crate) struct Frames {
-    /// Free: next, previous. Allocated: site, scope. Third word: state, order, kind, payload.
-    words: Vec<[u32; 3]>,
+    /// Free: next, previous. Else: site, scope. Third word: state, order, kind, payload.
+    chunks: Box<[OnceLock<Box<[Words]>>]>,
+    count: u32,
 }
 
 impl Frames {
     /// A table of `count` frames that were never touched; its memory comes when it is.
     pub(crate) fn new(count: u32) -> Self {
-        Self { words: vec![[0; 3]; count as usize] }
+        let chunks = (0..(count as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
+        Self { chunks, count }
+    }
+
+    fn words(&self, pfn: u32) -> Option<&Words> {
+        self.chunks.get(pfn as usize / CHUNK)?.get()?.get(pfn as usize % CHUNK)
+    }
+
+    /// Three zeros for a frame that was never touched or lies beyond the table.
+    fn load(&self, pfn: u32) -> [u32; 3] {
+        self.words(pfn).map_or([0; 3], |words| words.each_ref().map(|word| word.load(Ordering::Relaxed)))
+    }
+
+    fn marks(&self, pfn: u32) -> u32 {
+        self.words(pfn).map_or(0, |words| words[2].load(Ordering::Relaxed))
     }
 
     /// What is known about the frame; one beyond the table is unmarked.
     pub(crate) fn get(&self, pfn: u32) -> Frame {
-        let Some(&[first, second, marks]) = self.words.get(pfn as usize) else {
-            return Frame::Unmarked;
-        };
+        let [first, second, marks] = self.load(pfn);
         let order = order_of(marks);
+        let owner = || Owner { site: Site::from_index(first), scope: Scope::from_index(second) };
         match marks & STATE_MASK {
             STATE_FREE => Frame::Free { order, next: first, prev: second },
             STATE_USED => {
-                let owner = Owner { site: Site::from_index(first), scope: Scope::from_index(second) };
                 let payload = marks >> PAYLOAD_SHIFT;
                 let kind = match (marks >> KIND_SHIFT) & KIND_MASK {
                     KIND_LARGE => Kind::Large { requested: payload },
                     KIND_SLAB => Kind::Slab { index: payload },
                     _ => Kind::Pages,
                 };
-                Frame::Used { order, kind, owner }
+                Frame::Used { order, kind, owner: owner() }
             }
+            STATE_CACHED => Frame::Cached { order, owner: owner() },
             _ => Frame::Unmarked,
         }
     }
 
     /// Whether a free block of exactly this order begins at the frame.
     pub(crate) fn is_free(&self, pfn: u32, order: u8) -> bool {
-        self.words.get(pfn as usize).is_some_and(|&[_, _, marks]| marks == free_marks(order))
+        self.marks(pfn) == free_marks(order)
     }
 
     /// The first frame of the marked block that holds `pfn`, and what is known about it.
@@ -103,66 +130,104 @@ impl Frames {
             let head = pfn & !((1 << order) - 1);
             match self.get(head) {
                 Frame::Unmarked => {}
-                marked @ (Frame::Free { order: size, .. } | Frame::Used { order: size, .. }) => {
-                    return (size >= order).then_some((head, marked));
-                }
+                marked @ (Frame::Free { order: size, .. }
+                | Frame::Used { order: size, .. }
+                | Frame::Cached { order: size, .. }) => return (size >= order).then_some((head, marked)),
             }
         }
         None
     }
 
     /// Marks the head of a free block with its links.
-    pub(crate) fn set_free(&mut self, pfn: u32, order: u8, next: u32, prev: u32) {
+    pub(crate) fn set_free(&self, pfn: u32, order: u8, next: u32, prev: u32) {
         self.set(pfn, [next, prev, free_marks(order)]);
     }
 
     /// Changes the forward link of a free block.
-    pub(crate) fn set_next(&mut self, pfn: u32, next: u32) {
-        if let Some(words) = self.words.get_mut(pfn as usize) {
-            words[0] = next;
+    pub(crate) fn set_next(&self, pfn: u32, next: u32) {
+        if let Some(words) = self.words(pfn) {
+            words[0].store(next, Ordering::Relaxed);
         }
     }
 
     /// Changes the backward link of a free block.
-    pub(crate) fn set_prev(&mut self, pfn: u32, prev: u32) {
-        if let Some(words) = self.words.get_mut(pfn as usize) {
-            words[1] = prev;
+    pub(crate) fn set_prev(&self, pfn: u32, prev: u32) {
+        if let Some(words) = self.words(pfn) {
+            words[1].store(prev, Ordering::Relaxed);
         }
     }
 
     /// Marks the head of an allocated block; the kind's number must be below [`PAYLOAD_END`].
-    pub(crate) fn set_used(&mut self, pfn: u32, order: u8, kind: Kind, owner: Owner) {
+    pub(crate) fn set_used(&self, pfn: u32, order: u8, kind: Kind, owner: Owner) {
         let (tag, payload) = match kind {
             Kind::Pages => (0, 0),
             Kind::Large { requested } => (KIND_LARGE, requested),
             Kind::Slab { index } => (KIND_SLAB, index),
         };
         debug_assert!(payload < PAYLOAD_END);
-        let marks = STATE_USED | u32::from(order) << ORDER_SHIFT | tag << KIND_SHIFT | payload << PAYLOAD_SHIFT;
+        let marks = used_marks(order) | tag << KIND_SHIFT | payload << PAYLOAD_SHIFT;
         self.set(pfn, [owner.site.index(), owner.scope.index(), marks]);
     }
 
+    /// Marks the head of a block that goes to a CPU's list straight from the zone: nobody had it.
+    pub(crate) fn set_cached(&self, pfn: u32, order: u8) {
+        self.set(pfn, [0, 0, cached_marks(order)]);
+    }
+
+    /// Turns an allocated block of pages with no other reference into one on a CPU's list; of two who try, one does.
+    pub(crate) fn retire(&self, pfn: u32, order: u8) -> Option<Owner> {
+        let words = self.words(pfn)?;
+        let owner = Owner {
+            site: Site::from_index(words[0].load(Ordering::Relaxed)),
+            scope: Scope::from_index(words[1].load(Ordering::Relaxed)),
+        };
+        let (used, cached) = (used_marks(order), cached_marks(order));
+        words[2].compare_exchange(used, cached, Ordering::AcqRel, Ordering::Relaxed).ok().map(|_| owner)
+    }
+
     /// Forgets the frame.
-    pub(crate) fn clear(&mut self, pfn: u32) {
-        self.set(pfn, [0; 3]);
+    pub(crate) fn clear(&self, pfn: u32) {
+        if self.words(pfn).is_some() {
+            self.set(pfn, [0; 3]);
+        }
     }
 
     /// Forgets a range of frames.
-    pub(crate) fn clear_range(&mut self, range: Range<u32>) {
-        if let Some(words) = self.words.get_mut(range.start as usize..range.end as usize) {
-            words.fill([0; 3]);
-        }
+    pub(crate) fn clear_range(&self, range: Range<u32>) {
+        range.for_each(|pfn| self.clear(pfn));
     }
 
-    fn set(&mut self, pfn: u32, to: [u32; 3]) {
-        if let Some(words) = self.words.get_mut(pfn as usize) {
-            *words = to;
+    fn set(&self, pfn: u32, to: [u32; 3]) {
+        if pfn >= self.count {
+            return;
         }
+        let Some(chunk) = self.chunks.get(pfn as usize / CHUNK) else { return };
+        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| Words::default()).collect());
+        if let Some(words) = chunk.get(pfn as usize % CHUNK) {
+            for (word, value) in words.iter().zip(to) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl PartialEq for Frames {
+    /// A frame that was never touched is as one that was forgotten.
+    fn eq(&self, other: &Self) -> bool {
+        self.count == other.count && (0..self.count).all(|pfn| self.load(pfn) == other.load(pfn))
     }
 }
 
 const fn free_marks(order: u8) -> u32 {
     STATE_FREE | (order as u32) << ORDER_SHIFT
+}
+
+const fn used_marks(order: u8) -> u32 {
+    STATE_USED | (order as u32) << ORDER_SHIFT
+}
+
+const fn cached_marks(order: u8) -> u32 {
+    STATE_CACHED | (order as u32) << ORDER_SHIFT
 }
 
 /// Four bits, so the byte holds them.
@@ -180,7 +245,7 @@ mod tests {
 
     #[test]
     fn marks_come_back_as_they_were_set() {
-        let mut frames = Frames::new(16);
+        let frames = Frames::new(16);
         assert_eq!(frames.get(3), Frame::Unmarked);
         frames.set_free(4, 2, NIL, 0);
         assert_eq!(frames.get(4), Frame::Free { order: 2, next: NIL, prev: 0 });
@@ -192,11 +257,25 @@ mod tests {
         }
         frames.clear_range(0..16);
         assert!(frames == Frames::new(16));
+        frames.set_used(16, 0, Kind::Pages, owner());
+        assert_eq!(frames.get(16), Frame::Unmarked, "beyond the table");
+    }
+
+    #[test]
+    fn a_block_retires_once() {
+        let frames = Frames::new(16);
+        frames.set_used(4, 2, Kind::Pages, owner());
+        assert_eq!(frames.retire(4, 1), None, "of another order");
+        assert_eq!(frames.retire(4, 2), Some(owner()));
+        assert_eq!(frames.get(4), Frame::Cached { order: 2, owner: owner() });
+        assert_eq!(frames.retire(4, 2), None, "a second time");
+        frames.set_used(8, 2, Kind::Slab { index: 0 }, owner());
+        assert_eq!((frames.retire(8, 2), frames.retire(9, 0)), (None, None), "a slab's, nobody's");
     }
 
     #[test]
     fn any_frame_of_a_block_finds_its_head_and_no_other() {
-        let mut frames = Frames::new(4096);
+        let frames = Frames::new(4096);
         frames.set_used(1024, 10, Kind::Pages, owner());
         frames.set_used(2048, 0, Kind::Pages, owner());
         frames.set_used(2050, 1, Kind::Pages, owner());

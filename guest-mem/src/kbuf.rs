@@ -237,7 +237,8 @@ fn small(cpu: &Cpu<'_>, id: CacheId, len: usize, gfp: Gfp, owner: Owner) -> Resu
         memory.kmalloc.refills(id, gfp)
     };
     let grow = |refill: Refill| {
-        ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |memory| {
+        ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |kernel| {
+            let memory = &mut *kernel.memory.lock();
             memory.kmalloc.grow(&mut memory.zones, refill, len, owner)
         })
     };
@@ -248,8 +249,8 @@ fn small(cpu: &Cpu<'_>, id: CacheId, len: usize, gfp: Gfp, owner: Owner) -> Resu
 /// Whole pages, for what no cache is large enough.
 fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
     let request = Request::pages(large_order(len)?, large_mask(gfp));
-    let object = ask_for_pages(cpu, request, owner, |memory| {
-        alloc_large(&mut memory.zones, len, gfp, owner).map(|object| (object.phys, object))
+    let object = ask_for_pages(cpu, request, owner, |kernel| {
+        alloc_large(&mut kernel.memory.lock().zones, len, gfp, owner).map(|object| (object.phys, object))
     })?;
     Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))
 }

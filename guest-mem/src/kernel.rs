@@ -16,18 +16,19 @@ use crate::iospace::IoSpace;
 use crate::irq::IrqTable;
 use crate::klog::KernelLog;
 use crate::lock::{Holder, Locked};
+use crate::pcp::{PcpSettings, PerCpuPages};
 use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
 use crate::slab::Kmalloc;
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
-use crate::zone::{Layout, Zones};
+use crate::zone::{Layout, ZoneKind, ZoneStats, Zones};
 
 mod machine;
 #[cfg(test)]
 mod tests;
 
-pub use machine::{KernelRef, MAX_CPUS, Machine, MachineConfig, MachineError};
+pub use machine::{Boot, KernelRef, MAX_CPUS, Machine, MachineConfig, MachineError};
 
 /// The page allocator and the slab caches that live on it, under one lock: a slab refill takes pages.
 pub(crate) struct Memory {
@@ -58,6 +59,7 @@ pub struct Kernel {
     next_transaction: AtomicU64,
     ram: Ram,
     pub(crate) memory: Locked<Memory>,
+    pub(crate) pcp: PerCpuPages,
     pub(crate) swiotlb: Locked<Option<Pool>>,
     pub(crate) devices: Locked<Vec<Arc<DeviceState>>>,
     io: Locked<Option<Arc<dyn IoSpace>>>,
@@ -82,8 +84,10 @@ impl Kernel {
         if ram.end() > HIGH_START {
             ranges.push(PhysAddr::new(HIGH_START)..PhysAddr::new(ram.end()));
         }
-        let reserved = pool.as_ref().map(|pool| pool.base()..PhysAddr::new(ram.low()));
-        let zones = Zones::new(Layout::new(&ranges, reserved.as_slice())?);
+        let mut reserved = config.boot.reserved().to_vec();
+        reserved.extend(pool.as_ref().map(|pool| pool.base()..PhysAddr::new(ram.low())));
+        let zones = Zones::booted(Layout::new(&ranges, &reserved)?, config.boot.late.into());
+        let pcp = PerCpuPages::new(&zones, config.cpus, config.pcp);
         let kmalloc = Kmalloc::new(config.cpus);
         Ok(Self {
             config,
@@ -93,6 +97,7 @@ impl Kernel {
             next_transaction: AtomicU64::new(1),
             ram,
             memory: Locked::new(Memory { zones, kmalloc }),
+            pcp,
             swiotlb: Locked::new(pool),
             devices: Locked::default(),
             io: Locked::default(),
@@ -249,6 +254,22 @@ impl Kernel {
         self.memory.lock().zones.buddyinfo()
     }
 
+    /// The numbers of all zones (`/proc/zoneinfo`).
+    pub fn zone_stats(&self) -> [ZoneStats; ZoneKind::ALL.len()] {
+        self.memory.lock().zones.stats()
+    }
+
+    /// For each zone what a CPU's lists of it may hold, and the pages that all CPUs' lists hold.
+    pub fn pcp_stats(&self) -> [(PcpSettings, u64); ZoneKind::ALL.len()] {
+        let counts = self.pcp.counts();
+        ZoneKind::ALL.map(|zone| (self.pcp.settings()[zone.index()], counts[zone.index()]))
+    }
+
+    /// Gives the pages on all CPUs' lists back to their zones (`drain_all_pages`).
+    pub fn drain_all_pages(&self) {
+        self.pcp.drain_all(&self.memory);
+    }
+
     /// Slots of the bounce pool in use, and the most that ever were.
     pub fn swiotlb_usage(&self) -> (u32, u32) {
         self.swiotlb.lock().as_ref().map_or((0, 0), |pool| {
@@ -286,6 +307,7 @@ impl Kernel {
             zones.reset();
             kmalloc.reset();
         }
+        self.pcp.reset();
         if let Some(pool) = self.swiotlb.lock().as_mut() {
             pool.reset();
         }

@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod klog;
 pub mod lock;
 pub mod page;
+pub mod pcp;
 pub mod ram;
 pub mod site;
 pub mod slab;

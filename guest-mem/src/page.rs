@@ -5,17 +5,17 @@
 //! mm/page_alloc.c. Neighbours: `zone` (who has memory), `kbuf` (bytes). Left out here: reclaim, per-CPU lists,
 //! high memory.
 
-use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::addr::{PAGE_SIZE, Pfn, PhysAddr};
 use crate::buddy::MAX_ORDER;
 use crate::cpu::Cpu;
 use crate::env::{Class, Verdict};
 use crate::fault::Request;
 use crate::finding::{BadFree, Finding, FindingKind};
 use crate::gfp::Gfp;
-use crate::kernel::{Kernel, KernelRef, Memory};
+use crate::kernel::{Kernel, KernelRef};
 use crate::site::Owner;
 use crate::trace::{Kind, Record, owner_word};
-use crate::zone::{AllocError, Block, ZoneKind};
+use crate::zone::{AllocError, Block, FreeError, Pass, ZoneKind, block};
 
 /// 2^order contiguous page frames, freed when dropped.
 #[must_use = "the pages are freed when this is dropped"]
@@ -63,8 +63,8 @@ pub(crate) fn take_block_quietly(
     class: Class,
     owner: Owner,
 ) -> Result<Block, AllocError> {
-    let block = ask_for_pages(cpu, Request { class, ..Request::pages(order, gfp) }, owner, |memory| {
-        memory.zones.alloc(order, gfp, owner).map(|block| (block.pfn.phys(), block))
+    let block = ask_for_pages(cpu, Request { class, ..Request::pages(order, gfp) }, owner, |kernel| {
+        get_pages(kernel, cpu.producer().0, order, gfp, owner).map(|block| (block.pfn.phys(), block))
     })?;
     if gfp.contains(Gfp::ZERO) {
         // The block came from a zone, so all of it is RAM.
@@ -73,21 +73,46 @@ pub(crate) fn take_block_quietly(
     Ok(block)
 }
 
-/// The page allocator as all its callers meet it: the point, then `take` under the lock, then the event.
+/// A block from the CPU's own lists or the zones.
+fn get_pages(kernel: &Kernel, cpu: u16, order: u8, gfp: Gfp, owner: Owner) -> Result<Block, AllocError> {
+    if !kernel.pcp.serves(order) {
+        return kernel.memory.lock().zones.alloc(order, gfp, owner);
+    }
+    let zone = gfp.highest_zone();
+    let mut taken = Pass::all(gfp).filter_map(|pass| {
+        kernel.pcp.take(&kernel.memory, cpu, (order, zone, pass), (crate::frame::Kind::Pages, owner))
+    });
+    let (pfn, zone) = taken.next().ok_or(AllocError::NoMemory { order, gfp, zone })?;
+    Ok(block(pfn, order, zone))
+}
+
+/// Gives a block to the CPU's own list or back to its zone; tells who had it.
+fn put_pages(kernel: &Kernel, pfn: Pfn, order: u8) -> Result<Owner, FreeError> {
+    if kernel.pcp.serves(order)
+        && let Ok(raw) = u32::try_from(pfn.get())
+        && let Some(owner) = kernel.pcp.put(&kernel.memory, crate::cpu::current().0, raw, order)
+    {
+        return Ok(owner);
+    }
+    // Not a block of pages of this order: the zones say what it is.
+    kernel.memory.lock().zones.free(pfn, order)
+}
+
+/// The page allocator as all its callers meet it: the point, then `take`, then the event.
 ///
 /// As in Linux, an injected failure leaves no event, and one of the allocator's own leaves one without an address.
 pub(crate) fn ask_for_pages<T>(
     cpu: &Cpu<'_>,
     request: Request,
     owner: Owner,
-    take: impl FnOnce(&mut Memory) -> Result<(PhysAddr, T), AllocError>,
+    take: impl FnOnce(&Kernel) -> Result<(PhysAddr, T), AllocError>,
 ) -> Result<T, AllocError> {
     let Request { order, gfp, .. } = request;
     let failed = cpu.pass(request, owner, gfp.can_fail(order)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
         return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone() });
     }
-    let taken = take(&mut cpu.kernel().memory.lock());
+    let taken = take(cpu.kernel());
     let at = taken.as_ref().map_or(0, |(at, _)| at.get());
     cpu.trace(Kind::MmPageAlloc, at, block_bytes(order), 0, owner_word(owner));
     taken.map(|(_, taken)| taken)
@@ -95,7 +120,7 @@ pub(crate) fn ask_for_pages<T>(
 
 /// Gives a block back; `Drop` calls this, so it has no CPU and no point.
 pub(crate) fn give_block(kernel: &Kernel, at: PhysAddr, order: u8) {
-    let freed = kernel.memory.lock().zones.free(at.pfn(), order);
+    let freed = put_pages(kernel, at.pfn(), order);
     trace_page_free(kernel, at, order, Owner::default());
     if let Err(error) = freed {
         report_bad_free(kernel, error.into(), Owner::default());

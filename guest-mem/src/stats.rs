@@ -18,6 +18,9 @@ pub enum Broken {
     /// In the page allocator.
     #[error("page allocator: {0}")]
     Zones(#[from] crate::zone::InvalidZones),
+    /// In the lists of pages that CPUs keep.
+    #[error("per-CPU lists: {0}")]
+    Pcp(#[from] crate::pcp::InvalidPcp),
     /// In the slab caches.
     #[error("slab: {0}")]
     Slab(#[from] crate::slab::InvalidSlab),
@@ -115,6 +118,7 @@ fn memory_leaks(kernel: &Kernel, under_dma: &[(u64, u64)], found: &mut Vec<Leak>
 
 /// Checks every table of the kernel against itself.
 pub(crate) fn validate(kernel: &Kernel) -> Result<(), Broken> {
+    kernel.pcp.validate(&kernel.memory)?;
     {
         let memory = kernel.memory.lock();
         memory.zones.validate()?;

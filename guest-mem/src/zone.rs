@@ -13,8 +13,10 @@
 //! kswapd, reclaim, compaction and OOM, watermark boosting, per-CPU lists, migrate types, high-atomic reserve, nodes,
 //! splitting a block into single pages.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::buddy::{Buddy, MAX_ORDER, ORDERS};
@@ -24,12 +26,14 @@ use crate::site::Owner;
 
 mod error;
 pub mod layout;
+mod shared;
 #[cfg(test)]
 mod tests;
 pub mod watermark;
 
 pub use error::{AllocError, FreeError, InvalidZones};
 pub use layout::{Layout, LayoutError};
+pub(crate) use shared::Shared;
 pub use watermark::{Marks, Pass, Watermarks};
 
 /// A zone of memory; ordered from low to high.
@@ -150,31 +154,52 @@ struct Zone {
 /// assert!(zones.free(low.pfn, 0).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq)]
 pub struct Zones {
     layout: Layout,
-    marks: Marks,
-    frames: Frames,
+    shared: Arc<Shared>,
     zones: [Zone; 3],
 }
 
 impl Zones {
     /// All of the layout's memory, free; takes time for its ragged ends only.
     pub fn new(layout: Layout) -> Self {
-        let mut frames = Frames::new(layout.end());
+        Self::booted(layout, 0)
+    }
+
+    /// As [`Zones::new`], with marks set when `late` pages of DMA32 were not yet managed.
+    pub(crate) fn booted(layout: Layout, late: u64) -> Self {
+        let frames = Frames::new(layout.end());
         let managed = ZoneKind::ALL.map(|kind| layout.managed(kind));
         let zones = ZoneKind::ALL.map(|kind| {
             let ranges: Vec<_> = layout.zone_ranges(kind).collect();
-            Zone { kind, managed: layout.managed(kind), buddy: Buddy::new(&ranges, &mut frames) }
+            Zone { kind, managed: layout.managed(kind), buddy: Buddy::new(&ranges, &frames) }
         });
-        Self { marks: Marks::new(managed, managed), layout, frames, zones }
+        let mut early = managed;
+        early[ZoneKind::Dma32.index()] = early[ZoneKind::Dma32.index()].saturating_sub(late);
+        let shared = Arc::new(Shared::new(frames, Marks::new(managed, early)));
+        let this = Self { layout, shared, zones };
+        this.publish_all();
+        this
+    }
+
+    /// The side of it that needs no lock.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    fn publish_all(&self) {
+        for (index, zone) in self.zones.iter().enumerate() {
+            self.shared.publish(index, &zone.buddy);
+        }
     }
 
     /// Makes all memory free again, as new; takes time for what was touched only.
     pub fn reset(&mut self) {
         for zone in &mut self.zones {
-            zone.buddy.reset(&mut self.frames);
+            zone.buddy.reset(&self.shared.frames);
         }
+        self.publish_all();
     }
 
     /// Allocates `1 << order` pages (`__alloc_pages`, without its waiting).
@@ -192,10 +217,9 @@ impl Zones {
             return Err(AllocError::TooLarge { order });
         }
         let zone = gfp.highest_zone();
-        let third = Pass::has_third(gfp).then_some(Pass::NoMark);
-        for pass in [Pass::Low, Pass::second(gfp)].into_iter().chain(third) {
+        for pass in Pass::all(gfp) {
             if let Some((pfn, zone)) = self.take(order, zone, pass) {
-                self.frames.set_used(pfn, order, kind, owner);
+                self.shared.frames.set_used(pfn, order, kind, owner);
                 return Ok(block(pfn, order, zone));
             }
         }
@@ -203,17 +227,43 @@ impl Zones {
     }
 
     fn take(&mut self, order: u8, highest: ZoneKind, pass: Pass) -> Option<(u32, ZoneKind)> {
-        let Self { marks, frames, zones, .. } = self;
+        let Self { shared, zones, .. } = self;
         for (index, zone) in zones.iter_mut().enumerate().take(highest.index() + 1).rev() {
-            let reserve = marks.protection[index][highest.index()];
-            if !pass.admits(zone.buddy.free(), order, marks.zones[index], reserve) {
-                continue;
-            }
-            if let Some(pfn) = zone.buddy.take(order, frames) {
+            if shared.admits(zone.kind, highest, order, pass)
+                && let Some(pfn) = zone.buddy.take(order, &shared.frames)
+            {
+                shared.publish(index, &zone.buddy);
                 return Some((pfn, zone.kind));
             }
         }
         None
+    }
+
+    /// Puts up to `blocks` blocks of a zone on a CPU's list, in the order in which it will hand them out; tells how
+    /// many (`rmqueue_bulk`).
+    pub(crate) fn fill(&mut self, zone: usize, order: u8, blocks: u32, list: &mut VecDeque<u32>) -> u32 {
+        let (shared, buddy) = (&self.shared, &mut self.zones[zone].buddy);
+        let mut taken = 0;
+        while taken < blocks
+            && let Some(pfn) = buddy.take(order, &shared.frames)
+        {
+            shared.frames.set_cached(pfn, order);
+            list.push_back(pfn);
+            taken += 1;
+        }
+        shared.publish(zone, buddy);
+        taken
+    }
+
+    /// Takes a block back from a CPU's list.
+    pub(crate) fn put_back(&mut self, zone: usize, pfn: u32, order: u8) {
+        self.zones[zone].buddy.give(pfn, order, &self.shared.frames);
+        self.shared.publish(zone, &self.zones[zone].buddy);
+    }
+
+    /// The pages of a zone that are marked as lying on a CPU's list; takes time for what was touched.
+    pub(crate) fn cached(&self, zone: ZoneKind) -> u64 {
+        self.zones[zone.index()].buddy.cached(&self.shared.frames)
     }
 
     /// Frees a block by its first page, with the order it was allocated with; tells who had allocated it.
@@ -244,16 +294,16 @@ impl Zones {
     /// Frees a block that was allocated and is not freed yet.
     pub(crate) fn release(&mut self, block: Block) {
         if let Ok(pfn) = u32::try_from(block.pfn.get()) {
-            self.zones[block.zone.index()].buddy.give(pfn, block.order, &mut self.frames);
+            self.put_back(block.zone.index(), pfn, block.order);
         }
     }
 
     /// The allocated block that holds a page.
     pub fn lookup(&self, pfn: Pfn) -> Option<Allocated> {
-        let (head, frame) = self.frames.head_of(u32::try_from(pfn.get()).ok()?)?;
+        let (head, frame) = self.shared.frames.head_of(u32::try_from(pfn.get()).ok()?)?;
         match frame {
             Frame::Used { order, kind, owner } => Some(allocated(head, order, kind, owner)),
-            Frame::Free { .. } | Frame::Unmarked => None,
+            Frame::Free { .. } | Frame::Cached { .. } | Frame::Unmarked => None,
         }
     }
 
@@ -266,7 +316,7 @@ impl Zones {
     pub fn live(&self) -> impl Iterator<Item = Allocated> {
         self.zones
             .iter()
-            .flat_map(|zone| zone.buddy.used(&self.frames))
+            .flat_map(|zone| zone.buddy.used(&self.shared.frames))
             .map(|(pfn, order, kind, owner)| allocated(pfn, order, kind, owner))
     }
 
@@ -279,8 +329,8 @@ impl Zones {
                 managed: zone.managed,
                 free: zone.buddy.free(),
                 free_by_order: zone.buddy.free_by_order(),
-                marks: self.marks.zones[kind.index()],
-                protection: self.marks.protection[kind.index()],
+                marks: self.shared.marks.zones[kind.index()],
+                protection: self.shared.marks.protection[kind.index()],
             }
         })
     }
@@ -303,13 +353,13 @@ impl Zones {
     /// The first that does not hold; it would be a fault of the lab.
     pub fn validate(&self) -> Result<(), InvalidZones> {
         for zone in &self.zones {
-            zone.buddy.validate(&self.frames).map_err(|fault| InvalidZones { zone: zone.kind, fault })?;
+            zone.buddy.validate(&self.shared.frames).map_err(|fault| InvalidZones { zone: zone.kind, fault })?;
         }
         Ok(())
     }
 }
 
-fn block(pfn: u32, order: u8, zone: ZoneKind) -> Block {
+pub(crate) fn block(pfn: u32, order: u8, zone: ZoneKind) -> Block {
     Block { pfn: Pfn::new(u64::from(pfn)), order, zone }
 }
 

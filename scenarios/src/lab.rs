@@ -103,7 +103,8 @@ impl Lab {
             low: scenario.machine.low_bytes(),
             cpus: scenario.machine.cpus,
             swiotlb: scenario.machine.swiotlb.bytes(),
-            dma_offset: 0,
+            pcp: scenario.machine.pcp,
+            ..MachineConfig::default()
         };
         let machine = Machine::acquire(config)?;
         let controller = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));

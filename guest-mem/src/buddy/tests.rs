@@ -9,20 +9,20 @@ struct Bench {
 
 impl Bench {
     fn new(ranges: &[Range<u32>]) -> Self {
-        let mut frames = Frames::new(ranges.iter().map(|range| range.end).max().unwrap());
-        let buddy = Buddy::new(ranges, &mut frames);
+        let frames = Frames::new(ranges.iter().map(|range| range.end).max().unwrap());
+        let buddy = Buddy::new(ranges, &frames);
         Self { frames, buddy }
     }
 
     fn take(&mut self, order: u8) -> u32 {
-        let pfn = self.buddy.take(order, &mut self.frames).unwrap();
+        let pfn = self.buddy.take(order, &self.frames).unwrap();
         self.frames.set_used(pfn, order, Kind::Pages, Owner::default());
         self.check();
         pfn
     }
 
     fn give(&mut self, pfn: u32, order: u8) {
-        self.buddy.give(pfn, order, &mut self.frames);
+        self.buddy.give(pfn, order, &self.frames);
         self.check();
     }
 
@@ -111,7 +111,7 @@ fn untouched_blocks_ascend_and_freed_ones_come_first() {
     bench.give(0, 10);
     bench.give(4096, 10);
     assert_eq!((bench.take(10), bench.take(10), bench.take(10)), (4096, 0, 5120));
-    assert_eq!(bench.buddy.take(0, &mut bench.frames), None);
+    assert_eq!(bench.buddy.take(0, &bench.frames), None);
     assert_eq!(bench.buddy.used(&bench.frames).map(|block| block.0).collect::<Vec<_>>(), [0, 1024, 4096, 5120]);
 }
 
@@ -132,6 +132,7 @@ fn validate_sees_each_kind_of_damage() {
     assert_eq!(damaged(|bench| bench.frames.set_free(0, 1, 0, 0)), InvalidBuddy::Unmerged { pfn: 0, order: 1 });
     assert_eq!(damaged(|bench| bench.frames.set_prev(4, 8)), InvalidBuddy::BrokenList { order: 2, pfn: 4 });
     assert_eq!(damaged(|bench| bench.buddy.free = 3), InvalidBuddy::WrongFree { counted: 3, found: 14 });
+    assert_eq!(damaged(|bench| bench.buddy.orders |= 1), InvalidBuddy::WrongOrders { noted: 0b1111, found: 0b1110 });
     let unlisted = damaged(|bench| {
         bench.frames.set_used(0, 0, Kind::Pages, Owner::default());
         bench.frames.set_free(1, 0, NIL, NIL);

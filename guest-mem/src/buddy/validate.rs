@@ -57,6 +57,14 @@ pub enum InvalidBuddy {
         /// Free blocks in the frame table.
         found: u64,
     },
+    /// The summary of the orders that have free blocks does not fit the lists.
+    #[error("the orders with free blocks are noted as {noted:#x}, the lists say {found:#x}")]
+    WrongOrders {
+        /// The summary: a bit an order.
+        noted: u32,
+        /// As the lists and what was never touched have it.
+        found: u32,
+    },
     /// The zone's free pages are not what its lists hold.
     #[error("{counted} free pages are counted, the lists hold {found}")]
     WrongFree {
@@ -91,6 +99,10 @@ impl Buddy {
         if free != self.free {
             return Err(InvalidBuddy::WrongFree { counted: self.free, found: free });
         }
+        let orders = self.free_by_order().iter().rev().fold(0, |bits, &blocks| bits << 1 | u32::from(blocks > 0));
+        if orders != self.orders {
+            return Err(InvalidBuddy::WrongOrders { noted: self.orders, found: orders });
+        }
         Ok(())
     }
 }
@@ -101,7 +113,7 @@ fn validate_range(range: Range<u32>, frames: &Frames, found: &mut [u64; ORDERS])
         let (order, free) = match frames.get(pfn) {
             Frame::Unmarked => return Err(InvalidBuddy::Homeless { pfn }),
             Frame::Free { order, .. } => (order, true),
-            Frame::Used { order, .. } => (order, false),
+            Frame::Used { order, .. } | Frame::Cached { order, .. } => (order, false),
         };
         if order > MAX_ORDER || !pfn.is_multiple_of(1 << order) || range.end - pfn < 1 << order {
             return Err(InvalidBuddy::Misplaced { pfn, order });

@@ -129,3 +129,16 @@ fn the_digest_is_the_same_for_the_same_calls_and_no_other() {
     assert_eq!(run(64), run(64));
     assert_ne!(run(64), run(65));
 }
+
+#[test]
+fn a_booted_machine_has_the_measured_zones() {
+    let numbers = |ram, boot| {
+        let lab = crate::testing::Lab::of(MachineConfig { ram, boot, ..MachineConfig::default() });
+        let stats = lab.kernel().zone_stats();
+        [0, 1, 2]
+            .map(|zone| (stats[zone].managed, stats[zone].marks.min, stats[zone].marks.low, stats[zone].marks.high))
+    };
+    let six = [(3840, 6, 9, 12), (760_594, 1231, 1990, 2749), (758_473, 1229, 1987, 2745)];
+    assert_eq!(numbers(6 << 30, Boot::MEASURED), six);
+    assert_eq!(numbers(1 << 30, Boot::MEASURED_1G), [(3840, 15, 18, 21), (248_094, 985, 1231, 1477), (0, 0, 0, 0)]);
+}

@@ -93,6 +93,12 @@ pub enum Pass {
 }
 
 impl Pass {
+    /// The attempts that a request makes before anybody waits, in turn.
+    pub fn all(gfp: Gfp) -> impl Iterator<Item = Self> {
+        let third = Self::has_third(gfp).then_some(Self::NoMark);
+        [Self::Low, Self::second(gfp)].into_iter().chain(third)
+    }
+
     /// The second attempt of a request (`gfp_to_alloc_flags`).
     pub const fn second(gfp: Gfp) -> Self {
         let atomic = !gfp.may_sleep() && !gfp.contains(Gfp::NOMEMALLOC);

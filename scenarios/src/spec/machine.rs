@@ -26,11 +26,14 @@ pub struct Machine {
     pub cpus: u32,
     /// The swiotlb bounce pool, taken from memory below 4 GiB; 0 for none. Default "64M", as Linux's.
     pub swiotlb: Size,
+    /// Whether each CPU keeps lists of pages, as Linux's do: a freed page is the next one handed out, and
+    /// `/proc/buddyinfo` lags. Default false.
+    pub pcp: bool,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { ram: Size(6 << 30), low: None, cpus: 2, swiotlb: Size(64 << 20) }
+        Self { ram: Size(6 << 30), low: None, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
     }
 }
 

@@ -86,7 +86,10 @@ fn low_zone_is_one_workload_three_times() {
 #[test]
 fn defaults_are_the_documented_ones() {
     let scenario = load(&source(&format!("story = 's'\n{DEVICE}[[step]]\nprobe = {{}}\n")), &[]).unwrap();
-    assert_eq!(scenario.machine, Machine { ram: Size(6 << 30), low: None, cpus: 2, swiotlb: Size(64 << 20) });
+    assert_eq!(
+        scenario.machine,
+        Machine { ram: Size(6 << 30), low: None, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
+    );
     let device = &scenario.device[0];
     assert_eq!((device.width, device.beyond, device.queues, device.queue_size), (32, Beyond::Refuse, 1, 128));
     assert_eq!((device.seg_max, device.blk_size, device.read_only), (126, 512, false));
@@ -112,7 +115,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[driver]\nwidth = 32\n", "x.toml:3:1: unknown key 'width' / it belongs elsewhere: device.width"),
         (
             "story = 's'\n[machine]\nxyzzy = 1\n",
-            "x.toml:3:1: unknown key 'xyzzy' / valid here: cpus, low, ram, swiotlb",
+            "x.toml:3:1: unknown key 'xyzzy' / valid here: cpus, low, pcp, ram, swiotlb",
         ),
         ("story = 's'\n[[device]]\nname = 'a'\n", "x.toml:2:1: missing key 'kind'"),
         ("story = 's'\n[[step]]\nio = {}\n", "x.toml:3:6: missing key 'device'"),
