@@ -23,6 +23,7 @@ pub mod result;
 mod serve;
 pub mod spec;
 mod step;
+mod story;
 pub mod trace;
 pub mod wire;
 pub mod world;

@@ -9,7 +9,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use crate::expect::Mismatch;
-use crate::result::{DmaRow, FaultRow, IoRow, RunResult};
+use crate::result::{DmaRow, FactRow, FaultRow, IoRow, RunResult};
 
 const BOLD: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -85,6 +85,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     exercises(out, r)?;
     transfers(out, r)?;
     copies(out, r)?;
+    stories(out, r)?;
     if verbose {
         queues(out, r)?;
     }
@@ -215,6 +216,21 @@ fn copies(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
         writeln!(out, "  read    SHA-256 {}", row.read)?;
         let word = if same { format!("{GOOD}equal{GOOD:#}") } else { format!("{BAD}not equal{BAD:#}") };
         writeln!(out, "  copy    SHA-256 {}  {word}\n", row.copy)?;
+    }
+    Ok(())
+}
+
+fn stories(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    for (part, row) in r.stories.iter().enumerate().filter(|(_, row)| !row.facts.is_empty()) {
+        let parts = r.stories.iter().filter(|other| other.story == row.story).count();
+        let told = if parts > 1 { format!("{}, part {}", row.story, part + 1) } else { row.story.clone() };
+        let mut t = table(&[&told, "seen", ""]);
+        for FactRow { what, expected, seen } in &row.facts {
+            let judged = expected.as_ref().filter(|expected| *expected != seen);
+            let judged = judged.map(|expected| format!("expected {expected}")).unwrap_or_default();
+            t.add_row([what, seen, &judged]);
+        }
+        print(out, &mut t, usize::MAX)?;
     }
     Ok(())
 }

@@ -150,6 +150,28 @@ pub struct DmaRow {
     pub compared: bool,
 }
 
+/// One CPU's part in a `story` step.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct StoryRow {
+    /// The story.
+    pub story: String,
+    /// The mistake that it was to make.
+    pub mistake: Option<String>,
+    /// What was seen, in order.
+    pub facts: Vec<FactRow>,
+}
+
+/// One fact of a story.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct FactRow {
+    /// What was done or looked at.
+    pub what: String,
+    /// What must be seen, if that is known.
+    pub expected: Option<String>,
+    /// What was seen.
+    pub seen: String,
+}
+
 /// One device's totals.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct DeviceRow {
@@ -257,6 +279,9 @@ pub struct RunResult {
     /// The `dma` steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dma: Vec<DmaRow>,
+    /// The `story` steps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stories: Vec<StoryRow>,
     /// The devices.
     pub devices: Vec<DeviceRow>,
     /// The queues.

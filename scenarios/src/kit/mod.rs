@@ -18,7 +18,7 @@ pub use crate::spec::catalogue::Entry;
 pub use crate::spec::{Device as DeviceSpec, Driver as DriverSpec, Kind, OptionError, Options};
 
 use crate::spec::catalogue;
-use crate::spec::{Kinds, Scenario, Set, Source, SpecError, load_with};
+use crate::spec::{Kinds, Scenario, Set, Source, SpecError, StoryKind, load_with};
 
 /// What a program brings.
 ///
@@ -104,6 +104,7 @@ impl Kit {
         Kinds {
             drivers: self.drivers.iter().chain(stock::DRIVERS).map(|driver| driver.kind).collect(),
             devices: self.devices.iter().chain(stock::DEVICES).map(|device| device.kind).collect(),
+            stories: StoryKind::all(),
         }
     }
 

@@ -22,6 +22,8 @@ macro_rules! embedded {
 pub(crate) const DEFAULT: &str = "block/low-zone";
 
 pub(crate) const ENTRIES: &[Entry] = embedded![
+    "alloc/zones",
+    "alloc/zones-dma32-kmalloc",
     "block/copy-image",
     "block/flaky-memory",
     "block/leak",

@@ -4,6 +4,8 @@
 //! Neighbours: `check`, which refuses unknown ones; `kit`, which makes what a kind names. Left out: types of options,
 //! which only their reader knows.
 
+use crate::story::{STORIES, Story};
+
 /// The kind of a virtio block device and its driver, which every program has.
 pub const VIRTIO_BLK: &str = "virtio-blk";
 
@@ -59,13 +61,35 @@ pub struct Kinds {
     pub drivers: Vec<Kind>,
     /// Of devices.
     pub devices: Vec<Kind>,
+    /// Stories.
+    pub stories: Vec<StoryKind>,
+}
+
+/// A story, as far as the check of a scenario must know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoryKind {
+    /// What scenario files call it.
+    pub name: &'static str,
+    /// The mistakes that it can make.
+    pub mistakes: &'static [&'static str],
+}
+
+impl StoryKind {
+    /// All that there are.
+    pub(crate) fn all() -> Vec<Self> {
+        STORIES.iter().map(|&Story { name, mistakes, .. }| Self { name, mistakes }).collect()
+    }
 }
 
 /// Those that every program has.
 impl Default for Kinds {
     fn default() -> Self {
         let blk = Kind::new(VIRTIO_BLK).disks();
-        Self { drivers: vec![blk, Kind::new(EDU).engine()], devices: vec![blk, Kind::new(EDU)] }
+        Self {
+            drivers: vec![blk, Kind::new(EDU).engine()],
+            devices: vec![blk, Kind::new(EDU)],
+            stories: StoryKind::all(),
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub use error::SpecError;
 pub use expect::{CanaryState, Expect};
 pub use explore::Explore;
 pub use fault::{FaultError, FaultTable, Faults, faults};
-pub use kind::{EDU, Kind, Kinds, VIRTIO_BLK};
+pub use kind::{EDU, Kind, Kinds, StoryKind, VIRTIO_BLK};
 pub use load::{Source, load, load_with};
 pub use machine::{DEFAULT_LOW, Machine};
 pub use need::Need;
@@ -51,5 +51,5 @@ pub use set::Set;
 pub use size::{Size, SizeError};
 pub use step::{
     AllocGfp, CanaryStep, CopyStep, DEFAULT_BYTES, DmaDirection, DmaStep, ExerciseStep, HoldStep, IoStep, IrqAllocStep,
-    MapDirection, Memory, Pattern, ProbeStep, RawReadStep, RemoveStep, Step, Unmap,
+    MapDirection, Memory, Pattern, ProbeStep, RawReadStep, RemoveStep, Step, StoryStep, Unmap,
 };

@@ -36,6 +36,8 @@ pub enum Step {
     Canary(CanaryStep),
     /// Takes low memory, as others on the machine would, and keeps it to the end.
     Hold(HoldStep),
+    /// Tells a story of the allocators on the machine's CPUs and holds each fact against what must be seen.
+    Story(StoryStep),
     /// Unbinds the driver from every device; then nothing may be left.
     Remove(RemoveStep),
 }
@@ -53,6 +55,7 @@ impl Step {
             Self::IrqAlloc(_) => "irq_alloc",
             Self::Canary(_) => "canary",
             Self::Hold(_) => "hold",
+            Self::Story(_) => "story",
             Self::Remove(_) => "remove",
         }
     }
@@ -212,6 +215,17 @@ pub enum DmaDirection {
 pub struct HoldStep {
     /// The address, a multiple of 4096, at most "4G".
     pub below: Size,
+}
+
+/// Tells a story of the allocators.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct StoryStep {
+    /// Which.
+    pub name: String,
+    /// The mistake to make on the way. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mistake: Option<String>,
 }
 
 /// Copies one device to another, reads the copy back and compares SHA-256.

@@ -4,8 +4,9 @@
 
 use super::check::{Checked, Fault, PAGE, SECTOR, bytes_within, known_device, multiple, require, within};
 use super::kind::{Kinds, find};
+use super::nearest::nearest;
 use super::path::KeyPath;
-use super::{CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, StoreSpec};
+use super::{CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, StoreSpec, StoryStep};
 
 /// What `kmalloc` gives at most; a request has one buffer.
 const MOST_REQUEST: u64 = 4 << 20;
@@ -33,7 +34,7 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
                 require(!bound, &at, || Problem::BoundTwice { step: i })?;
                 bound = true;
             }
-            Step::Canary(_) | Step::Hold(_) => {}
+            Step::Canary(_) | Step::Hold(_) | Step::Story(_) => {}
             _ => require(bound, &at, || Problem::NotBound { step: i, verb })?,
         }
         bound &= !matches!(step, Step::Remove(_));
@@ -59,6 +60,7 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
                 bytes_within(&at.key("bytes"), dma.bytes, 1, MOST_DMA)?;
                 dma.mask.map_or(Ok(()), |mask| within(&at.key("mask"), mask, 1, 64))?;
             }
+            Step::Story(told) => story_step(&at, told, kinds)?,
             Step::Hold(hold) => bytes_within(&at.key("below"), hold.below, PAGE, MOST_HOLD)?,
             Step::Copy(copy) => {
                 device("from", &copy.from)?;
@@ -74,6 +76,30 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
         }
     }
     Ok(())
+}
+
+/// The story exists, and so does the mistake.
+fn story_step(at: &KeyPath, told: &StoryStep, kinds: &Kinds) -> Checked {
+    let names: Vec<_> = kinds.stories.iter().map(|story| story.name).collect();
+    let Some(story) = kinds.stories.iter().find(|story| story.name == told.name) else {
+        return Err(unknown(at, "name", &told.name, &names));
+    };
+    match &told.mistake {
+        Some(mistake) if !story.mistakes.contains(&mistake.as_str()) => {
+            Err(unknown(at, "mistake", mistake, story.mistakes))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unknown(at: &KeyPath, key: &str, value: &str, valid: &[&str]) -> Fault {
+    let problem = Problem::UnknownValue {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        near: nearest(value, valid.iter().copied()).map(str::to_owned),
+        valid: valid.iter().map(|&name| name.to_owned()).collect(),
+    };
+    Fault::new(problem, vec![at.key(key)])
 }
 
 fn io_step(at: &KeyPath, io: &IoStep, scenario: &Scenario) -> Checked {

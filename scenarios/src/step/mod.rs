@@ -1,7 +1,7 @@
 //! Steps: what each verb of a scenario does, as bodies for the world's CPUs.
 //!
 //! One noun a file: `bind` (probe, remove), `io`, `exercise`, `dma`, `copy`, `raw` (raw_read, irq_alloc), `canary`,
-//! `hold`, `flight` (a campaign's own); `data` is the buffers they share. Neighbours: `lab`, which runs the bodies;
+//! `hold`, `story`, `flight` (a campaign's own); `data` is the buffers they share. Neighbours: `lab`, which runs the bodies;
 //! `driver::blk` and `driver::edu`, which they use as any caller would.
 
 mod bind;
@@ -14,6 +14,7 @@ mod flight;
 mod hold;
 mod io;
 mod raw;
+mod story;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> 
         Step::RawRead(raw) => vec![raw::read(bench, raw)],
         Step::IrqAlloc(alloc) => vec![raw::irq_alloc(bench, alloc)],
         Step::Hold(hold) => vec![hold::body(bench, hold)],
+        Step::Story(told) => story::bodies(bench, told),
         Step::Canary(canary) => vec![canary::place(bench, canary)],
     }
 }

@@ -68,6 +68,9 @@ pub enum Skip {
     /// Something that needs more than the one block device at a socket.
     #[error("can't be told over vhost-user: {0}")]
     Socket(&'static str),
+    /// Nothing of it crosses the wire.
+    #[error("has no device")]
+    NoDevice,
     /// A device that the wire has nothing like.
     #[error("QEMU has no device like {device}: {what}")]
     Device {
@@ -117,6 +120,9 @@ impl WireKind {
         let mut expect = scenario.expect.clone();
         if self.sees_dma() {
             return Ok(expect);
+        }
+        if scenario.device.is_empty() {
+            return Err(Skip::NoDevice);
         }
         // What a peer does and when follows no seed.
         if let Some(&need) = scenario.needs.first() {

@@ -30,6 +30,7 @@ fn assert_same(name: &str, lockstep: &RunResult, threads: &RunResult) {
     assert_eq!(kinds(lockstep), kinds(threads), "{name}: {:#?}", threads.findings);
     assert_eq!(lockstep.copies, threads.copies, "{name}");
     assert_eq!(lockstep.exercises, threads.exercises, "{name}");
+    assert_eq!(lockstep.stories, threads.stories, "{name}");
     let verdict =
         |r: &RunResult| (r.canary, r.failed_requests, r.leaks.len(), r.probe_errors.clone(), r.errors.clone());
     assert_eq!(verdict(lockstep), verdict(threads), "{name}");

@@ -1,0 +1,39 @@
+//! Stories: what the allocators do for a driver author who asks, told step by step, and the mistakes that are made there.
+//!
+//! A `story` step names one of [`STORIES`]; its parts run on the machine's CPUs, one each, and put down what they see as
+//! facts, in the order they are told. A story's `mistake` commits one typical crime on the way, whose finding its
+//! scenario expects. Neighbours: `step::story`, which runs the parts; `spec`, which knows the names only; the files
+//! under `files/alloc`. Left out: devices; a story that needs one is a driver's.
+
+mod telling;
+mod zones;
+
+pub(crate) use telling::{StoryError, Telling};
+
+/// What one CPU does in a story.
+pub(crate) type Part = Box<dyn FnOnce(&Telling<'_, '_>) -> Result<(), StoryError> + Send>;
+
+/// One story.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Story {
+    /// What scenarios call it.
+    pub(crate) name: &'static str,
+    /// The mistakes that it can commit.
+    pub(crate) mistakes: &'static [&'static str],
+    /// What each CPU does, CPU 0 first; those beyond take interrupts.
+    pub(crate) parts: fn() -> Vec<Part>,
+}
+
+/// All stories, by name.
+pub(crate) const STORIES: &[Story] =
+    &[Story { name: "zones", mistakes: &["dma32-kmalloc"], parts: || alone(zones::tell) }];
+
+/// The story of this name.
+pub(crate) fn find(name: &str) -> Option<&'static Story> {
+    STORIES.iter().find(|story| story.name == name)
+}
+
+/// The parts of a story that one CPU tells alone.
+pub(crate) fn alone(tell: fn(&Telling<'_, '_>) -> Result<(), StoryError>) -> Vec<Part> {
+    vec![Box::new(tell)]
+}

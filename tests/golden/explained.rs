@@ -1,0 +1,56 @@
+//! The rows that differ from what was measured, each with its cause.
+//!
+//! At most twenty in all tables together, and never a whole table: more would mean that the model is another kernel.
+
+use std::fmt;
+
+/// Why a row may differ: there are no other reasons.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(dead_code, reason = "the list is closed, whether or not a row has the cause")]
+pub enum Cause {
+    /// The kernel that was measured is patched beyond the version that is modelled.
+    Version,
+    /// Linux corrupts itself there; here it is a finding and nothing is corrupted.
+    Corruption,
+    /// Luck of the machine that was measured: what was allocated before, where its kernel lay.
+    Accident,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Version => "version",
+            Self::Corruption => "corruption that the lab turns into a finding",
+            Self::Accident => "accident of the measuring machine",
+        })
+    }
+}
+
+/// A cell that may differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Explained {
+    pub table: &'static str,
+    /// The row's inputs, joined by spaces.
+    pub row: &'static str,
+    pub column: &'static str,
+    pub cause: Cause,
+    pub why: &'static str,
+}
+
+const MOST: usize = 20;
+const EXPLAINED: &[Explained] = &[];
+
+/// The explanation of a cell, if there is one.
+pub fn find(table: &str, row: &str, column: &str) -> Option<Explained> {
+    of(table).find(|entry| entry.row == row && entry.column == column).copied()
+}
+
+/// All of one table.
+pub fn of(table: &str) -> impl Iterator<Item = &'static Explained> {
+    EXPLAINED.iter().filter(move |entry| entry.table == table)
+}
+
+#[test]
+fn golden_few_rows_are_explained() {
+    assert!(EXPLAINED.len() <= MOST, "{} rows are explained, {MOST} may be", EXPLAINED.len());
+}
