@@ -95,7 +95,7 @@ impl PhysAddr {
         Pfn(self.0 >> PAGE_SHIFT)
     }
 
-    /// The address of this byte in the kernel's direct map (`phys_to_virt`).
+    /// The address of this byte in the direct map of x86-64 (`phys_to_virt`); of any machine: [`crate::arch::Arch`].
     pub const fn direct_map(self) -> VirtAddr {
         VirtAddr(self.0.wrapping_add(PAGE_OFFSET))
     }

@@ -13,6 +13,7 @@ use std::fmt;
 
 use bitflags::bitflags;
 
+use crate::arch::Arch;
 use crate::zone::ZoneKind;
 
 bitflags! {
@@ -29,7 +30,7 @@ bitflags! {
     pub struct Gfp: u32 {
         /// Pages from zone DMA only.
         const DMA = 0x1;
-        /// Pages may come from high memory; means nothing on x86-64.
+        /// Pages may come from high memory, which has no address; means nothing on x86-64.
         const HIGHMEM = 0x2;
         /// Pages from zone DMA32 or below.
         const DMA32 = 0x4;
@@ -210,23 +211,24 @@ const NAMES: [(&str, Gfp); 36] = [
 ];
 
 impl Gfp {
-    /// The highest zone the mask allows (`gfp_zone`).
+    /// The highest zone the mask allows on a machine (`gfp_zone`); a zone that it lacks means Normal.
     ///
-    /// Movable high memory is an always empty zone Movable on x86-64, which falls back to Normal. Pairs that make
+    /// Movable high memory is an always empty zone Movable, which falls back to HighMem or Normal. Pairs that make
     /// no sense give DMA silently, as 6.1 does without `CONFIG_DEBUG_VM`.
-    pub const fn highest_zone(self) -> ZoneKind {
-        match self.bits() & GFP_ZONEMASK.bits() {
-            0x0 | 0x2 | 0x8 | 0xa => ZoneKind::Normal,
-            0x4 | 0xc => ZoneKind::Dma32,
+    pub const fn highest_zone(self, arch: Arch) -> ZoneKind {
+        match (self.bits() & GFP_ZONEMASK.bits(), arch) {
+            (0x2 | 0xa, Arch::X86_32) => ZoneKind::HighMem,
+            (0x4 | 0xc, Arch::X86_64) => ZoneKind::Dma32,
+            (0x0 | 0x2 | 0x4 | 0x8 | 0xa | 0xc, _) => ZoneKind::Normal,
             _ => ZoneKind::Dma,
         }
     }
 
     /// Whether a real kernel may fail such a request: atomic, large, or bound to a low zone. Any other is "too small to
     /// fail" and fails by injection only (semantics of the page allocator's slow path).
-    pub const fn can_fail(self, order: u8) -> bool {
+    pub const fn can_fail(self, order: u8, arch: Arch) -> bool {
         const COSTLY_ORDER: u8 = 3;
-        !self.may_sleep() || order > COSTLY_ORDER || !matches!(self.highest_zone(), ZoneKind::Normal)
+        !self.may_sleep() || order > COSTLY_ORDER || matches!(self.highest_zone(arch), ZoneKind::Dma | ZoneKind::Dma32)
     }
 
     /// Whether the caller may sleep (`gfpflags_allow_blocking`).
@@ -314,7 +316,15 @@ mod tests {
         use ZoneKind::{Dma, Dma32, Normal};
         let by_bits = [Normal, Dma, Normal, Dma, Dma32, Dma, Dma, Dma, Normal, Dma, Normal, Dma, Dma32, Dma, Dma, Dma];
         for (bits, zone) in (0u32..).zip(by_bits) {
-            assert_eq!((GFP_KERNEL | Gfp::from_bits_retain(bits)).highest_zone(), zone, "{bits:#x}");
+            let mask = GFP_KERNEL | Gfp::from_bits_retain(bits);
+            assert_eq!(mask.highest_zone(Arch::X86_64), zone, "{bits:#x}");
+            let narrow = match (bits, zone) {
+                (0x2 | 0xa, _) => ZoneKind::HighMem,
+                (_, Dma) => Dma,
+                _ => Normal,
+            };
+            assert_eq!(mask.highest_zone(Arch::X86_32), narrow, "{bits:#x}");
+            assert_eq!(mask.can_fail(0, Arch::X86_32), narrow == Dma, "{bits:#x}");
         }
     }
 }

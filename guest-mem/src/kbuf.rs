@@ -88,11 +88,13 @@ impl KBuf {
 
     /// Allocates 2^`order` whole pages as bytes (`__get_free_pages`). Context as [`alloc_pages`].
     ///
+    /// They have an address: `__GFP_HIGHMEM` is dropped, silently as in Linux.
+    ///
     /// # Errors
     /// As [`alloc_pages`].
     #[track_caller]
     pub fn pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp) -> Result<Self, AllocError> {
-        let pages = alloc_pages(cpu, order, gfp)?;
+        let pages = alloc_pages(cpu, order, gfp - Gfp::HIGHMEM)?;
         Ok(Self { len: 4096 << order, owner: pages.owner(), backing: Backing::Pages(pages) })
     }
 
@@ -128,10 +130,9 @@ impl KBuf {
 
     /// What the driver's pointer would hold.
     pub fn virt(&self) -> VirtAddr {
-        match &self.backing {
-            Backing::ZeroSize => ZERO_SIZE_PTR,
-            _ => self.phys().direct_map(),
-        }
+        let arch = self.machine().map(|machine| machine.get_unchecked().config().arch);
+        // No buffer lies in high memory, so it has an address.
+        arch.and_then(|arch| arch.direct_map(self.phys())).unwrap_or(ZERO_SIZE_PTR)
     }
 
     /// The zone it lies in; a buffer of no bytes counts as Normal.
@@ -225,9 +226,10 @@ impl Drop for KBuf {
 
 /// An object of a cache, which may have to grow first; the flag is that of [`crate::slab::Allocation::Object`].
 fn small(cpu: &Cpu<'_>, id: CacheId, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
-    let failed = cpu.pass(Request::object_of(id, gfp), owner, gfp.can_fail(0)) == Verdict::Fail;
+    let arch = cpu.kernel().config().arch;
+    let failed = cpu.pass(Request::object_of(id, gfp), owner, gfp.can_fail(0, arch)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
-        return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone() });
+        return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone(arch) });
     }
     let [liked, smallest] = {
         let mut memory = cpu.kernel().memory.lock();

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::arch::{Arch, PAE_LIMIT};
 use crate::dma::device::DeviceState;
 use crate::dma::swiotlb::{Geometry, Pool};
 use crate::finding::{Finding, Resource};
@@ -79,14 +80,17 @@ impl Kernel {
             return Err(MachineError::Cpus(config.cpus));
         }
         let ram = Ram::new(config.ram, config.low)?;
+        if config.arch == Arch::X86_32 && ram.end() > PAE_LIMIT {
+            return Err(MachineError::BeyondPae { end: ram.end() });
+        }
         let pool = Self::bounce_pool(&config, &ram)?;
         let mut ranges = vec![PhysAddr::new(0)..PhysAddr::new(ram.low())];
         if ram.end() > HIGH_START {
             ranges.push(PhysAddr::new(HIGH_START)..PhysAddr::new(ram.end()));
         }
         let mut reserved = config.boot.reserved().to_vec();
-        reserved.extend(pool.as_ref().map(|pool| pool.base()..PhysAddr::new(ram.low())));
-        let zones = Zones::booted(Layout::new(&ranges, &reserved)?, config.boot.late.into());
+        reserved.extend(pool.as_ref().map(|pool| pool.base()..PhysAddr::new(Self::pool_end(&config, &ram))));
+        let zones = Zones::booted(Layout::new(&ranges, &reserved)?.on(config.arch), config.boot.late.into());
         let pcp = PerCpuPages::new(&zones, config.cpus, config.pcp);
         let kmalloc = Kmalloc::new(config.cpus);
         Ok(Self {
@@ -111,14 +115,20 @@ impl Kernel {
         })
     }
 
+    /// Where the bounce pool ends: it needs an address.
+    fn pool_end(config: &MachineConfig, ram: &Ram) -> u64 {
+        ram.low().min(config.arch.lowmem_end())
+    }
+
     /// The pool at the top of low RAM. On x86 it is set up only where some RAM is out of a 32-bit device's reach.
     fn bounce_pool(config: &MachineConfig, ram: &Ram) -> Result<Option<Pool>, MachineError> {
         if config.swiotlb == 0 || ram.end() <= HIGH_START {
             return Ok(None);
         }
         let bytes = Geometry::of(config.swiotlb, config.cpus)?.bytes().next_multiple_of(PAGE_SIZE);
-        let base = ram.low().checked_sub(bytes).filter(|&base| base > 0);
-        let base = base.ok_or(MachineError::PoolTooLarge { pool: bytes, low: ram.low() })?;
+        let low = Self::pool_end(config, ram);
+        let base = low.checked_sub(bytes).filter(|&base| base > 0);
+        let base = base.ok_or(MachineError::PoolTooLarge { pool: bytes, low })?;
         Ok(Some(Pool::new(PhysAddr::new(base), config.swiotlb, config.cpus)?))
     }
 

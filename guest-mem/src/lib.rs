@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod arch;
 pub mod buddy;
 pub mod cpu;
 pub mod dma;

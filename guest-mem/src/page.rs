@@ -78,7 +78,7 @@ fn get_pages(kernel: &Kernel, cpu: u16, order: u8, gfp: Gfp, owner: Owner) -> Re
     if !kernel.pcp.serves(order) {
         return kernel.memory.lock().zones.alloc(order, gfp, owner);
     }
-    let zone = gfp.highest_zone();
+    let zone = gfp.highest_zone(kernel.config().arch);
     let mut taken = Pass::all(gfp).filter_map(|pass| {
         kernel.pcp.take(&kernel.memory, cpu, (order, zone, pass), (crate::frame::Kind::Pages, owner))
     });
@@ -108,9 +108,10 @@ pub(crate) fn ask_for_pages<T>(
     take: impl FnOnce(&Kernel) -> Result<(PhysAddr, T), AllocError>,
 ) -> Result<T, AllocError> {
     let Request { order, gfp, .. } = request;
-    let failed = cpu.pass(request, owner, gfp.can_fail(order)) == Verdict::Fail;
+    let arch = cpu.kernel().config().arch;
+    let failed = cpu.pass(request, owner, gfp.can_fail(order, arch)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
-        return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone() });
+        return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone(arch) });
     }
     let taken = take(cpu.kernel());
     let at = taken.as_ref().map_or(0, |(at, _)| at.get());

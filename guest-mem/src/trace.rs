@@ -28,7 +28,7 @@ use crate::site::{Owner, Scope, Site};
 
 pub use kind::{DETAIL, Kind};
 use ring::{Order, Ring};
-pub use shape::{Shape, zone_of};
+pub use shape::Shape;
 
 /// One event, or the rest of one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

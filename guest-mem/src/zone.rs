@@ -1,7 +1,7 @@
-//! The page allocator: three zones over one frame table, and the rules by which a request finds its zone.
+//! The page allocator: zones over one frame table, and the rules by which a request finds its zone.
 //!
 //! [`Zones`] hands out blocks of `1 << order` pages. A request starts at the highest zone its mask allows and falls
-//! back downwards, Normal to DMA32 to DMA, never up: first as long as a zone stays above its low mark, then above
+//! back downwards, HighMem to Normal to DMA32 to DMA, never up: first as long as a zone stays above its low mark, then above
 //! its minimum mark. What was handed out, to whom and for what is kept out of band in the frame table, so that a
 //! wrong free is told from a right one; Linux would corrupt its lists or stay silent.
 //!
@@ -15,10 +15,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
-use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::addr::Pfn;
+use crate::arch::Arch;
 use crate::buddy::{Buddy, MAX_ORDER, ORDERS};
 use crate::frame::{Frame, Frames, Kind};
 use crate::gfp::Gfp;
@@ -36,52 +36,36 @@ pub use layout::{Layout, LayoutError};
 pub(crate) use shared::Shared;
 pub use watermark::{Marks, Pass, Watermarks};
 
+/// Kinds of zones.
+const ZONES: usize = 4;
+
 /// A zone of memory; ordered from low to high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ZoneKind {
     /// Below 16 MiB.
     Dma,
-    /// Below 4 GiB.
+    /// Below 4 GiB, on 64 bits.
     Dma32,
-    /// Everything above.
+    /// Everything above; on 32 bits only what has a permanent address.
     Normal,
+    /// What has no permanent address: on 32 bits only.
+    HighMem,
 }
 
 impl ZoneKind {
-    /// All zones, low to high.
-    pub const ALL: [Self; 3] = [Self::Dma, Self::Dma32, Self::Normal];
+    /// All zones of any machine, low to high.
+    pub const ALL: [Self; ZONES] = [Self::Dma, Self::Dma32, Self::Normal, Self::HighMem];
 
-    /// Linux's number of the zone, an index into arrays over zones.
+    /// The index into arrays over zones; Linux's number on x86-64.
     pub const fn index(self) -> usize {
         match self {
             Self::Dma => 0,
             Self::Dma32 => 1,
             Self::Normal => 2,
-        }
-    }
-
-    /// The frames that belong to the zone if they are RAM.
-    const fn span(self) -> Range<u32> {
-        match self {
-            Self::Dma => 0..DMA_FRAMES,
-            Self::Dma32 => DMA_FRAMES..DMA32_FRAMES,
-            Self::Normal => DMA32_FRAMES..u32::MAX,
-        }
-    }
-
-    const fn of_frame(pfn: u32) -> Self {
-        match pfn {
-            0..DMA_FRAMES => Self::Dma,
-            DMA_FRAMES..DMA32_FRAMES => Self::Dma32,
-            _ => Self::Normal,
+            Self::HighMem => 3,
         }
     }
 }
-
-const DMA_FRAMES: u32 = 0x1000;
-const DMA32_FRAMES: u32 = 0x10_0000;
-const _: () = assert!((DMA_FRAMES as u64) << PAGE_SHIFT == layout::DMA_END);
-const _: () = assert!((DMA32_FRAMES as u64) << PAGE_SHIFT == layout::DMA32_END);
 
 impl fmt::Display for ZoneKind {
     /// As every Linux report names it; obeys a width.
@@ -90,6 +74,7 @@ impl fmt::Display for ZoneKind {
             Self::Dma => "DMA",
             Self::Dma32 => "DMA32",
             Self::Normal => "Normal",
+            Self::HighMem => "HighMem",
         })
     }
 }
@@ -129,8 +114,8 @@ pub struct ZoneStats {
     pub free_by_order: [u64; ORDERS],
     /// Watermarks in pages.
     pub marks: Watermarks,
-    /// Pages kept from requests whose highest zone is DMA, DMA32, Normal.
-    pub protection: [u64; 3],
+    /// Pages kept from requests whose highest zone is DMA, DMA32, Normal, HighMem.
+    pub protection: [u64; ZONES],
 }
 
 #[derive(PartialEq, Eq)]
@@ -158,7 +143,7 @@ struct Zone {
 pub struct Zones {
     layout: Layout,
     shared: Arc<Shared>,
-    zones: [Zone; 3],
+    zones: [Zone; ZONES],
 }
 
 impl Zones {
@@ -177,7 +162,7 @@ impl Zones {
         });
         let mut early = managed;
         early[ZoneKind::Dma32.index()] = early[ZoneKind::Dma32.index()].saturating_sub(late);
-        let shared = Arc::new(Shared::new(frames, Marks::new(managed, early)));
+        let shared = Arc::new(Shared::new(frames, Marks::new(managed, early), layout.arch()));
         let this = Self { layout, shared, zones };
         this.publish_all();
         this
@@ -216,7 +201,7 @@ impl Zones {
         if order > MAX_ORDER {
             return Err(AllocError::TooLarge { order });
         }
-        let zone = gfp.highest_zone();
+        let zone = gfp.highest_zone(self.arch());
         for pass in Pass::all(gfp) {
             if let Some((pfn, zone)) = self.take(order, zone, pass) {
                 self.shared.frames.set_used(pfn, order, kind, owner);
@@ -302,9 +287,18 @@ impl Zones {
     pub fn lookup(&self, pfn: Pfn) -> Option<Allocated> {
         let (head, frame) = self.shared.frames.head_of(u32::try_from(pfn.get()).ok()?)?;
         match frame {
-            Frame::Used { order, kind, owner } => Some(allocated(head, order, kind, owner)),
+            Frame::Used { order, kind, owner } => Some(self.allocated(head, order, kind, owner)),
             Frame::Free { .. } | Frame::Cached { .. } | Frame::Unmarked => None,
         }
+    }
+
+    /// The machine's architecture, which decides the zones of masks and frames.
+    pub fn arch(&self) -> Arch {
+        self.layout.arch()
+    }
+
+    fn allocated(&self, pfn: u32, order: u8, kind: Kind, owner: Owner) -> Allocated {
+        Allocated { block: block(pfn, order, self.arch().zone_of_frame(pfn)), owner, kind }
     }
 
     /// The zone of a page, or `None` if it is not managed.
@@ -317,11 +311,11 @@ impl Zones {
         self.zones
             .iter()
             .flat_map(|zone| zone.buddy.used(&self.shared.frames))
-            .map(|(pfn, order, kind, owner)| allocated(pfn, order, kind, owner))
+            .map(|(pfn, order, kind, owner)| self.allocated(pfn, order, kind, owner))
     }
 
-    /// The numbers of all zones, DMA to Normal, empty ones included (`/proc/zoneinfo`).
-    pub fn stats(&self) -> [ZoneStats; 3] {
+    /// The numbers of all zones, DMA to HighMem, empty ones and those the machine lacks included (`/proc/zoneinfo`).
+    pub fn stats(&self) -> [ZoneStats; ZONES] {
         ZoneKind::ALL.map(|kind| {
             let zone = &self.zones[kind.index()];
             ZoneStats {
@@ -361,8 +355,4 @@ impl Zones {
 
 pub(crate) fn block(pfn: u32, order: u8, zone: ZoneKind) -> Block {
     Block { pfn: Pfn::new(u64::from(pfn)), order, zone }
-}
-
-fn allocated(pfn: u32, order: u8, kind: Kind, owner: Owner) -> Allocated {
-    Allocated { block: block(pfn, order, ZoneKind::of_frame(pfn)), owner, kind }
 }

@@ -101,6 +101,7 @@ impl Lab {
         let config = MachineConfig {
             ram: scenario.machine.ram.bytes(),
             low: scenario.machine.low_bytes(),
+            arch: scenario.machine.arch.kernel(),
             cpus: scenario.machine.cpus,
             swiotlb: scenario.machine.swiotlb.bytes(),
             pcp: scenario.machine.pcp,

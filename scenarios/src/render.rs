@@ -10,6 +10,7 @@ use comfy_table::{CellAlignment, Table};
 
 use crate::expect::Mismatch;
 use crate::result::{DmaRow, FactRow, FaultRow, IoRow, RunResult};
+use crate::spec::Arch;
 
 const BOLD: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -72,9 +73,10 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     writeln!(out, "{BOLD}{}{BOLD:#}  {}", r.scenario, r.story)?;
     let m = &r.machine;
     let high = m.ram - m.low;
+    let arch = if m.arch == Arch::default().name() { String::new() } else { format!("{}, ", m.arch) };
     writeln!(
         out,
-        "machine  {} of RAM, {} of it above 4 GiB; {} CPUs; bounce pool {}\n",
+        "machine  {arch}{} of RAM, {} of it above 4 GiB; {} CPUs; bounce pool {}\n",
         bytes(m.ram),
         bytes(high),
         m.cpus,

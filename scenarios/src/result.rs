@@ -21,6 +21,8 @@ pub struct MachineRow {
     pub ram: u64,
     /// Of them, below 4 GiB.
     pub low: u64,
+    /// The kernel's architecture.
+    pub arch: &'static str,
     /// CPUs.
     pub cpus: u32,
     /// Bytes of the bounce pool, as asked for.
@@ -336,6 +338,7 @@ impl RunResult {
             machine: MachineRow {
                 ram: machine.ram.bytes(),
                 low: machine.low_bytes(),
+                arch: machine.arch.name(),
                 cpus: machine.cpus,
                 swiotlb: machine.swiotlb.bytes(),
             },

@@ -22,7 +22,7 @@ use crate::kbuf::KBuf;
 use crate::kernel::{Kernel, KernelRef};
 use crate::lock::Locked;
 use crate::site::Owner;
-use crate::trace::{Kind, Producer, Record, Shape, owner_word, zone_of};
+use crate::trace::{Kind, Producer, Record, Shape, owner_word};
 
 /// Highest address of ZONE_DMA: the smallest mask that the direct mapping serves.
 const ZONE_DMA_LAST: u64 = (1 << 24) - 1;
@@ -293,12 +293,13 @@ impl DmaDevice {
 
     /// Writes the records of a map call: the event, then what the device reaches and the buffer behind it.
     pub(crate) fn trace_mapping(&self, cpu: &Cpu<'_>, kind: Kind, mapping: &NewMapping) {
+        let arch = self.kernel().config().arch;
         let shape = Shape {
             dir: mapping.dir,
             bounced: mapping.bounced,
             coherent: mapping.kind == MappingKind::Coherent,
-            zone: zone_of(mapping.phys),
-            buffer_zone: zone_of(mapping.orig),
+            zone: arch.zone_of(mapping.phys),
+            buffer_zone: arch.zone_of(mapping.orig),
         };
         let (dev, len) = (self.index(), usize::try_from(mapping.len).unwrap_or(usize::MAX));
         let reached = (Kind::Mapping, mapping.phys.get(), shape.pack(), mapping.map_owner);

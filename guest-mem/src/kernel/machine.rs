@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::Kernel;
 use crate::addr::{PAGE_SHIFT, PhysAddr};
+use crate::arch::{Arch, PAE_LIMIT};
 use crate::dma::swiotlb::PoolError;
 use crate::finding::{Finding, FindingKind};
 use crate::ram::RamError;
@@ -53,6 +54,8 @@ pub struct MachineConfig {
     pub ram: u64,
     /// At most this many of them below 4 GiB.
     pub low: u64,
+    /// The kernel's architecture.
+    pub arch: Arch,
     /// CPUs.
     pub cpus: u32,
     /// Bytes of the bounce pool; 0 = none. Like Linux on x86 it exists only if RAM reaches above 4 GiB.
@@ -66,12 +69,13 @@ pub struct MachineConfig {
 }
 
 impl Default for MachineConfig {
-    /// 6 GiB, 3 of them below 4 GiB, two CPUs, a 64 MiB bounce pool, bus addresses equal to physical ones, no
+    /// 6 GiB, 3 of them below 4 GiB, x86-64, two CPUs, a 64 MiB bounce pool, bus addresses equal to physical ones, no
     /// lists of pages at the CPUs.
     fn default() -> Self {
         Self {
             ram: 6 << 30,
             low: 3 << 30,
+            arch: Arch::X86_64,
             cpus: 2,
             swiotlb: 64 << 20,
             dma_offset: 0,
@@ -87,18 +91,24 @@ pub enum MachineError {
     /// RAM could not be made.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// A 32-bit machine whose RAM no page table of its kernel can name.
+    #[error("RAM up to {end:#x} on a 32-bit machine: its page tables end at {PAE_LIMIT:#x}")]
+    BeyondPae {
+        /// The address after the last byte of RAM.
+        end: u64,
+    },
     /// A number of CPUs outside 1..=64.
     #[error("{0} CPUs: a machine has 1 to {MAX_CPUS}")]
     Cpus(u32),
     /// RAM leaves nothing to allocate.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// The bounce pool doesn't fit below 4 GiB.
-    #[error("a bounce pool of {pool} bytes in {low} bytes of RAM below 4 GiB")]
+    /// The bounce pool doesn't fit below 4 GiB, on 32 bits below 896 MiB.
+    #[error("a bounce pool of {pool} bytes in {low} bytes of low RAM")]
     PoolTooLarge {
         /// Bytes of the pool.
         pool: u64,
-        /// Bytes of RAM below 4 GiB.
+        /// Bytes of RAM there.
         low: u64,
     },
     /// The bounce pool could not be made.

@@ -106,8 +106,11 @@ fn configurations_that_make_no_machine_name_the_number() {
     assert_eq!(error(MachineConfig { cpus: 0, ..config }), "0 CPUs: a machine has 1 to 64");
     assert_eq!(error(MachineConfig { cpus: 65, ..config }), "65 CPUs: a machine has 1 to 64");
     assert_eq!(error(MachineConfig { ram: 0, ..config }), "RAM of 0 bytes");
-    let text = "a bounce pool of 67108864 bytes in 33554432 bytes of RAM below 4 GiB";
+    let text = "a bounce pool of 67108864 bytes in 33554432 bytes of low RAM";
     assert_eq!(error(MachineConfig { low: 32 << 20, ..config }), text);
+    let narrow = MachineConfig { arch: Arch::X86_32, ..config };
+    let text = "RAM up to 0x1000001000 on a 32-bit machine: its page tables end at 0x1000000000";
+    assert_eq!(error(MachineConfig { ram: (63 << 30) + 0x1000, ..narrow }), text);
 }
 
 #[test]
@@ -117,6 +120,8 @@ fn the_pool_exists_only_where_a_32_bit_device_cannot_reach_all() {
     assert_eq!(pool(config), Some(((3 << 30) - (64 << 20), 64 << 20)), "at the top of low RAM");
     assert_eq!(pool(MachineConfig { ram: 1 << 30, ..config }), None);
     assert_eq!(pool(MachineConfig { swiotlb: 0, ..config }), None);
+    let narrow = MachineConfig { arch: Arch::X86_32, ..config };
+    assert_eq!(pool(narrow), Some(((896 - 64) << 20, 64 << 20)), "it needs an address");
 }
 
 #[test]

@@ -199,7 +199,7 @@ impl Kmalloc {
         owner: Owner,
     ) -> Result<(PhysAddr, Object), AllocError> {
         let Refill { id, shape, gfp } = refill;
-        let none = AllocError::NoMemory { order: shape.order, gfp, zone: gfp.highest_zone() };
+        let none = AllocError::NoMemory { order: shape.order, gfp, zone: gfp.highest_zone(zones.arch()) };
         let index = self.spare.last().copied().unwrap_or(self.fresh);
         if index >= PAYLOAD_END {
             return Err(none);

@@ -3,7 +3,6 @@
 //! Neighbours: the map calls pack it into [`super::Kind::Mapping`], viewers unpack it. Left out: addresses and sites,
 //! which have fields of their own.
 
-use crate::addr::PhysAddr;
 use crate::dma::direction::Dir;
 use crate::zone::ZoneKind;
 
@@ -20,15 +19,6 @@ pub struct Shape {
     pub zone: ZoneKind,
     /// The zone of the driver's buffer; differs only if it bounced.
     pub buffer_zone: ZoneKind,
-}
-
-/// The zone that an address of RAM belongs to: on x86-64 the address alone decides.
-pub fn zone_of(at: PhysAddr) -> ZoneKind {
-    match at.get() {
-        0..0x100_0000 => ZoneKind::Dma,
-        0x100_0000..0x1_0000_0000 => ZoneKind::Dma32,
-        _ => ZoneKind::Normal,
-    }
 }
 
 impl Shape {
@@ -64,6 +54,7 @@ fn zone_bits(zone: ZoneKind) -> u32 {
         ZoneKind::Dma => 0,
         ZoneKind::Dma32 => 1,
         ZoneKind::Normal => 2,
+        ZoneKind::HighMem => 3,
     }
 }
 
@@ -84,12 +75,6 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 3 * 2 * 2 * 3 * 3);
-    }
-
-    #[test]
-    fn zones_change_at_16_mib_and_4_gib() {
-        let zones = [0xff_ffff, 0x100_0000, 0xffff_ffff, 0x1_0000_0000].map(|at| zone_of(PhysAddr::new(at)));
-        assert_eq!(zones, [ZoneKind::Dma, ZoneKind::Dma32, ZoneKind::Dma32, ZoneKind::Normal]);
+        assert_eq!(seen, 3 * 2 * 2 * 4 * 4);
     }
 }

@@ -1,7 +1,7 @@
 //! Which frames of the machine are given to which zone.
 //!
 //! A [`Layout`] is made from where RAM lies and from what is reserved in it (the first 1 MiB always is: firmware,
-//! vectors). The rest is managed: below 16 MiB it is zone DMA, below 4 GiB DMA32, above Normal, as on x86-64.
+//! vectors). The rest is managed; the architecture parts it into zones.
 //!
 //! Neighbours: [`super::Zones`] is made from it. Left out: nodes, hot-plugged memory, what a real kernel's image and
 //! boot take.
@@ -10,10 +10,11 @@ use std::ops::Range;
 
 use super::ZoneKind;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
+use crate::arch::Arch;
 
 /// The first byte above zone DMA.
 pub const DMA_END: u64 = 16 << 20;
-/// The first byte above zone DMA32, and where RAM goes on above the hole for devices.
+/// The first byte above zone DMA32 of x86-64, and where RAM goes on above the hole for devices.
 pub const DMA32_END: u64 = 4 << 30;
 /// What is never managed at the bottom of memory, in bytes.
 pub const LOW_RESERVED: u64 = 1 << 20;
@@ -63,10 +64,11 @@ pub enum LayoutError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     ranges: Vec<Range<u32>>,
+    arch: Arch,
 }
 
 impl Layout {
-    /// All of `ram` but the `reserved` ranges and the first 1 MiB.
+    /// All of `ram` but the `reserved` ranges and the first 1 MiB, on x86-64.
     ///
     /// A page that is reserved in part is reserved; what is reserved outside RAM has no effect.
     ///
@@ -93,7 +95,7 @@ impl Layout {
         for hole in reserved.iter().chain([&firmware]) {
             ranges = without(&ranges, &reserved_frames(hole));
         }
-        if ranges.is_empty() { Err(LayoutError::Nothing { bytes }) } else { Ok(Self { ranges }) }
+        if ranges.is_empty() { Err(LayoutError::Nothing { bytes }) } else { Ok(Self { ranges, arch: Arch::X86_64 }) }
     }
 
     /// A PC's RAM: up to `low` bytes from address 0, the rest from 4 GiB on.
@@ -110,6 +112,16 @@ impl Layout {
         Self::new(&[below, PhysAddr::new(DMA32_END)..PhysAddr::new(end)], &[])
     }
 
+    /// The same memory in the zones of another architecture.
+    pub fn on(self, arch: Arch) -> Self {
+        Self { arch, ..self }
+    }
+
+    /// Whose zones these are.
+    pub(crate) fn arch(&self) -> Arch {
+        self.arch
+    }
+
     /// Managed pages of a zone.
     pub fn managed(&self, zone: ZoneKind) -> u64 {
         self.zone_ranges(zone).map(|range| u64::from(range.end - range.start)).sum()
@@ -118,12 +130,12 @@ impl Layout {
     /// The zone of a managed frame.
     pub(crate) fn zone_of(&self, pfn: u32) -> Option<ZoneKind> {
         let after = self.ranges.partition_point(|range| range.end <= pfn);
-        self.ranges.get(after).filter(|range| range.contains(&pfn)).map(|_| ZoneKind::of_frame(pfn))
+        self.ranges.get(after).filter(|range| range.contains(&pfn)).map(|_| self.arch.zone_of_frame(pfn))
     }
 
     /// A zone's part of the managed ranges, ascending.
     pub(crate) fn zone_ranges(&self, zone: ZoneKind) -> impl Iterator<Item = Range<u32>> {
-        let span = zone.span();
+        let span = self.arch.span(zone);
         self.ranges
             .iter()
             .map(move |range| range.start.max(span.start)..range.end.min(span.end))
@@ -178,9 +190,11 @@ mod tests {
     #[test]
     fn zones_of_the_measured_machines() {
         let zones = |layout: &Layout| ZoneKind::ALL.map(|zone| layout.managed(zone));
-        assert_eq!(zones(&Layout::pc(6 << 30, 3 << 30).unwrap()), [3840, (3 << 18) - 4096, 3 << 18]);
-        assert_eq!(zones(&Layout::pc(1 << 30, 3 << 30).unwrap()), [3840, (1 << 18) - 4096, 0]);
-        assert_eq!(zones(&Layout::pc(8 << 20, 3 << 30).unwrap()), [1792, 0, 0]);
+        assert_eq!(zones(&Layout::pc(6 << 30, 3 << 30).unwrap()), [3840, (3 << 18) - 4096, 3 << 18, 0]);
+        assert_eq!(zones(&Layout::pc(1 << 30, 3 << 30).unwrap()), [3840, (1 << 18) - 4096, 0, 0]);
+        assert_eq!(zones(&Layout::pc(8 << 20, 3 << 30).unwrap()), [1792, 0, 0, 0]);
+        let narrow = Layout::pc(5 << 30, 3 << 30).unwrap().on(Arch::X86_32);
+        assert_eq!(zones(&narrow), [3840, 0, 0x3_8000 - 4096, (5 << 18) - 0x3_8000]);
     }
 
     #[test]

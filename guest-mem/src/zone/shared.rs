@@ -6,11 +6,10 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{Marks, Pass, ZoneKind};
+use super::{Marks, Pass, ZONES, ZoneKind};
+use crate::arch::Arch;
 use crate::buddy::Buddy;
 use crate::frame::Frames;
-
-const ZONES: usize = ZoneKind::ALL.len();
 
 /// How much of a zone is free, as of its last change.
 #[derive(Default)]
@@ -24,12 +23,13 @@ struct Gauge {
 pub(crate) struct Shared {
     pub(crate) frames: Frames,
     pub(super) marks: Marks,
+    arch: Arch,
     gauges: [Gauge; ZONES],
 }
 
 impl Shared {
-    pub(super) fn new(frames: Frames, marks: Marks) -> Self {
-        Self { frames, marks, gauges: Default::default() }
+    pub(super) fn new(frames: Frames, marks: Marks, arch: Arch) -> Self {
+        Self { frames, marks, arch, gauges: Default::default() }
     }
 
     /// Tells how much of a zone is free now; its lock is held.
@@ -49,7 +49,7 @@ impl Shared {
 
     /// The zone that a managed frame lies in.
     pub(crate) const fn zone_of_frame(&self, pfn: u32) -> ZoneKind {
-        ZoneKind::of_frame(pfn)
+        self.arch.zone_of_frame(pfn)
     }
 }
 

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::addr::PhysAddr;
 use crate::gfp::{
-    __GFP_HIGH, __GFP_MEMALLOC, __GFP_NORETRY, GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_KERNEL, GFP_NOWAIT, GFP_USER,
+    __GFP_HIGH, __GFP_MEMALLOC, __GFP_NORETRY, GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_HIGHUSER, GFP_KERNEL, GFP_NOWAIT,
+    GFP_USER,
 };
 use crate::site::{Scope, Site};
 
@@ -62,7 +63,7 @@ fn a_request_falls_back_downwards_only() {
 #[test]
 fn zones_are_emptied_in_the_measured_order() {
     let mut zones = small();
-    let [dma, dma32, normal] = zones.stats();
+    let [dma, dma32, normal, _] = zones.stats();
     let runs = drain(&mut zones, GFP_KERNEL | __GFP_NORETRY);
     let expected = [
         (ZoneKind::Normal, normal.managed - normal.marks.low),
@@ -82,7 +83,7 @@ fn zones_are_emptied_in_the_measured_order() {
     drain(&mut zones, GFP_ATOMIC);
     assert_eq!(zones.stats()[2].free, atomic);
     drain(&mut zones, GFP_KERNEL | __GFP_MEMALLOC);
-    assert_eq!(zones.stats().map(|zone| zone.free), [0; 3]);
+    assert_eq!(zones.stats().map(|zone| zone.free), [0; ZONES]);
     zones.validate().unwrap();
 }
 
@@ -145,6 +146,30 @@ fn buddyinfo_reads_as_in_proc() {
     assert_eq!((lines.next(), lines.next()), (Some(dma32), None));
 }
 
+#[test]
+fn high_memory_is_for_those_who_ask_and_falls_back_to_normal() {
+    let mut zones = Zones::new(Layout::pc(1 << 30, 3 << 30).unwrap().on(Arch::X86_32));
+    let zone = |zones: &mut Zones, gfp| zones.alloc(0, gfp, Owner::default()).unwrap().zone;
+    assert_eq!(zone(&mut zones, GFP_HIGHUSER), ZoneKind::HighMem);
+    assert_eq!(zone(&mut zones, GFP_KERNEL), ZoneKind::Normal);
+    assert_eq!(zone(&mut zones, GFP_KERNEL | GFP_DMA32), ZoneKind::Normal, "there is no DMA32");
+    let [dma, _, normal, high] = zones.stats();
+    let runs = drain(&mut zones, GFP_HIGHUSER);
+    let expected = [
+        (ZoneKind::HighMem, high.free - high.marks.low),
+        (ZoneKind::Normal, normal.free - normal.marks.low - normal.protection[3]),
+        (ZoneKind::Dma, dma.free - dma.marks.low - dma.protection[3]),
+        (ZoneKind::HighMem, high.marks.low - high.marks.min),
+        (ZoneKind::Normal, normal.marks.low - normal.marks.min),
+        (ZoneKind::Dma, dma.marks.low - dma.marks.min),
+    ];
+    assert_eq!(runs, expected);
+    assert_eq!(zone(&mut zones, GFP_KERNEL), ZoneKind::Normal, "what users may not have is left");
+    let names: Vec<_> = zones.buddyinfo().lines().map(|line| line[..21].to_owned()).collect();
+    assert_eq!(names, ["Node 0, zone      DMA", "Node 0, zone   Normal", "Node 0, zone  HighMem"]);
+    zones.validate().unwrap();
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Alloc { order: u8, gfp: Gfp },
@@ -169,7 +194,7 @@ fn apply(zones: &mut Zones, shadow: &mut Shadow, step: u32, op: &Op) -> Result<(
             let Ok(block) = zones.alloc(order, gfp, owner(step)) else { return Ok(()) };
             let (start, end) = (block.pfn.get(), block.pfn.get() + (1 << order));
             prop_assert_eq!(start % (1 << order), 0);
-            prop_assert!(block.zone <= gfp.highest_zone());
+            prop_assert!(block.zone <= gfp.highest_zone(zones.arch()));
             prop_assert!((start..end).all(|pfn| zones.zone_of(Pfn::new(pfn)) == Some(block.zone)));
             let below = shadow.range(..end).next_back();
             prop_assert!(below.is_none_or(|(pfn, (block, _))| pfn + (1 << block.order) <= start), "overlap");

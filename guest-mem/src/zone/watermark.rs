@@ -6,15 +6,18 @@
 //!
 //! Mirrors `calculate_min_free_kbytes`, `__setup_per_zone_wmarks`, `setup_per_zone_lowmem_reserve` and
 //! `__zone_watermark_ok` of `mm/page_alloc.c`, 6.1.192. Neighbours: [`super::Zones`] asks before it takes. Left out:
-//! boosting, the high-atomic reserve, victims of the OOM killer. Zone Movable, always empty, has Normal's reserve.
+//! boosting, the high-atomic reserve, victims of the OOM killer. Zone Movable, always empty, has
+//! the marks and the reserve of an empty HighMem.
 
+use super::{ZONES, ZoneKind};
 use crate::addr::PAGE_SIZE;
 use crate::gfp::Gfp;
 
-/// Zones, DMA to Normal.
-const ZONES: usize = 3;
-/// `vm.lowmem_reserve_ratio`.
-const RESERVE_RATIO: [u64; ZONES] = [256, 256, 32];
+/// `vm.lowmem_reserve_ratio`; 0 = none.
+const RESERVE_RATIO: [u64; ZONES] = [256, 256, 32, 0];
+/// Bounds of the minimum mark of HighMem, which needs none for the kernel's sake.
+const HIGHMEM_MIN: std::ops::RangeInclusive<u64> = 32..=128;
+const HIGHMEM: usize = ZoneKind::HighMem.index();
 /// `vm.watermark_scale_factor`, in ten-thousandths of a zone.
 const SCALE_FACTOR: u64 = 10;
 /// Bounds of `vm.min_free_kbytes` as computed.
@@ -31,7 +34,7 @@ pub struct Watermarks {
     pub high: u64,
 }
 
-/// Watermarks and reserves of all zones, DMA to Normal.
+/// Watermarks and reserves of all zones, DMA to HighMem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// `vm.min_free_kbytes`.
@@ -48,15 +51,21 @@ impl Marks {
     /// `early` is what was managed when watermarks were set: less than `managed` on a real machine, which frees its
     /// boot memory later.
     pub fn new(managed: [u64; ZONES], early: [u64; ZONES]) -> Self {
-        let total = early.iter().sum::<u64>().max(1);
+        let total = early[..HIGHMEM].iter().sum::<u64>().max(1);
         let min_free_kbytes = (total * (PAGE_SIZE / 1024) * 16).isqrt();
         let min_free_kbytes = min_free_kbytes.clamp(*MIN_FREE_KBYTES.start(), *MIN_FREE_KBYTES.end());
         let pages_min = min_free_kbytes / (PAGE_SIZE / 1024);
-        let zones = early.map(|pages| {
+        let mut zones = early.map(|pages| {
             let min = pages_min * pages / total;
             let delta = (min / 4).max(pages * SCALE_FACTOR / 10_000);
             Watermarks { min, low: min + delta, high: min + 2 * delta }
         });
+        if early[HIGHMEM] > 0 {
+            // Its distances follow from its share like any other's; only the minimum is its own.
+            let Watermarks { min: share, low, high } = zones[HIGHMEM];
+            let min = (early[HIGHMEM] / 1024).clamp(*HIGHMEM_MIN.start(), *HIGHMEM_MIN.end());
+            zones[HIGHMEM] = Watermarks { min, low: min + low - share, high: min + high - share };
+        }
         Self { min_free_kbytes, zones, protection: protection(managed) }
     }
 }
@@ -64,7 +73,7 @@ impl Marks {
 fn protection(managed: [u64; ZONES]) -> [[u64; ZONES]; ZONES] {
     let mut kept = [[0; ZONES]; ZONES];
     for (zone, (row, ratio)) in kept.iter_mut().zip(RESERVE_RATIO).enumerate() {
-        if managed[zone] == 0 {
+        if managed[zone] == 0 || ratio == 0 {
             continue;
         }
         let mut above = 0;
@@ -138,7 +147,7 @@ mod tests {
 
     /// 512 MiB of a machine whose Normal begins at 256 MiB.
     fn example() -> Marks {
-        let managed = [4096, 61440, 65536];
+        let managed = [4096, 61440, 65536, 0];
         Marks::new(managed, managed)
     }
 
@@ -146,27 +155,41 @@ mod tests {
     fn worked_example() {
         let marks = example();
         assert_eq!(marks.min_free_kbytes, 2896);
-        assert_eq!(triples(&marks), [(22, 27, 32), (339, 423, 507), (362, 452, 542)]);
-        assert_eq!(marks.protection, [[0, 240, 496], [0, 0, 256], [0, 0, 0]]);
+        assert_eq!(triples(&marks), [(22, 27, 32), (339, 423, 507), (362, 452, 542), (0, 0, 0)]);
+        assert_eq!(marks.protection, [[0, 240, 496, 496], [0, 0, 256, 256], [0; 4], [0; 4]]);
     }
 
     #[test]
     fn the_measured_machines() {
-        let six = Marks::new([3840, 760_594, 758_473], [3840, 760_594 - 1200, 758_473]);
+        let six = Marks::new([3840, 760_594, 758_473, 0], [3840, 760_594 - 1200, 758_473, 0]);
         assert_eq!(six.min_free_kbytes, 9868);
-        assert_eq!(triples(&six), [(6, 9, 12), (1231, 1990, 2749), (1229, 1987, 2745)]);
-        assert_eq!(six.protection, [[0, 2971, 5933], [0, 0, 2962], [0, 0, 0]]);
-        let one = Marks::new([3840, 248_094, 0], [3840, 248_094 - 1200, 0]);
-        assert_eq!(triples(&one), [(15, 18, 21), (985, 1231, 1477), (0, 0, 0)]);
-        assert_eq!(one.protection, [[0, 969, 969], [0, 0, 0], [0, 0, 0]]);
+        assert_eq!(triples(&six), [(6, 9, 12), (1231, 1990, 2749), (1229, 1987, 2745), (0, 0, 0)]);
+        assert_eq!(six.protection, [[0, 2971, 5933, 5933], [0, 0, 2962, 2962], [0; 4], [0; 4]]);
+        let one = Marks::new([3840, 248_094, 0, 0], [3840, 248_094 - 1200, 0, 0]);
+        assert_eq!(triples(&one), [(15, 18, 21), (985, 1231, 1477), (0, 0, 0), (0, 0, 0)]);
+        assert_eq!(one.protection, [[0, 969, 969, 969], [0; 4], [0; 4], [0; 4]]);
+    }
+
+    #[test]
+    fn high_memory_has_marks_of_its_own_and_keeps_nothing_back() {
+        // 2 GiB on 32 bits: min_free_kbytes follows from the 896 MiB below alone.
+        let managed = [3840, 0, 0x3_8000 - 4096, (2 << 18) - 0x3_8000];
+        let marks = Marks::new(managed, managed);
+        assert_eq!(marks.min_free_kbytes, (229_120_u64 * 4 * 16).isqrt());
+        assert_eq!(triples(&marks), [(16, 20, 24), (0, 0, 0), (940, 1175, 1410), (128, 435, 742)]);
+        assert_eq!(marks.protection[0], [0, 0, 880, 880 + 1152]);
+        assert_eq!(marks.protection[ZoneKind::Normal.index()], [0, 0, 0, 294_912 / 32]);
+        assert_eq!(marks.protection[HIGHMEM], [0; 4]);
+        let few = |pages| Marks::new([3840, 0, 4096, pages], [3840, 0, 4096, pages]).zones[HIGHMEM].min;
+        assert_eq!((few(1), few(40 << 10), few(1 << 20)), (32, 40, 128));
     }
 
     #[test]
     fn min_free_kbytes_has_bounds() {
-        assert_eq!(Marks::new([256, 0, 0], [256, 0, 0]).min_free_kbytes, 128);
-        let huge = [0, 0, 1 << 32];
+        assert_eq!(Marks::new([256, 0, 0, 0], [256, 0, 0, 0]).min_free_kbytes, 128);
+        let huge = [0, 0, 1 << 32, 0];
         assert_eq!(Marks::new(huge, huge).min_free_kbytes, 262_144);
-        assert_eq!(Marks::new([0; 3], [0; 3]).zones, [Watermarks::default(); 3]);
+        assert_eq!(Marks::new([0; ZONES], [0; ZONES]).zones, [Watermarks::default(); ZONES]);
     }
 
     /// The fewest free pages with which a request passes.
@@ -176,7 +199,7 @@ mod tests {
 
     #[test]
     fn how_far_each_mask_may_empty_a_zone() {
-        let Marks { zones: [dma, dma32, normal], protection, .. } = example();
+        let Marks { zones: [dma, dma32, normal, _], protection, .. } = example();
         assert_eq!(least(Pass::Low, 0, normal, 0), 453);
         assert_eq!(least(Pass::second(GFP_KERNEL), 0, normal, 0), 363);
         assert_eq!(least(Pass::second(GFP_NOWAIT), 0, normal, 0), 363);

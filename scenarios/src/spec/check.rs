@@ -3,10 +3,13 @@
 //! The first problem found is reported. Neighbours: `step_check`, which does the steps; `load`, which finds the place
 //! in the text. Left out: what depends on the host or on a file (image sizes), and on the kernel (masks too small).
 
+use lowzone_guest_mem::arch::PAE_LIMIT;
+use lowzone_guest_mem::ram::HIGH_START;
+
 use super::kind::{Kind, Kinds, find};
 use super::path::KeyPath;
 use super::step_check::steps;
-use super::{Device, Driver, Expect, Machine, Options, Problem, Scenario, Size, nearest::nearest};
+use super::{Arch, Device, Driver, Expect, Machine, Options, Problem, Scenario, Size, nearest::nearest};
 
 /// A problem and the values it is about: the one to point at, then others that took part in it.
 #[derive(Clone, PartialEq, Debug)]
@@ -81,7 +84,11 @@ fn power_of_two(path: &KeyPath, value: u64) -> Checked {
 fn machine(machine: &Machine) -> Checked {
     let at = KeyPath::default().key("machine");
     let (ram, low, pool) = (at.key("ram"), at.key("low"), at.key("swiotlb"));
-    bytes_within(&ram, machine.ram, PAGE, MOST_BYTES)?;
+    let most = match machine.arch {
+        Arch::X86_64 => MOST_BYTES,
+        Arch::X86_32 => PAE_LIMIT - HIGH_START + machine.low_bytes(),
+    };
+    bytes_within(&ram, machine.ram, PAGE, most)?;
     if let Some(bytes) = machine.low {
         bytes_within(&low, bytes, PAGE, MOST_LOW)?;
         if bytes > machine.ram {
@@ -90,8 +97,8 @@ fn machine(machine: &Machine) -> Checked {
         }
     }
     within(&at.key("cpus"), machine.cpus, 1, 64)?;
-    if machine.swiotlb.0 >= machine.low_bytes() {
-        let problem = Problem::PoolTooLarge { pool: machine.swiotlb, low: Size(machine.low_bytes()) };
+    if machine.swiotlb.0 >= machine.lowmem_bytes() {
+        let problem = Problem::PoolTooLarge { pool: machine.swiotlb, low: Size(machine.lowmem_bytes()) };
         return Err(Fault::new(problem, vec![pool, low, ram]));
     }
     Ok(())

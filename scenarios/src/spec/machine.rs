@@ -11,6 +11,40 @@ use super::Size;
 /// RAM below 4 GiB when a file doesn't say: the split of a PC whose PCI window starts at 3 GiB.
 pub const DEFAULT_LOW: u64 = 3 << 30;
 
+/// The kernel's architecture.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Arch {
+    /// 64 bits: all RAM has a kernel address.
+    #[default]
+    #[serde(rename = "x86-64")]
+    X86_64,
+    /// 32 bits with high memory: RAM above 896 MiB has no kernel address.
+    #[serde(rename = "x86-32")]
+    X86_32,
+}
+
+impl Arch {
+    /// As the file says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86-64",
+            Self::X86_32 => "x86-32",
+        }
+    }
+
+    /// The kernel's own.
+    pub fn kernel(self) -> lowzone_guest_mem::arch::Arch {
+        match self {
+            Self::X86_64 => lowzone_guest_mem::arch::Arch::X86_64,
+            Self::X86_32 => lowzone_guest_mem::arch::Arch::X86_32,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The machine: its memory and its CPUs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, expecting = "a [machine] table")]
@@ -21,6 +55,10 @@ pub struct Machine {
     /// Default: "3G", or all of RAM if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub low: Option<Size>,
+    /// The kernel's architecture: "x86-64", the default, or "x86-32", where RAM above 896 MiB is high memory and PAE
+    /// reaches 64 GiB.
+    #[serde(skip_serializing_if = "Arch::is_default")]
+    pub arch: Arch,
     /// Simulated CPUs, 1 to 64. Default 2.
     #[schemars(range(min = 1, max = 64))]
     pub cpus: u32,
@@ -33,7 +71,7 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { ram: Size(6 << 30), low: None, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
+        Self { ram: Size(6 << 30), low: None, arch: Arch::X86_64, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
     }
 }
 
@@ -48,6 +86,11 @@ impl Machine {
     /// ```
     pub fn low_bytes(&self) -> u64 {
         self.low.map_or(DEFAULT_LOW.min(self.ram.0), Size::bytes)
+    }
+
+    /// Bytes of RAM below 4 GiB that the kernel has addresses for, where the bounce pool must lie.
+    pub(crate) fn lowmem_bytes(&self) -> u64 {
+        self.low_bytes().min(self.arch.kernel().lowmem_end())
     }
 
     /// Bytes of RAM from 4 GiB upwards.

@@ -41,7 +41,7 @@ pub use explore::Explore;
 pub use fault::{FaultError, FaultTable, Faults, faults};
 pub use kind::{EDU, Kind, Kinds, StoryKind, VIRTIO_BLK};
 pub use load::{Source, load, load_with};
-pub use machine::{DEFAULT_LOW, Machine};
+pub use machine::{Arch, DEFAULT_LOW, Machine};
 pub use need::Need;
 pub use options::{OptionError, OptionValue, Options};
 pub use problem::Problem;

@@ -53,8 +53,8 @@ pub enum Problem {
     /// More RAM below 4 GiB than there is RAM.
     #[error("'low' is {low}, but 'ram' is only {ram}")]
     LowBeyondRam { low: Size, ram: Size },
-    /// A bounce pool that does not fit below 4 GiB.
-    #[error("'swiotlb' is {pool}, which does not fit in the {low} below 4 GiB")]
+    /// A bounce pool that does not fit below 4 GiB, on 32 bits below 896 MiB.
+    #[error("'swiotlb' is {pool}, which does not fit in the {low} of low memory")]
     PoolTooLarge { pool: Size, low: Size },
     /// An empty story, or one of several lines.
     #[error("'story' must be one line, this has {lines}")]

@@ -89,7 +89,7 @@ fn defaults_are_the_documented_ones() {
     let scenario = load(&source(&format!("story = 's'\n{DEVICE}[[step]]\nprobe = {{}}\n")), &[]).unwrap();
     assert_eq!(
         scenario.machine,
-        Machine { ram: Size(6 << 30), low: None, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
+        Machine { ram: Size(6 << 30), low: None, arch: Arch::X86_64, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
     );
     let device = &scenario.device[0];
     assert_eq!((device.width, device.beyond, device.queues, device.queue_size), (32, Beyond::Refuse, 1, 128));
@@ -116,7 +116,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[driver]\nwidth = 32\n", "x.toml:3:1: unknown key 'width' / it belongs elsewhere: device.width"),
         (
             "story = 's'\n[machine]\nxyzzy = 1\n",
-            "x.toml:3:1: unknown key 'xyzzy' / valid here: cpus, low, pcp, ram, swiotlb",
+            "x.toml:3:1: unknown key 'xyzzy' / valid here: arch, cpus, low, pcp, ram, swiotlb",
         ),
         ("story = 's'\n[[device]]\nname = 'a'\n", "x.toml:2:1: missing key 'kind'"),
         ("story = 's'\n[[step]]\nio = {}\n", "x.toml:3:6: missing key 'device'"),
@@ -246,7 +246,7 @@ fn limits_say_the_number_and_the_limit() {
         (
             "machine",
             "swiotlb = '3G'",
-            "'swiotlb' is 3G, which does not fit in the 3G below 4 GiB / make it smaller, or 0 for none",
+            "'swiotlb' is 3G, which does not fit in the 3G of low memory / make it smaller, or 0 for none",
         ),
         ("driver", "dma_mask = 0", "'dma_mask' is 0; it goes from 1 to 64"),
         ("driver", "coherent_mask = 65", "'coherent_mask' is 65; it goes from 1 to 64"),
@@ -402,6 +402,23 @@ fn ram_is_split_at_four_gib() {
     }
     let driver = load_embedded("block/too-wide", &[]).unwrap().driver;
     assert_eq!((driver.dma_mask, driver.coherent_bits()), (64, 32));
+}
+
+#[test]
+fn a_32_bit_machine_has_high_memory_from_896_mib_on_and_at_most_64_gib_of_addresses() {
+    let load = |sets: &[&str]| load_embedded("block/low-zone", sets);
+    let scenario = load(&["machine.arch=x86-32"]).unwrap();
+    assert_eq!((scenario.machine.arch, scenario.machine.lowmem_bytes()), (Arch::X86_32, 896 << 20));
+    assert!(load(&["machine.arch=x86-32", "ram=63G"]).is_ok());
+    for (set, wanted) in [
+        ("ram=64G", "'ram' is 64G; it goes from 4K to 63G"),
+        ("swiotlb=896M", "'swiotlb' is 896M, which does not fit in the 896M of low memory"),
+    ] {
+        let error = load(&["machine.arch=x86-32", set]).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    let plain = serde_json::to_string(&load(&[]).unwrap().machine).unwrap();
+    assert!(!plain.contains("arch"), "tokens of campaigns outlive the key: {plain}");
 }
 
 #[test]

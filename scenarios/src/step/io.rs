@@ -346,6 +346,7 @@ fn zone_name(zone: lowzone_guest_mem::zone::ZoneKind) -> &'static str {
         ZoneKind::Dma => "DMA",
         ZoneKind::Dma32 => "DMA32",
         ZoneKind::Normal => "Normal",
+        ZoneKind::HighMem => "HighMem",
     }
 }
 
