@@ -2,12 +2,12 @@
 //!
 //! Linux reads `current` and `preempt_count` from nowhere; here every call that may sleep, fail, be interrupted or be
 //! blamed takes a `&Cpu`. It counts what Linux's `preempt_count` counts, so that a sleeping call under a lock or in a
-//! handler is seen at once ([`Cpu::might_sleep`]), and it delivers interrupts on its own stack whenever they are
-//! enabled. Barriers are its methods, so that a weak-memory world can give them meaning; on threads they are the fences
+//! handler is seen at once ([`Cpu::might_sleep`]), and it delivers interrupts and softirqs on its own stack whenever
+//! they are enabled; `context` is that half of it. Barriers are its methods, so that a weak-memory world can give them meaning; on threads they are the fences
 //! of the same name, which cost lockstep nothing but `mb`.
 //!
-//! A `Cpu` is `!Sync`: it lives in its coroutine or thread. Neighbours: `env`, `lock`, `irq`. Left out: tasks (a CPU
-//! runs one), NMI, RCU.
+//! A `Cpu` is `!Sync`: it lives in its coroutine or thread. Neighbours: `env`, `lock`, `irq`, `softirq`. Left out: tasks
+//! (a CPU runs one), NMI, grace periods of RCU.
 
 use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
@@ -21,10 +21,11 @@ use crate::lock;
 use crate::site::{Owner, Scope, Site};
 use crate::trace::{Kind, Producer, Record, owner_word};
 
-/// preempt_count's unit for one softirq level (bits 8-15).
-const SOFTIRQ: u32 = 0x100;
-/// preempt_count's unit for one hardirq level (bits 16-19).
-const HARDIRQ: u32 = 0x1_0000;
+mod context;
+
+use context::HARDIRQ;
+pub(crate) use context::Off;
+pub use context::{BhOff, Context, IrqsOff, PreemptOff, RcuRead};
 
 /// Carried by the unwinding of a CPU that can't go on; no message is printed for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,9 +54,10 @@ pub enum Halt {
 /// ```
 pub struct Cpu<'w> {
     id: u32,
+    task: u32,
     preempt_count: Cell<u32>,
     irq_off: Cell<u32>,
-    softirq_pending: Cell<bool>,
+    rcu_depth: Cell<u32>,
     scope: Cell<Scope>,
     /// Where the outermost atomic section began: the second call site of a sleep-in-atomic finding.
     atomic_since: Cell<Owner>,
@@ -79,11 +81,17 @@ impl Drop for Span<'_> {
 impl<'w> Cpu<'w> {
     /// The handle for CPU `id` of `kernel`, run by `env`. Only a world makes one.
     pub fn new(id: u32, kernel: KernelRef, env: &'w dyn Env) -> Self {
+        Self::of_task(id, 0, kernel, env)
+    }
+
+    /// The handle for a task of its own that runs on CPU `id`; 0 is the CPU's first one. Only a world makes one.
+    pub fn of_task(id: u32, task: u32, kernel: KernelRef, env: &'w dyn Env) -> Self {
         Self {
             id,
+            task,
             preempt_count: Cell::new(0),
             irq_off: Cell::new(0),
-            softirq_pending: Cell::new(false),
+            rcu_depth: Cell::new(0),
             scope: Cell::new(Scope::ROOT),
             atomic_since: Cell::new(Owner::default()),
             kernel,
@@ -94,6 +102,11 @@ impl<'w> Cpu<'w> {
     /// The CPU's number.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// The number of the task that it runs: 0, or that of a kernel thread.
+    pub fn task(&self) -> u32 {
+        self.task
     }
 
     /// The kernel it runs.
@@ -122,45 +135,6 @@ impl<'w> Cpu<'w> {
     #[track_caller]
     pub fn owner(&self) -> Owner {
         Owner { site: Site::of(Location::caller()), scope: self.scope.get() }
-    }
-
-    /// Linux's preempt_count: locks in bits 0-7, softirq in 8-15, hardirq in 16-19.
-    pub fn preempt_count(&self) -> u32 {
-        self.preempt_count.get()
-    }
-
-    /// Whether interrupts are off on this CPU (`irqs_disabled`).
-    pub fn irqs_disabled(&self) -> bool {
-        self.irq_off.get() > 0 || self.in_hardirq()
-    }
-
-    /// Whether a hard-interrupt handler runs (`in_hardirq`).
-    pub fn in_hardirq(&self) -> bool {
-        self.preempt_count.get() >= HARDIRQ
-    }
-
-    /// Whether neither a softirq nor a hard-interrupt handler runs (`in_task`).
-    pub fn in_task(&self) -> bool {
-        self.preempt_count.get() < SOFTIRQ
-    }
-
-    /// Whether sleeping is forbidden here.
-    pub fn in_atomic(&self) -> bool {
-        self.preempt_count.get() != 0 || self.irqs_disabled()
-    }
-
-    /// Complains if the caller may not sleep here; then goes on, as Linux does (`might_sleep`).
-    #[track_caller]
-    pub fn might_sleep(&self, what: &'static str) {
-        if self.in_atomic() {
-            let kind = FindingKind::SleepInAtomic {
-                what,
-                preempt_count: self.preempt_count(),
-                irqs_disabled: self.irqs_disabled(),
-            };
-            let sites = vec![("called at", self.owner()), ("atomic since", self.atomic_since.get())];
-            self.emit(kind, None, sites);
-        }
     }
 
     /// Passes a point for `size` bytes, or what else its class counts: the world may run others, deliver interrupts
@@ -235,6 +209,9 @@ impl<'w> Cpu<'w> {
     /// Parks until woken, timed out or dying; interrupts are taken meanwhile.
     pub(crate) fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
         let ticket = Ticket { irqs_off: self.irqs_disabled(), ..ticket };
+        if self.kernel().softirqs().any(self.id) {
+            self.irq_window();
+        }
         loop {
             match self.env.park(ticket, until) {
                 Wake::Irq => self.irq_window(),
@@ -273,77 +250,16 @@ impl<'w> Cpu<'w> {
         if self.irqs_disabled() {
             return;
         }
-        while let Some(handler) = self.env.take_irq() {
+        let softirqs = self.kernel().softirqs();
+        while let Some(handler) = self.env.take_irq().or_else(|| softirqs.take_injected(self)) {
             {
                 let _level = self.level(HARDIRQ);
                 handler.hardirq(self);
             }
             self.run_softirqs();
         }
-    }
-
-    /// Softirqs run when the outermost handler returns (`irq_exit`): over a plain spinlock too, never over each other.
-    fn run_softirqs(&self) {
-        while self.preempt_count.get() < SOFTIRQ && self.softirq_pending.replace(false) {
-            let _level = self.level(SOFTIRQ);
-            self.kernel().timers().run_expired(self);
-        }
-    }
-
-    fn level(&self, unit: u32) -> Level<'_, 'w> {
-        let outer = self.atomic_since.replace(Owner::default());
-        self.preempt_count.set(self.preempt_count.get() + unit);
-        Level { cpu: self, unit, outer }
-    }
-
-    /// Asks for the timer softirq to run once the handler has returned.
-    pub(crate) fn raise_timer_softirq(&self) {
-        self.softirq_pending.set(true);
-    }
-
-    /// Names where the current handler was requested, for findings inside it.
-    pub(crate) fn set_atomic_since(&self, owner: Owner) {
-        self.atomic_since.set(owner);
-    }
-
-    /// The outermost reason is the one that a finding names.
-    fn atomic_begins(&self, owner: Owner) {
-        if !self.in_atomic() {
-            self.atomic_since.set(owner);
-        }
-    }
-
-    fn leave(&self, unit: u32) {
-        self.preempt_count.set(self.preempt_count.get().saturating_sub(unit));
-    }
-
-    /// A spinlock was taken: preemption off, and interrupts too if `irqsave`.
-    pub(crate) fn lock_taken(&self, owner: Owner, irqsave: bool) {
-        self.atomic_begins(owner);
-        self.preempt_count.set(self.preempt_count.get() + 1);
-        if irqsave {
-            self.irq_off.set(self.irq_off.get() + 1);
-        }
-    }
-
-    /// A spinlock was given back.
-    pub(crate) fn lock_dropped(&self, irqsave: bool) {
-        self.leave(1);
-        if irqsave {
-            self.irq_off.set(self.irq_off.get().saturating_sub(1));
-        }
-    }
-
-    /// Turns interrupts off until the guard drops (`local_irq_save`).
-    #[track_caller]
-    pub fn local_irq_save(&self) -> IrqsOff<'_> {
-        self.irqs_off_for(self.owner())
-    }
-
-    pub(crate) fn irqs_off_for(&self, owner: Owner) -> IrqsOff<'_> {
-        self.atomic_begins(owner);
-        self.irq_off.set(self.irq_off.get() + 1);
-        IrqsOff { irq_off: &self.irq_off }
+        // Raised outside of a handler: in Linux ksoftirqd wakes up, or the next interrupt brings them along.
+        self.run_softirqs();
     }
 
     /// Full barrier: every earlier access is visible before any later one.
@@ -365,33 +281,6 @@ impl<'w> Cpu<'w> {
     /// Earlier reads of coherent memory complete before later ones (`dma_rmb`).
     pub fn dma_rmb(&self) {
         fence(Ordering::Acquire);
-    }
-}
-
-/// A handler's share of preempt_count; given back when the handler returns, and when it unwinds.
-struct Level<'a, 'w> {
-    cpu: &'a Cpu<'w>,
-    unit: u32,
-    /// What the interrupted code was atomic since.
-    outer: Owner,
-}
-
-impl Drop for Level<'_, '_> {
-    fn drop(&mut self) {
-        self.cpu.leave(self.unit);
-        self.cpu.atomic_since.set(self.outer);
-    }
-}
-
-/// Interrupts are off while this lives.
-#[must_use = "interrupts come back on when this is dropped"]
-pub struct IrqsOff<'a> {
-    irq_off: &'a Cell<u32>,
-}
-
-impl Drop for IrqsOff<'_> {
-    fn drop(&mut self) {
-        self.irq_off.set(self.irq_off.get().saturating_sub(1));
     }
 }
 

@@ -11,7 +11,9 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::addr::PhysAddr;
+use crate::cpu::Context;
 use crate::dma::ledger::{Misuse, Violation};
+use crate::lock::BadUnlock;
 use crate::site::Owner;
 
 /// A resource kind that the leak check knows.
@@ -36,6 +38,8 @@ pub enum Resource {
     Timer,
     /// A spinlock or mutex that is still held.
     Lock,
+    /// A tasklet that is still to run.
+    Tasklet,
 }
 
 impl fmt::Display for Resource {
@@ -50,6 +54,7 @@ impl fmt::Display for Resource {
             Self::Vector => "interrupt vector",
             Self::Timer => "timer",
             Self::Lock => "lock",
+            Self::Tasklet => "tasklet",
         })
     }
 }
@@ -60,8 +65,8 @@ impl fmt::Display for Resource {
 pub enum FindingKind {
     /// A call that may sleep, where sleeping is forbidden.
     #[error(
-        "BUG: sleeping function called from invalid context: {what} (in_atomic(): {}, irqs_disabled(): {}, preempt_count: {preempt_count:x})",
-        u8::from(*preempt_count != 0), u8::from(*irqs_disabled)
+        "BUG: sleeping function called from invalid context: {what} (in_atomic(): {}, irqs_disabled(): {}, preempt_count: {preempt_count:x}{})",
+        u8::from(*preempt_count != 0), u8::from(*irqs_disabled), rcu_text(*rcu_depth)
     )]
     SleepInAtomic {
         /// The call.
@@ -70,6 +75,33 @@ pub enum FindingKind {
         preempt_count: u32,
         /// Whether interrupts were off.
         irqs_disabled: bool,
+        /// How deep the caller was in `rcu_read_lock`.
+        rcu_depth: u32,
+    },
+    /// A call from where it may not come from, though it doesn't sleep.
+    #[error("{what} called {context}")]
+    WrongContext {
+        /// The call.
+        what: &'static str,
+        /// Where it came from.
+        context: Context,
+        /// The kernel option under which Linux warns of it; `any` for a plain `WARN_ON`.
+        linux: Option<&'static str>,
+    },
+    /// A lock that an interrupt takes too was taken where that interrupt could come.
+    #[error("inconsistent lock state: inconsistent {{{irq}-ON-W}} -> {{IN-{irq}-W}} usage")]
+    InconsistentLock {
+        /// `HARDIRQ` or `SOFTIRQ`.
+        irq: &'static str,
+    },
+    /// A lock given back by who doesn't hold it.
+    #[error("{0}")]
+    BadUnlock(BadUnlock),
+    /// An object dropped while a softirq or worker was about to use it, or used it.
+    #[error("ODEBUG: free active object type: {what}")]
+    FreedActive {
+        /// `tasklet_struct`, `work_struct`.
+        what: &'static str,
     },
     /// A lock taken by the CPU that holds it.
     #[error("BUG: {lock} recursion on CPU#{cpu}")]
@@ -193,6 +225,10 @@ fn hit_text(hit: Option<u64>) -> String {
     hit.map_or_else(|| ", refused".to_owned(), |hit| format!(", which hit {hit:#x}"))
 }
 
+fn rcu_text(depth: u32) -> String {
+    if depth == 0 { String::new() } else { format!(", RCU nest depth: {depth}") }
+}
+
 fn rw(write: bool) -> &'static str {
     if write { "write" } else { "read" }
 }
@@ -213,6 +249,10 @@ impl FindingKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::SleepInAtomic { .. } => "sleep-in-atomic",
+            Self::WrongContext { .. } => "wrong-context",
+            Self::InconsistentLock { .. } => "inconsistent-lock",
+            Self::BadUnlock(_) => "bad-unlock",
+            Self::FreedActive { .. } => "freed-active",
             Self::SelfDeadlock { .. } => "self-deadlock",
             Self::LabLockHeld { .. } => "lab-lock-held",
             Self::Dma(misuse) => misuse_name(misuse),
@@ -253,6 +293,10 @@ impl FindingKind {
     pub fn config(&self) -> Option<&'static str> {
         match self {
             Self::SleepInAtomic { .. } => Some("CONFIG_DEBUG_ATOMIC_SLEEP"),
+            Self::WrongContext { linux, .. } => *linux,
+            Self::InconsistentLock { .. } => Some("CONFIG_PROVE_LOCKING"),
+            Self::BadUnlock(bad) => Some(bad.config()),
+            Self::FreedActive { .. } => Some("CONFIG_DEBUG_OBJECTS_FREE"),
             Self::SelfDeadlock { lock: crate::lock::SPINLOCK, .. } => Some("CONFIG_DEBUG_SPINLOCK"),
             Self::SelfDeadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Dma(misuse) => misuse.linux(),

@@ -183,6 +183,17 @@ pub fn request_irq(cpu: &Cpu<'_>, irq: u32, handler: Arc<dyn IrqHandler>) -> Res
     Ok(IrqLine { kernel: cpu.kernel_ref(), desc, id, armed: true })
 }
 
+/// Raises an interrupt on this CPU as if its device had (`irq_inject_interrupt`); `false` if nobody asked for it.
+///
+/// It comes at the CPU's next point with interrupts on. Any context.
+pub fn irq_inject_interrupt(cpu: &Cpu<'_>, irq: u32) -> bool {
+    let wanted = cpu.kernel().irqs().handler(irq).is_some();
+    if wanted {
+        cpu.kernel().softirqs().inject(cpu.id(), irq);
+    }
+    wanted
+}
+
 impl IrqLine {
     /// The interrupt's number.
     pub fn irq(&self) -> u32 {
@@ -192,7 +203,11 @@ impl IrqLine {
     /// Detaches the handler and waits until no CPU runs it (`free_irq`). Process context.
     #[track_caller]
     pub fn free(mut self, cpu: &Cpu<'_>) {
-        cpu.might_sleep("free_irq");
+        if cpu.in_interrupt() {
+            cpu.wrong_context(true, "free_irq", Some("any"));
+        } else {
+            cpu.might_sleep("free_irq");
+        }
         self.detach();
         // Teardown ends the wait early; then nothing runs handlers any more either.
         let _ = self.desc.idle.wait_event_timeout(cpu, SYNC_TIMEOUT, || self.desc.running.load(Ordering::Acquire) == 0);

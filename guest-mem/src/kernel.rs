@@ -21,6 +21,7 @@ use crate::pcp::{PcpSettings, PerCpuPages};
 use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
 use crate::slab::Kmalloc;
+use crate::softirq::Softirqs;
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
 use crate::zone::{Layout, ZoneKind, ZoneStats, Zones};
@@ -66,6 +67,7 @@ pub struct Kernel {
     io: Locked<Option<Arc<dyn IoSpace>>>,
     irqs: IrqTable,
     timers: Timers,
+    softirqs: Softirqs,
     registry: Locked<Vec<Live>>,
     /// Every driver lock that was ever taken here.
     locks: Locked<Vec<Weak<Holder>>>,
@@ -107,6 +109,7 @@ impl Kernel {
             io: Locked::default(),
             irqs: IrqTable::default(),
             timers: Timers::default(),
+            softirqs: Softirqs::new(config.cpus),
             registry: Locked::default(),
             locks: Locked::default(),
             findings: Locked::default(),
@@ -150,6 +153,10 @@ impl Kernel {
     /// Its timers.
     pub fn timers(&self) -> &Timers {
         &self.timers
+    }
+
+    pub(crate) fn softirqs(&self) -> &Softirqs {
+        &self.softirqs
     }
 
     /// Its event records.
@@ -304,6 +311,7 @@ impl Kernel {
         *self.io.lock() = None;
         self.irqs.reset();
         self.timers.reset();
+        self.softirqs.reset();
         self.registry.lock().clear();
         self.locks.lock().clear();
         self.findings.lock().clear();

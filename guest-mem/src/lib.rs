@@ -30,7 +30,9 @@ pub mod pcp;
 pub mod ram;
 pub mod site;
 pub mod slab;
+pub mod softirq;
 pub mod stats;
+pub mod tasklet;
 #[cfg(test)]
 mod testing;
 pub mod timer;

@@ -4,18 +4,27 @@
 //! CPU; plain [`SpinLock::lock`] doesn't, and a handler that then takes the same lock deadlocks, as on hardware: that
 //! is reported and the CPU halted. A contended lock parks, which in a deterministic world is what spinning is.
 //!
+//! A spinlock also learns where it is taken, as lockdep does: one that an interrupt takes, and that is taken elsewhere
+//! where this interrupt could come, is reported though it never deadlocked (`holder`).
+//!
 //! `Locked` guards the kernel's own tables. It is held for a few instructions and never at a point: a thread-local
 //! count proves it. Neighbours: `cpu`, `env`. Left out: reader-writer locks, lockdep's order graph.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, TryLockError};
 
-use crate::cpu::{Cpu, Halt};
+use crate::cpu::{Cpu, Halt, Off};
 use crate::env::{Class, Key, Wake};
 use crate::finding::FindingKind;
-use crate::site::{Owner, Scope, Site};
+use crate::site::Owner;
+
+mod holder;
+pub mod misuse;
+
+pub(crate) use holder::Holder;
+pub use holder::BadUnlock;
 
 thread_local! {
     static HELD: Cell<u32> = const { Cell::new(0) };
@@ -71,38 +80,6 @@ pub(crate) const SPINLOCK: &str = "spinlock";
 /// The name of a mutex in findings.
 pub(crate) const MUTEX: &str = "mutex";
 
-/// Who holds a driver's lock, and since which line; the kernel's leak check looks at it.
-#[derive(Debug)]
-pub(crate) struct Holder {
-    /// The holder's CPU number + 1; 0 = free.
-    cpu: AtomicU32,
-    site: AtomicU32,
-    scope: AtomicU32,
-    /// The kernel's life in which the leak check learnt of this lock + 1.
-    booked: AtomicU64,
-}
-
-impl Holder {
-    fn set(&self, cpu: &Cpu<'_>, owner: Owner) {
-        self.cpu.store(cpu.id() + 1, Ordering::Relaxed);
-        self.site.store(owner.site.index(), Ordering::Relaxed);
-        self.scope.store(owner.scope.index(), Ordering::Relaxed);
-    }
-
-    fn since(&self) -> Owner {
-        Owner {
-            site: Site::from_index(self.site.load(Ordering::Relaxed)),
-            scope: Scope::from_index(self.scope.load(Ordering::Relaxed)),
-        }
-    }
-
-    /// The CPU that holds the lock and since where, if one does.
-    pub(crate) fn held(&self) -> Option<(u32, Owner)> {
-        let cpu = self.cpu.load(Ordering::Relaxed).checked_sub(1)?;
-        Some((cpu, self.since()))
-    }
-}
-
 /// What both driver locks share: the value, who holds it, and who waits.
 struct Core<T> {
     value: StdMutex<T>,
@@ -115,9 +92,8 @@ struct Core<T> {
 
 impl<T> Core<T> {
     fn new(value: T, name: &'static str) -> Self {
-        let zero = || AtomicU32::new(0);
-        let holder = Holder { cpu: zero(), site: zero(), scope: zero(), booked: AtomicU64::new(0) };
-        Self { value: StdMutex::new(value), holder: Arc::new(holder), waiters: zero(), key: Key::fresh(), name }
+        let (holder, waiters) = (Arc::new(Holder::default()), AtomicU32::new(0));
+        Self { value: StdMutex::new(value), holder, waiters, key: Key::fresh(), name }
     }
 
     fn try_take(&self) -> Option<MutexGuard<'_, T>> {
@@ -135,7 +111,9 @@ impl<T> Core<T> {
             if let Some(guard) = self.try_take() {
                 break guard;
             }
-            if self.holder.cpu.load(Ordering::Relaxed) == cpu.id() + 1 {
+            // A spinlock's holder keeps its CPU; a mutex may be held by a task that sleeps.
+            let own = if self.name == SPINLOCK { self.holder.is_of_cpu(cpu) } else { self.holder.is_task(cpu) };
+            if own {
                 let sites = vec![("taken again at", owner), ("held since", self.holder.since())];
                 cpu.emit(FindingKind::SelfDeadlock { lock: self.name, cpu: cpu.id() }, None, sites);
                 cpu.halt(Halt::SelfDeadlock);
@@ -158,19 +136,29 @@ impl<T> Core<T> {
                 (None, _) => {}
             }
         };
+        self.taken(cpu, owner);
+        guard
+    }
+
+    /// Takes the lock if it is free.
+    fn try_lock(&self, cpu: &Cpu<'_>, owner: Owner) -> Option<MutexGuard<'_, T>> {
+        let _ = cpu.point_for(Class::Lock, 0, owner);
+        let guard = self.try_take()?;
+        self.taken(cpu, owner);
+        Some(guard)
+    }
+
+    /// Names the holder; once for each life of the machine the leak check learns of the lock.
+    fn taken(&self, cpu: &Cpu<'_>, owner: Owner) {
         self.holder.set(cpu, owner);
-        // Once for each life of the machine: only the first time costs more than a compare.
-        let life = cpu.kernel().life();
-        if self.holder.booked.load(Ordering::Relaxed) != life {
-            self.holder.booked.store(life, Ordering::Relaxed);
+        if self.holder.is_new_to(cpu.kernel()) {
             cpu.kernel().book_lock(&self.holder);
         }
-        guard
     }
 
     /// Forgets the holder while it still holds: after that the next one may have written its name.
     fn release(&self, cpu: &Cpu<'_>, guard: Option<MutexGuard<'_, T>>) {
-        self.holder.cpu.store(0, Ordering::Relaxed);
+        self.holder.clear();
         drop(guard);
         if self.waiters.load(Ordering::SeqCst) > 0 {
             cpu.wake(self.key, 1);
@@ -187,25 +175,45 @@ impl<T> SpinLock<T> {
         Self(Core::new(value, SPINLOCK))
     }
 
-    /// Takes the lock; interrupts stay as they are (`spin_lock`).
+    /// Takes the lock; interrupts stay as they are (`spin_lock`). Any context.
     #[track_caller]
     pub fn lock<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> SpinGuard<'a, 'w, T> {
-        self.take(cpu, cpu.owner(), false)
+        self.take(cpu, cpu.owner(), Off::Nothing)
     }
 
-    /// Takes the lock with interrupts off on this CPU (`spin_lock_irqsave`).
+    /// Takes the lock with softirqs off on this CPU (`spin_lock_bh`). Not in hardirq.
+    ///
+    /// What was raised meanwhile runs at the CPU's next point after the lock was given back.
+    #[track_caller]
+    pub fn lock_bh<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> SpinGuard<'a, 'w, T> {
+        cpu.wrong_context(cpu.irqs_disabled(), "spin_lock_bh", Some("CONFIG_TRACE_IRQFLAGS"));
+        self.take(cpu, cpu.owner(), Off::Softirqs)
+    }
+
+    /// Takes the lock with interrupts off on this CPU (`spin_lock_irqsave`). Any context.
     #[track_caller]
     pub fn lock_irqsave<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> SpinGuard<'a, 'w, T> {
-        self.take(cpu, cpu.owner(), true)
+        self.take(cpu, cpu.owner(), Off::Interrupts)
     }
 
-    fn take<'a, 'w>(&'a self, cpu: &'a Cpu<'w>, owner: Owner, irqsave: bool) -> SpinGuard<'a, 'w, T> {
-        // Interrupts go off before the lock is taken: an interrupt in between would find it held.
-        let off = irqsave.then(|| cpu.irqs_off_for(owner));
+    /// Takes the lock if it is free (`spin_trylock`). Any context.
+    #[track_caller]
+    pub fn try_lock<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> Option<SpinGuard<'a, 'w, T>> {
+        let owner = cpu.owner();
+        let guard = self.0.try_lock(cpu, owner)?;
+        cpu.lock_taken(owner, Off::Nothing);
+        Some(SpinGuard { guard: Some(guard), core: &self.0, cpu, off: Off::Nothing })
+    }
+
+    fn take<'a, 'w>(&'a self, cpu: &'a Cpu<'w>, owner: Owner, off: Off) -> SpinGuard<'a, 'w, T> {
+        // They go off before the lock is taken: an interrupt in between would find it held.
+        let irqs = (off == Off::Interrupts).then(|| cpu.irqs_off_for(owner));
+        let softirqs = (off == Off::Softirqs).then(|| cpu.bh_off_for(owner));
         let guard = self.0.take(cpu, owner);
-        cpu.lock_taken(owner, irqsave);
-        drop(off);
-        SpinGuard { guard: Some(guard), core: &self.0, cpu, irqsave }
+        self.0.holder.learn(cpu, owner);
+        cpu.lock_taken(owner, off);
+        drop((irqs, softirqs));
+        SpinGuard { guard: Some(guard), core: &self.0, cpu, off }
     }
 }
 
@@ -215,7 +223,7 @@ pub struct SpinGuard<'a, 'w, T> {
     guard: Option<MutexGuard<'a, T>>,
     core: &'a Core<T>,
     cpu: &'a Cpu<'w>,
-    irqsave: bool,
+    off: Off,
 }
 
 /// A sleeping lock: its holder may sleep. Process context only.
@@ -233,6 +241,14 @@ impl<T> Mutex<T> {
         cpu.might_sleep("mutex_lock");
         let guard = self.0.take(cpu, cpu.owner());
         MutexLocked { guard: Some(guard), core: &self.0, cpu }
+    }
+
+    /// Takes the lock if it is free (`mutex_trylock`). Not in interrupts, though it never sleeps.
+    #[track_caller]
+    pub fn try_lock<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> Option<MutexLocked<'a, 'w, T>> {
+        cpu.wrong_context(cpu.in_interrupt(), "mutex_trylock", None);
+        let guard = self.0.try_lock(cpu, cpu.owner())?;
+        Some(MutexLocked { guard: Some(guard), core: &self.0, cpu })
     }
 }
 
@@ -273,7 +289,7 @@ guard_access!(MutexLocked);
 impl<T> Drop for SpinGuard<'_, '_, T> {
     fn drop(&mut self) {
         self.core.release(self.cpu, self.guard.take());
-        self.cpu.lock_dropped(self.irqsave);
+        self.cpu.lock_dropped(self.off);
     }
 }
 

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::cpu::Cpu;
 use crate::env::{IrqHandler, IrqReturn};
-use crate::finding::FindingKind;
 use crate::kernel::KernelRef;
 use crate::lock::Locked;
 use crate::site::Owner;
+use crate::softirq::Softirq;
 use crate::wait::WaitQueue;
 
 /// How long `del_timer_sync` waits for a running callback.
@@ -66,7 +66,7 @@ struct TimerInterrupt;
 impl IrqHandler for TimerInterrupt {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
         cpu.kernel().timers().raised.store(true, Ordering::Relaxed);
-        cpu.raise_timer_softirq();
+        cpu.raise_softirq(Softirq::Timer);
         IrqReturn::Handled
     }
 }
@@ -186,9 +186,7 @@ impl Timer {
     #[track_caller]
     pub fn delete_sync(&self, cpu: &Cpu<'_>) {
         if cpu.in_hardirq() {
-            let (preempt_count, irqs_disabled) = (cpu.preempt_count(), cpu.irqs_disabled());
-            let kind = FindingKind::SleepInAtomic { what: "del_timer_sync", preempt_count, irqs_disabled };
-            cpu.emit(kind, None, vec![("called at", cpu.owner())]);
+            cpu.sleeps_in_atomic("del_timer_sync", cpu.owner());
         }
         self.disarm();
         let idle = || self.running.count.load(Ordering::Acquire) == 0;

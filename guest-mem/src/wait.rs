@@ -85,6 +85,36 @@ impl WaitQueue {
         }
     }
 
+    /// Waits until `condition` holds, however long that takes (`wait_event`). Process context.
+    ///
+    /// # Errors
+    /// [`WaitError::Dying`] at teardown.
+    #[track_caller]
+    pub fn wait_event(&self, cpu: &Cpu<'_>, condition: impl FnMut() -> bool) -> Result<(), WaitError> {
+        cpu.might_sleep("wait_event");
+        self.wait_until_done(cpu, condition)
+    }
+
+    /// As [`WaitQueue::wait_event`], for who has complained about the context already.
+    #[track_caller]
+    pub(crate) fn wait_until_done(
+        &self,
+        cpu: &Cpu<'_>,
+        mut condition: impl FnMut() -> bool,
+    ) -> Result<(), WaitError> {
+        let _ = cpu.point(Class::Wait, u64::MAX);
+        loop {
+            let ticket = cpu.prepare(self.key);
+            if condition() {
+                cpu.cancel(ticket);
+                return Ok(());
+            }
+            if cpu.park(ticket, None) == Wake::Dying {
+                return if condition() { Ok(()) } else { Err(WaitError::Dying) };
+            }
+        }
+    }
+
     /// Wakes every waiter (`wake_up_all`). Any context.
     pub fn wake_up_all(&self, cpu: &Cpu<'_>) {
         cpu.wake(self.key, usize::MAX);

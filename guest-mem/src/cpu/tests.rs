@@ -6,52 +6,9 @@ use crate::dma::{Dir, misuse};
 use crate::gfp::{GFP_ATOMIC, GFP_KERNEL};
 use crate::iomem::ioremap;
 use crate::lock::{Locked, Mutex, SpinLock};
-use crate::testing::{Lab, handler, rows};
-use crate::timer::{Timer, TimerCallback};
-use crate::wait::{Completion, sleep};
+use crate::testing::{Lab, handler};
+use crate::wait::Completion;
 use crate::{KBuf, PhysAddr};
-
-#[test]
-fn contexts_count_as_measured() {
-    let (lab, lock) = (Lab::new(), SpinLock::new(()));
-    let cpu = lab.cpu();
-    let state =
-        |cpu: &Cpu<'_>| (u64::from(cpu.preempt_count()), u64::from(cpu.in_atomic()), u64::from(cpu.irqs_disabled()));
-    for row in rows(include_str!("../../../tests/golden/sleep_state.tsv")) {
-        let seen = match row.get("where") {
-            "process" => state(&cpu),
-            "spin_lock" => {
-                let _guard = lock.lock(&cpu);
-                state(&cpu)
-            }
-            "spin_lock_irqsave" => {
-                let _guard = lock.lock_irqsave(&cpu);
-                state(&cpu)
-            }
-            "tasklet" => softirq_state(&cpu),
-            _ => continue,
-        };
-        let want = ["preempt_count", "in_atomic", "irqs_disabled"].map(|name| row.number(name).unwrap());
-        assert_eq!([seen.0, seen.1, seen.2], want, "{}", row.line);
-    }
-    assert_eq!(state(&cpu), (0, 0, 0));
-}
-
-fn softirq_state(cpu: &Cpu<'_>) -> (u64, u64, u64) {
-    #[derive(Default)]
-    struct Look(Locked<(u64, u64, u64)>);
-    impl TimerCallback for Look {
-        fn expired(&self, cpu: &Cpu<'_>) {
-            let state = (u64::from(cpu.preempt_count()), u64::from(cpu.in_atomic()), u64::from(cpu.irqs_disabled()));
-            *self.0.lock() = state;
-        }
-    }
-    let look = Arc::new(Look::default());
-    let timer = Timer::new(cpu, look.clone());
-    timer.modify(cpu, 1);
-    sleep(cpu, 1).unwrap();
-    *look.0.lock()
-}
 
 /// Linux reports these under a spinlock (linux-measured, section 9), and not the others.
 #[test]

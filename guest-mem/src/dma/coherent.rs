@@ -249,6 +249,7 @@ impl Coherent {
     /// Frees it, with the caller's line for a device that comes too late (`dma_free_coherent`). Interrupts on.
     #[track_caller]
     pub fn free(mut self, cpu: &Cpu<'_>) {
+        cpu.wrong_context(cpu.irqs_disabled(), "dma_free_coherent", Some("any"));
         self.freed_by = cpu.owner();
         let _ = cpu.point_for(Class::Release, self.len as u64, self.freed_by);
     }

@@ -198,6 +198,7 @@ impl DmaDevice {
 
     #[track_caller]
     fn check_mask(&self, cpu: &Cpu<'_>, mask: u64) -> Result<(), MaskError> {
+        cpu.wrong_context(cpu.in_hardirq(), "dma_set_mask", None);
         if cpu.point(Class::Mask, mask) == Verdict::Fail {
             return Err(MaskError { mask });
         }

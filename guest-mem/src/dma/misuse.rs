@@ -44,10 +44,11 @@ pub fn mapping_error(device: &DmaDevice, dma: DmaAddr) -> bool {
     dma.get() == u64::MAX
 }
 
-/// Takes coherent memory off the books by numbers (`dma_free_coherent`); its pages go when it drops. Any context.
+/// Takes coherent memory off the books by numbers (`dma_free_coherent`); its pages go when it drops. Interrupts on.
 #[track_caller]
 pub fn free_coherent(cpu: &Cpu<'_>, device: &DmaDevice, phys: PhysAddr, dma: DmaAddr, len: u64) {
     let owner = cpu.owner();
+    cpu.wrong_context(cpu.irqs_disabled(), "dma_free_coherent", Some("any"));
     let _ = cpu.point_for(Class::Release, len, owner);
     let unmapped = device.state.ledger.lock().free_coherent(dma, len, phys, owner, cpu.now());
     report_unmap(device, &unmapped, owner);

@@ -108,3 +108,99 @@ fn the_lock_is_a_point_before_it_is_held() {
     assert_eq!(lab.solo.points(), [Class::Lock]);
     assert_eq!(held(), 0);
 }
+
+/// The handler comes between two sections, so nothing deadlocks; lockdep tells all the same.
+#[test]
+fn a_lock_shared_with_a_handler_and_taken_with_interrupts_on_is_told_once() {
+    let lab = Lab::new();
+    let (cpu, lock) = (lab.cpu(), Arc::new(SpinLock::new(0)));
+    let visit = |lock: &Arc<SpinLock<i32>>| {
+        let taken = lock.clone();
+        lab.solo.raise(handler(move |cpu| *taken.lock(cpu) += 1));
+        let _ = cpu.point(Class::Release, 0);
+    };
+    *lock.lock_irqsave(&cpu) += 1;
+    visit(&lock);
+    *lock.lock_irqsave(&cpu) += 1;
+    assert!(lab.findings().is_empty(), "that is how it is done");
+    let line = line!() + 1;
+    *lock.lock(&cpu) += 1;
+    visit(&lock);
+    drop(lock.lock(&cpu));
+    let finding = lab.kernel().findings().remove(0);
+    let text = "inconsistent lock state: inconsistent {HARDIRQ-ON-W} -> {IN-HARDIRQ-W} usage";
+    assert_eq!((lab.findings().len(), finding.kind.to_string().as_str()), (1, text));
+    assert_eq!((finding.sites[1].0, finding.sites[1].1.site.place().unwrap().line()), ("taken with it on at", line));
+}
+
+#[test]
+fn softirqs_have_a_form_of_their_own() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let told = |take: fn(&SpinLock<u32>, &Cpu<'_>)| {
+        let (lock, before) = (Arc::new(SpinLock::new(0)), lab.findings().len());
+        let taken = lock.clone();
+        let tasklet = crate::tasklet::Tasklet::new(&cpu, move |cpu| *taken.lock(cpu) += 1);
+        tasklet.schedule(&cpu);
+        tasklet.kill(&cpu);
+        take(&lock, &cpu);
+        lab.kernel().findings()[before..].iter().map(|finding| finding.kind.to_string()).collect::<Vec<_>>()
+    };
+    assert!(told(|lock, cpu| *lock.lock_bh(cpu) += 1).is_empty());
+    assert!(told(|lock, cpu| *lock.lock_irqsave(cpu) += 1).is_empty());
+    let text = "inconsistent lock state: inconsistent {SOFTIRQ-ON-W} -> {IN-SOFTIRQ-W} usage";
+    assert_eq!(told(|lock, cpu| *lock.lock(cpu) += 1), [text]);
+    let lock = SpinLock::new(());
+    let held = lock.lock_bh(&cpu);
+    assert_eq!((cpu.preempt_count(), cpu.irqs_disabled()), (0x201, false));
+    drop(held);
+    assert_eq!(cpu.preempt_count(), 0);
+}
+
+#[test]
+fn trying_takes_what_is_free_and_never_waits() {
+    let lab = Lab::new();
+    let (cpu, other) = (lab.cpu(), lab.cpu_number(1));
+    let (spin, mutex) = (SpinLock::new(1), Mutex::new(2));
+    let held = (spin.try_lock(&cpu).unwrap(), mutex.try_lock(&cpu).unwrap());
+    assert_eq!((*held.0, *held.1, cpu.preempt_count()), (1, 2, 1));
+    assert!(spin.try_lock(&other).is_none() && mutex.try_lock(&cpu).is_none());
+    assert_eq!((lab.leaks().len(), lab.solo.parks()), (2, 0));
+    drop(held);
+    assert!(lab.findings().is_empty() && lab.leaks().is_empty());
+    let off = cpu.local_bh_disable();
+    drop(mutex.try_lock(&cpu));
+    drop(off);
+    assert_eq!(lab.findings(), ["wrong-context"]);
+}
+
+#[test]
+fn who_gives_back_what_another_holds_is_told_and_the_lock_stays() {
+    let lab = Lab::new();
+    let (cpu, other) = (lab.cpu(), lab.cpu_number(1));
+    let (spin, mutex) = (SpinLock::new(()), Mutex::new(()));
+    let held = (mutex.lock(&cpu), spin.lock(&cpu));
+    misuse::spin_unlock(&other, &spin);
+    misuse::mutex_unlock(&other, &mutex);
+    assert!(spin.try_lock(&other).is_none() && mutex.try_lock(&other).is_none());
+    drop(held);
+    misuse::spin_unlock(&cpu, &spin);
+    let texts: Vec<_> = lab.kernel().findings().iter().map(|finding| finding.kind.to_string()).collect();
+    let wrong = |lock: &str| format!("BUG: {lock} wrong owner on CPU#1, owner CPU#0");
+    assert_eq!(texts, [wrong("spinlock"), wrong("mutex"), "BUG: spinlock already unlocked on CPU#0".into()]);
+    let configs: Vec<_> = lab.kernel().findings().iter().map(|finding| finding.kind.config()).collect();
+    assert_eq!(configs[..2], [Some("CONFIG_DEBUG_SPINLOCK"), Some("CONFIG_DEBUG_MUTEXES")]);
+}
+
+#[test]
+fn two_tasks_of_one_cpu_exclude_each_other_by_a_mutex() {
+    let lab = Lab::new();
+    let (cpu, task) = (lab.cpu(), Cpu::of_task(0, 3, lab.machine.kernel_ref(), &lab.solo));
+    let mutex = Mutex::new(());
+    let held = mutex.lock(&cpu);
+    lab.solo.die();
+    let halted = catch_unwind(AssertUnwindSafe(|| drop(mutex.lock(&task)))).unwrap_err();
+    assert_eq!(halted.downcast_ref::<Halt>(), Some(&Halt::Dying), "it waited, as another task does");
+    drop(held);
+    assert!(lab.findings().is_empty());
+}
