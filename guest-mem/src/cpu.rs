@@ -7,13 +7,13 @@
 //! of the same name, which cost lockstep nothing but `mb`.
 //!
 //! A `Cpu` is `!Sync`: it lives in its coroutine or thread. Neighbours: `env`, `lock`, `irq`, `softirq`. Left out: tasks
-//! (a CPU runs one), NMI, grace periods of RCU.
+//! that move between CPUs, NMI, grace periods of RCU.
 
 use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
 use std::sync::atomic::{Ordering, fence};
 
-use crate::env::{Class, Env, Key, Point, Ticket, Verdict, Wake};
+use crate::env::{Class, Env, Key, Point, Task, Ticket, Verdict, Wake};
 use crate::fault::{Caller, Request};
 use crate::finding::{Finding, FindingKind};
 use crate::kernel::{Kernel, KernelRef};
@@ -156,7 +156,8 @@ impl<'w> Cpu<'w> {
             self.emit(FindingKind::LabLockHeld { held }, None, vec![("at", owner)]);
         }
         let caller = if self.in_task() { Caller::Task } else { Caller::Interrupt };
-        let verdict = self.env.point(Point { request: request.by(caller), owner, natural });
+        let verdict =
+            self.env.point(Point { request: request.by(caller), owner, natural, preemptible: !self.in_atomic() });
         self.irq_window();
         verdict
     }
@@ -208,7 +209,7 @@ impl<'w> Cpu<'w> {
 
     /// Parks until woken, timed out or dying; interrupts are taken meanwhile.
     pub(crate) fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
-        let ticket = Ticket { irqs_off: self.irqs_disabled(), ..ticket };
+        let ticket = Ticket { irqs_off: self.irqs_disabled(), keeps_cpu: self.in_atomic(), ..ticket };
         if self.kernel().softirqs().any(self.id) {
             self.irq_window();
         }
@@ -227,6 +228,7 @@ impl<'w> Cpu<'w> {
     pub fn idle(&self) {
         let key = Key::fresh();
         // A new ticket each time: a handler that waited for a lock used the last one up.
+        self.irq_window();
         while self.park(self.prepare(key), None) != Wake::Dying {}
     }
 
@@ -238,6 +240,11 @@ impl<'w> Cpu<'w> {
     /// Takes a ticket back that will not be parked on.
     pub(crate) fn cancel(&self, ticket: Ticket) {
         self.env.park(ticket, Some(0));
+    }
+
+    /// Starts a task on CPU `on`; `false` if the world has no room for it.
+    pub(crate) fn spawn(&self, on: u32, number: u32, body: Box<dyn FnOnce(&Cpu<'_>) + Send>) -> bool {
+        on < self.kernel().config().cpus && self.env.spawn(Task { cpu: on, number, body })
     }
 
     /// Unwinds this CPU: it can never go on.

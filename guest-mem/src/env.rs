@@ -36,6 +36,25 @@ pub struct Ticket {
     pub number: u64,
     /// Whether the CPU can't take interrupts while it waits: it spins for a lock with them off.
     pub irqs_off: bool,
+    /// Whether the waiter keeps its CPU: it is atomic, so no other task of that CPU may run meanwhile.
+    pub keeps_cpu: bool,
+}
+
+impl Ticket {
+    /// A ticket of this number; who parks says how.
+    pub const fn new(number: u64) -> Self {
+        Self { number, irqs_off: false, keeps_cpu: false }
+    }
+}
+
+/// A task that a kernel starts beside a CPU's first one: a kernel thread, a worker.
+pub struct Task {
+    /// The CPU that it runs on, and never leaves.
+    pub cpu: u32,
+    /// Its number ([`Cpu::task`]), one of the kernel's own.
+    pub number: u32,
+    /// What it runs.
+    pub body: Box<dyn FnOnce(&Cpu<'_>) + Send>,
 }
 
 /// Why a park returned.
@@ -175,6 +194,8 @@ pub struct Point {
     pub owner: Owner,
     /// Whether a real machine can fail here; else only injection does.
     pub natural: bool,
+    /// Whether another task of the same CPU may run here.
+    pub preemptible: bool,
 }
 
 /// What the world decided at a point.
@@ -226,6 +247,13 @@ pub trait Env {
 
     /// Reports a finding.
     fn emit(&self, finding: Finding);
+
+    /// Starts a task; `false` if there is no room for another. Unless implemented, there never is.
+    ///
+    /// The tasks of one CPU take turns: at points that are preemptible, and while one waits and doesn't keep the CPU.
+    fn spawn(&self, _task: Task) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

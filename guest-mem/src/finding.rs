@@ -15,6 +15,7 @@ use crate::cpu::Context;
 use crate::dma::ledger::{Misuse, Violation};
 use crate::lock::BadUnlock;
 use crate::site::Owner;
+use crate::workqueue::BadWork;
 
 /// A resource kind that the leak check knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
@@ -40,6 +41,12 @@ pub enum Resource {
     Lock,
     /// A tasklet that is still to run.
     Tasklet,
+    /// A work that is still to run.
+    Work,
+    /// A workqueue that nobody destroyed.
+    Workqueue,
+    /// A kernel thread that nobody stopped.
+    Thread,
 }
 
 impl fmt::Display for Resource {
@@ -55,6 +62,9 @@ impl fmt::Display for Resource {
             Self::Timer => "timer",
             Self::Lock => "lock",
             Self::Tasklet => "tasklet",
+            Self::Work => "work",
+            Self::Workqueue => "workqueue",
+            Self::Thread => "kernel thread",
         })
     }
 }
@@ -97,6 +107,9 @@ pub enum FindingKind {
     /// A lock given back by who doesn't hold it.
     #[error("{0}")]
     BadUnlock(BadUnlock),
+    /// Misuse of works and workqueues.
+    #[error("{0}")]
+    Work(BadWork),
     /// An object dropped while a softirq or worker was about to use it, or used it.
     #[error("ODEBUG: free active object type: {what}")]
     FreedActive {
@@ -252,6 +265,8 @@ impl FindingKind {
             Self::WrongContext { .. } => "wrong-context",
             Self::InconsistentLock { .. } => "inconsistent-lock",
             Self::BadUnlock(_) => "bad-unlock",
+            Self::Work(BadWork::WaitsForItself { .. }) => "waits-for-itself",
+            Self::Work(BadWork::Draining) => "queue-draining",
             Self::FreedActive { .. } => "freed-active",
             Self::SelfDeadlock { .. } => "self-deadlock",
             Self::LabLockHeld { .. } => "lab-lock-held",
@@ -296,6 +311,8 @@ impl FindingKind {
             Self::WrongContext { linux, .. } => *linux,
             Self::InconsistentLock { .. } => Some("CONFIG_PROVE_LOCKING"),
             Self::BadUnlock(bad) => Some(bad.config()),
+            Self::Work(BadWork::WaitsForItself { .. }) => Some("CONFIG_PROVE_LOCKING"),
+            Self::Work(BadWork::Draining) => Some("any"),
             Self::FreedActive { .. } => Some("CONFIG_DEBUG_OBJECTS_FREE"),
             Self::SelfDeadlock { lock: crate::lock::SPINLOCK, .. } => Some("CONFIG_DEBUG_SPINLOCK"),
             Self::SelfDeadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),

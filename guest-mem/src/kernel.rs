@@ -5,7 +5,7 @@
 //! Neighbours: everything in this crate hangs on it; worlds borrow one for a run. Left out: several kernels over one
 //! RAM (kexec), hot-plug.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
@@ -24,6 +24,7 @@ use crate::slab::Kmalloc;
 use crate::softirq::Softirqs;
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
+use crate::workqueue::Queues;
 use crate::zone::{Layout, ZoneKind, ZoneStats, Zones};
 
 mod machine;
@@ -68,6 +69,8 @@ pub struct Kernel {
     irqs: IrqTable,
     timers: Timers,
     softirqs: Softirqs,
+    workqueues: Queues,
+    next_task: AtomicU32,
     registry: Locked<Vec<Live>>,
     /// Every driver lock that was ever taken here.
     locks: Locked<Vec<Weak<Holder>>>,
@@ -110,6 +113,8 @@ impl Kernel {
             irqs: IrqTable::default(),
             timers: Timers::default(),
             softirqs: Softirqs::new(config.cpus),
+            workqueues: Queues::default(),
+            next_task: AtomicU32::new(1),
             registry: Locked::default(),
             locks: Locked::default(),
             findings: Locked::default(),
@@ -157,6 +162,15 @@ impl Kernel {
 
     pub(crate) fn softirqs(&self) -> &Softirqs {
         &self.softirqs
+    }
+
+    pub(crate) fn workqueues(&self) -> &Queues {
+        &self.workqueues
+    }
+
+    /// The next task's number.
+    pub(crate) fn next_task(&self) -> u32 {
+        self.next_task.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Its event records.
@@ -312,6 +326,8 @@ impl Kernel {
         self.irqs.reset();
         self.timers.reset();
         self.softirqs.reset();
+        self.workqueues.reset();
+        self.next_task.store(1, Ordering::Relaxed);
         self.registry.lock().clear();
         self.locks.lock().clear();
         self.findings.lock().clear();

@@ -24,6 +24,7 @@ pub mod irq;
 pub mod kbuf;
 pub mod kernel;
 pub mod klog;
+pub mod kthread;
 pub mod lock;
 pub mod page;
 pub mod pcp;
@@ -38,6 +39,7 @@ mod testing;
 pub mod timer;
 pub mod trace;
 pub mod wait;
+pub mod workqueue;
 pub mod zone;
 
 pub use addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr, VirtAddr};

@@ -23,8 +23,8 @@ use crate::site::Owner;
 mod holder;
 pub mod misuse;
 
-pub(crate) use holder::Holder;
 pub use holder::BadUnlock;
+pub(crate) use holder::Holder;
 
 thread_local! {
     static HELD: Cell<u32> = const { Cell::new(0) };

@@ -95,6 +95,8 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
     found.extend(kernel.irqs().live().into_iter().map(|(irq, owner)| plain(Resource::Irq, u64::from(irq), owner)));
     found.extend(kernel.held_locks().into_iter().map(|(cpu, owner)| plain(Resource::Lock, u64::from(cpu), owner)));
     found.extend(kernel.timers().live().into_iter().map(|(id, owner)| plain(Resource::Timer, id, owner)));
+    let works = kernel.workqueues().pending().into_iter();
+    found.extend(works.map(|(cpu, owner)| plain(Resource::Work, u64::from(cpu), owner)));
     let tasklets = kernel.softirqs().live().into_iter();
     found.extend(tasklets.map(|(cpu, owner)| plain(Resource::Tasklet, u64::from(cpu), owner)));
     found

@@ -2,7 +2,7 @@
 //!
 //! [`Solo`] is the smallest `Env` that keeps its rules: a park returns when its key was woken, when an interrupt or a
 //! timer comes, or when virtual time has jumped to its deadline. Other actors are played by scripts: what is queued
-//! with [`Solo::on_park`] runs when the CPU next has nothing to do. Left out: other CPUs' turns, yields.
+//! with [`Solo::on_park`] runs when the CPU next has nothing to do, and so does a task, to its end. Left out: other CPUs' turns, yields.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::cpu::Cpu;
 use crate::dma::DmaDevice;
-use crate::env::{Class, Env, IrqHandler, IrqReturn, Key, Point, Ticket, Verdict, Wake};
+use crate::env::{Class, Env, IrqHandler, IrqReturn, Key, Point, Task, Ticket, Verdict, Wake};
 use crate::fault::Request;
 use crate::finding::Finding;
 use crate::kernel::{Kernel, KernelRef, Machine, MachineConfig};
@@ -26,6 +26,7 @@ pub(crate) struct Solo {
     waiting: RefCell<Vec<(Key, u64, bool)>>,
     irqs: RefCell<VecDeque<Arc<dyn IrqHandler>>>,
     scripts: RefCell<VecDeque<Script>>,
+    tasks: RefCell<VecDeque<Task>>,
     dying: Cell<bool>,
     /// Fails the point that may fail with this number, from 0.
     fail: Cell<Option<u64>>,
@@ -42,6 +43,7 @@ impl Solo {
             waiting: RefCell::default(),
             irqs: RefCell::default(),
             scripts: RefCell::default(),
+            tasks: RefCell::default(),
             dying: Cell::new(false),
             fail: Cell::new(None),
             passed: RefCell::default(),
@@ -122,7 +124,7 @@ impl Env for Solo {
         let number = self.tickets.get();
         self.tickets.set(number + 1);
         self.waiting.borrow_mut().push((on, number, false));
-        Ticket { number, irqs_off: false }
+        Ticket::new(number)
     }
 
     fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
@@ -145,6 +147,11 @@ impl Env for Solo {
             let script = self.scripts.borrow_mut().pop_front();
             if let Some(script) = script {
                 script(self);
+                continue;
+            }
+            let task = self.tasks.borrow_mut().pop_front();
+            if let Some(Task { cpu, number, body }) = task {
+                body(&Cpu::of_task(cpu, number, self.kernel, self));
                 continue;
             }
             let timer = self.kernel.get().and_then(|kernel| kernel.timers().next()).filter(|_| !ticket.irqs_off);
@@ -179,6 +186,11 @@ impl Env for Solo {
         if let Some(kernel) = self.kernel.get() {
             kernel.report(finding);
         }
+    }
+
+    fn spawn(&self, task: Task) -> bool {
+        self.tasks.borrow_mut().push_back(task);
+        true
     }
 }
 

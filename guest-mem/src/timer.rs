@@ -194,10 +194,19 @@ impl Timer {
         let _ = self.running.idle.wait_until(cpu, SYNC_TIMEOUT, idle);
     }
 
-    fn disarm(&self) {
+    /// Disarms it without waiting; whether it was armed (`del_timer`). Any context.
+    pub fn cancel(&self, cpu: &Cpu<'_>) -> bool {
+        if self.kernel.get().is_none() {
+            cpu.stale("timer");
+        }
+        self.disarm()
+    }
+
+    fn disarm(&self) -> bool {
         let mut armed_at = self.armed_at.lock();
-        if let (Some(at), Some(kernel)) = (armed_at.take(), self.kernel.get()) {
-            kernel.timers().change(|pending| pending.remove(&(at, self.id)));
+        match (armed_at.take(), self.kernel.get()) {
+            (Some(at), Some(kernel)) => kernel.timers().change(|pending| pending.remove(&(at, self.id))).is_some(),
+            _ => false,
         }
     }
 }

@@ -97,11 +97,7 @@ impl WaitQueue {
 
     /// As [`WaitQueue::wait_event`], for who has complained about the context already.
     #[track_caller]
-    pub(crate) fn wait_until_done(
-        &self,
-        cpu: &Cpu<'_>,
-        mut condition: impl FnMut() -> bool,
-    ) -> Result<(), WaitError> {
+    pub(crate) fn wait_until_done(&self, cpu: &Cpu<'_>, mut condition: impl FnMut() -> bool) -> Result<(), WaitError> {
         let _ = cpu.point(Class::Wait, u64::MAX);
         loop {
             let ticket = cpu.prepare(self.key);

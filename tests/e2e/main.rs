@@ -23,5 +23,6 @@ mod shows_6_many_queues;
 mod shows_7_recycling;
 mod shows_7_teardown;
 mod stopped;
+mod tasks;
 mod teardown_order;
 mod threads;

@@ -26,9 +26,7 @@ fn unlock<T>(cpu: &Cpu<'_>, core: &Core<T>) {
     let (bad, mut sites) = match core.holder.held() {
         None => (BadUnlock::Free { lock, cpu: cpu.id() }, Vec::new()),
         Some(_) if core.holder.is_task(cpu) => return,
-        Some((owner, since)) => {
-            (BadUnlock::WrongOwner { lock, cpu: cpu.id(), owner }, vec![("held since", since)])
-        }
+        Some((owner, since)) => (BadUnlock::WrongOwner { lock, cpu: cpu.id(), owner }, vec![("held since", since)]),
     };
     sites.insert(0, ("given back at", by));
     cpu.emit(FindingKind::BadUnlock(bad), None, sites);

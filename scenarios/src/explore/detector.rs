@@ -81,7 +81,8 @@ impl Detector {
     pub fn of_finding(name: &str) -> Self {
         match name {
             "null-dereference" | "driver-panic" => Self::Oops,
-            "sleep-in-atomic" | "self-deadlock" | "lab-lock-held" | "nobody-cared" => Self::Context,
+            "sleep-in-atomic" | "wrong-context" | "self-deadlock" | "inconsistent-lock" | "bad-unlock" => Self::Context,
+            "lab-lock-held" | "nobody-cared" | "freed-active" | "waits-for-itself" | "queue-draining" => Self::Context,
             "unmap-error-value"
             | "unmap-not-mapped"
             | "unmap-size"

@@ -158,7 +158,12 @@ mod tests {
     use lowzone_guest_mem::site::Owner;
 
     fn point(class: Class, scope: Scope) -> Point {
-        Point { request: Request::new(class, 0), owner: Owner { site: Site::default(), scope }, natural: true }
+        Point {
+            request: Request::new(class, 0),
+            owner: Owner { site: Site::default(), scope },
+            natural: true,
+            preemptible: true,
+        }
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! delivered by the CPUs themselves at their points. When nobody can run, time jumps to the next deadline; when there
 //! is none either, that is a deadlock finding. All state of the world is reached from one thread only.
 //!
+//! Kernel threads and workers are tasks: coroutines too, each bound to a CPU, whose tasks take turns: while one of them is
+//! atomic no other runs. They live on from step to step; a step is over when none of them can run.
+//!
 //! A CPU that is left parked at the end is torn down: politely first (its waits return "dying", and its points neither
 //! yield nor fail from then on), by force if it still hangs on.
 //! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
@@ -20,7 +23,7 @@ use corosensei::stack::{DefaultStack, Stack};
 use corosensei::{Coroutine, CoroutineResult};
 use lowzone_device::{Next, Worker};
 use lowzone_guest_mem::cpu::{Cpu, set_current};
-use lowzone_guest_mem::env::Wake;
+use lowzone_guest_mem::env::{Task, Wake};
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::finding::FindingKind;
 use lowzone_guest_mem::kernel::KernelRef;
@@ -37,6 +40,10 @@ use shared::{CpuState, Shared, State};
 const SERVICE_NS: u64 = 200;
 /// Bytes of a CPU's stack; a panic with its message needs more than 16 KiB.
 const STACK: usize = 256 << 10;
+/// Where tasks begin among the actors: after the most CPUs that a machine may have.
+const TASKS: usize = 64;
+/// The most tasks that live at once.
+const MOST_TASKS: usize = 256;
 /// Rounds of polite teardown before force.
 const POLITE_ROUNDS: usize = 1000;
 
@@ -57,11 +64,14 @@ struct Device {
 pub struct Lockstep {
     shared: Rc<Shared>,
     devices: Vec<Device>,
+    /// Tasks that live on between two steps.
+    tasks: Vec<Option<CpuCoroutine>>,
 }
 
 /// What can run next.
 #[derive(Clone, Copy)]
 enum Actor {
+    /// A CPU's first task, or from [`TASKS`] on another.
     Cpu(usize),
     Device(usize),
 }
@@ -86,9 +96,10 @@ impl Lockstep {
             injectors: RefCell::new(Injectors::new(seed)),
             observer: RefCell::new(None),
             stop_at: Cell::new(None),
+            spawned: RefCell::default(),
         });
         let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
-        Self { shared, devices }
+        Self { shared, devices, tasks: Vec::new() }
     }
 
     /// Stops in the debugger at the first point after this event.
@@ -139,6 +150,7 @@ impl Lockstep {
         let mut cpus = self.boot(bodies);
         let mut runnable = Vec::new();
         while !self.over(&cpus, given) {
+            self.adopt(&mut cpus);
             self.find_runnable(&cpus, &mut runnable);
             if runnable.is_empty() && !self.advance_time() {
                 self.shared.report(FindingKind::Deadlock { parked: self.unfinished(given) });
@@ -160,7 +172,14 @@ impl Lockstep {
             let state = self.shared.state.borrow();
             state.cpus[..given].iter().map(|cpu| cpu.exit.unwrap_or(Exit::TornDown)).collect()
         };
-        self.tear_down(&mut cpus);
+        if left > 0 {
+            self.adopt(&mut cpus);
+            self.tear_down(&mut cpus);
+        } else {
+            let first = cpus.len().min(TASKS);
+            self.tear_down(&mut cpus[..first]);
+        }
+        self.tasks = if cpus.len() > TASKS { cpus.split_off(TASKS) } else { Vec::new() };
         exits
     }
 
@@ -170,7 +189,7 @@ impl Lockstep {
     }
 
     /// Starts the given bodies, and an empty one on every other CPU: interrupts may be meant for those.
-    fn boot(&self, mut bodies: Vec<Body>) -> Vec<Option<CpuCoroutine>> {
+    fn boot(&mut self, mut bodies: Vec<Body>) -> Vec<Option<CpuCoroutine>> {
         let all = self.shared.kernel.get().map_or(1, |kernel| kernel.config().cpus);
         while bodies.len() < usize::try_from(all).unwrap_or(1) {
             bodies.push(Box::new(|_| ()));
@@ -179,19 +198,48 @@ impl Lockstep {
             let mut state = self.shared.state.borrow_mut();
             state.dying = false;
             state.last_steps = 0;
-            state.cpus = bodies.iter().map(|_| CpuState::default()).collect();
+            let tasks = if state.cpus.len() > TASKS { state.cpus.split_off(TASKS) } else { Vec::new() };
+            state.cpus = (0..bodies.len()).map(CpuState::of).collect();
+            state.cpus.resize_with(if tasks.is_empty() { bodies.len() } else { TASKS }, CpuState::default);
+            state.cpus.extend(tasks);
         }
-        bodies.into_iter().enumerate().map(|(id, body)| Some(self.spawn(id, body))).collect()
+        let mut cpus: Vec<_> = bodies.into_iter().enumerate().map(|(id, body)| Some(self.start(id, 0, body))).collect();
+        let tasks = std::mem::take(&mut self.tasks);
+        cpus.resize_with(if tasks.is_empty() { cpus.len() } else { TASKS }, || None);
+        cpus.extend(tasks);
+        cpus
     }
 
-    /// Whether the given bodies have ended and no CPU is in the middle of an interrupt.
+    /// Makes actors of the tasks that were spawned.
+    fn adopt(&self, cpus: &mut Vec<Option<CpuCoroutine>>) {
+        let spawned = std::mem::take(&mut *self.shared.spawned.borrow_mut());
+        for Task { cpu, number, body } in spawned {
+            cpus.resize_with(cpus.len().max(TASKS), || None);
+            let free = cpus[TASKS..].iter().position(Option::is_none).map(|at| TASKS + at);
+            let id = free.unwrap_or(cpus.len());
+            {
+                let mut state = self.shared.state.borrow_mut();
+                let actors = state.cpus.len().max(id + 1);
+                state.cpus.resize_with(actors, CpuState::default);
+                state.cpus[id] = CpuState::of(usize::try_from(cpu).unwrap_or(0));
+            }
+            let task = Some(self.start(id, number, body));
+            match cpus.get_mut(id) {
+                Some(slot) => *slot = task,
+                None => cpus.push(task),
+            }
+        }
+    }
+
+    /// Whether the given bodies have ended, no CPU is in the middle of an interrupt, and no task can run.
     fn over(&self, cpus: &[Option<CpuCoroutine>], given: usize) -> bool {
         let state = self.shared.state.borrow();
         state.cpus[..given].iter().all(|cpu| cpu.exit.is_some())
+            && self.shared.spawned.borrow().is_empty()
             && cpus.iter().enumerate().all(|(id, cpu)| cpu.is_none() || !self.can_run(&state, id))
     }
 
-    fn spawn(&self, id: usize, body: Body) -> CpuCoroutine {
+    fn start(&self, id: usize, task: u32, body: Body) -> CpuCoroutine {
         let pooled = STACKS.with(|stacks| stacks.borrow_mut().pop());
         // Out of address space for a stack is out of everything: the default stack fails the same way.
         let stack = pooled.or_else(|| DefaultStack::new(STACK).ok()).unwrap_or_default();
@@ -200,12 +248,15 @@ impl Lockstep {
         let shared = Rc::clone(&self.shared);
         Coroutine::with_stack(stack, move |yielder, _first: Wake| {
             let kernel = shared.kernel;
-            let env = CpuEnv { id, shared, yielder };
-            let number = u32::try_from(id).unwrap_or(0);
-            let result = catch_unwind(AssertUnwindSafe(|| body(&Cpu::new(number, kernel, &env))));
+            let cpu = shared.state.borrow().cpus[id].cpu;
+            let env = CpuEnv { id, cpu, shared, yielder };
+            let number = u32::try_from(cpu).unwrap_or(0);
+            let result = catch_unwind(AssertUnwindSafe(|| body(&Cpu::of_task(number, task, kernel, &env))));
             // A panic may have left counts behind: the idle task begins with a CPU of its own.
-            if env.shared.ended(id, result) {
-                Cpu::new(number, kernel, &env).idle();
+            match (env.shared.ended(id, result), task) {
+                (false, _) => {}
+                (true, 0) => Cpu::new(number, kernel, &env).idle(),
+                (true, _) => Cpu::of_task(number, task, kernel, &env).take_interrupts(),
             }
         })
     }
@@ -227,10 +278,15 @@ impl Lockstep {
 
     fn can_run(&self, state: &State, id: usize) -> bool {
         let cpu = &state.cpus[id];
+        // Only where there are tasks can two share a CPU.
+        if state.cpus.len() > TASKS && state.cpus.iter().enumerate().any(|(at, o)| at != id && o.keeps == Some(cpu.cpu))
+        {
+            return false;
+        }
         let Some((until, irqs_on)) = cpu.parked else { return true };
         cpu.waiting.as_ref().is_none_or(|w| w.woken)
             || until.is_some_and(|at| at <= state.now)
-            || (irqs_on && self.shared.irq_pending(u32::try_from(id).unwrap_or(0), state.now))
+            || (irqs_on && self.shared.irq_pending(u32::try_from(cpu.cpu).unwrap_or(0), state.now))
     }
 
     /// Jumps to the next deadline, timer or device call; `false` if there is none in the future.
@@ -258,10 +314,13 @@ impl Lockstep {
             let now = state.now;
             let dying = state.dying;
             let cpu = &mut state.cpus[id];
+            cpu.keeps = None;
             let parked = cpu.parked.take();
             let irqs_on = parked.is_some_and(|(_, irqs_on)| irqs_on);
             let woken = cpu.waiting.as_ref().is_none_or(|w| w.woken);
-            let irq = irqs_on && !woken && self.shared.irq_pending(u32::try_from(id).unwrap_or(0), now);
+            let number = u32::try_from(cpu.cpu).unwrap_or(0);
+            let irq = irqs_on && !woken && self.shared.irq_pending(number, now);
+            set_current(number);
             if dying {
                 Wake::Dying
             } else if irq {
@@ -270,7 +329,6 @@ impl Lockstep {
                 Wake::Woken
             }
         };
-        set_current(u32::try_from(id).unwrap_or(0));
         let Some(coroutine) = &mut cpus[id] else { return };
         if let CoroutineResult::Return(()) = coroutine.resume(wake) {
             self.retire(&mut cpus[id]);
@@ -317,6 +375,19 @@ impl Lockstep {
                 coroutine.force_unwind();
             }
             self.retire(slot);
+        }
+    }
+}
+
+impl Drop for Lockstep {
+    fn drop(&mut self) {
+        let _quiet = Quiet::begin();
+        let mut actors: Vec<Option<CpuCoroutine>> = Vec::new();
+        actors.resize_with(TASKS, || None);
+        actors.append(&mut self.tasks);
+        self.shared.spawned.borrow_mut().clear();
+        if actors.len() > TASKS {
+            self.tear_down(&mut actors);
         }
     }
 }

@@ -12,6 +12,7 @@
 //! runs are never the same, so there is no digest. Peers in other processes belong here, where time is theirs too; a
 //! lockstep world that waits for one is left out.
 
+mod baton;
 mod bell;
 mod cpu;
 mod cpu_env;
@@ -19,6 +20,7 @@ mod decider;
 mod poll;
 mod seat;
 mod shared;
+mod tasks;
 mod waits;
 mod watch;
 mod worker;
@@ -40,6 +42,7 @@ use thiserror::Error;
 use super::{Body, Exit, FUEL};
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
+use baton::Baton;
 use bell::Bell;
 use seat::{Job, Seat, State};
 use shared::{Roster, Shared};
@@ -89,9 +92,11 @@ impl Threads {
     /// [`ThreadsError`]: the host has no threads or descriptors left.
     pub fn new(kernel: KernelRef, bus: Arc<InProc>, workers: Vec<Placed>, seed: u64) -> Result<Self, ThreadsError> {
         let cpus = kernel.get().map_or(1, |kernel| kernel.config().cpus);
-        let seats = (0..cpus).map(|_| Seat::default()).collect();
+        let cpus = usize::try_from(cpus).unwrap_or(1);
+        let seats = std::iter::repeat_with(Seat::default).take(cpus + tasks::MOST).collect();
+        let batons = std::iter::repeat_with(Baton::default).take(cpus).collect();
         let bells = workers.iter().map(|&(slot, _)| Bell::new(slot)).collect::<io::Result<_>>();
-        let roster = Arc::new(Roster { seats, bells: bells.map_err(ThreadsError::EventFd)? });
+        let roster = Arc::new(Roster { seats, batons, bells: bells.map_err(ThreadsError::EventFd)? });
         if let Some(kernel) = kernel.get() {
             kernel.trace().share();
         }
@@ -107,7 +112,7 @@ impl Threads {
 
     /// Starts the threads; those that were started are ended by `Drop` if one can't be.
     fn hire(&mut self, workers: Vec<Placed>) -> Result<(), ThreadsError> {
-        for id in 0..self.shared.roster.seats.len() {
+        for id in 0..self.shared.cpus() {
             let shared = self.shared.clone();
             let name = format!("cpu{id}");
             let thread = Builder::new().name(name.clone()).stack_size(cpu::STACK);
@@ -180,11 +185,12 @@ impl Threads {
         }
         self.shared.closing.store(false, Ordering::SeqCst);
         let mut bodies = bodies.into_iter();
-        for seat in &self.shared.roster.seats {
+        for seat in self.shared.roster.seats.iter().take(self.shared.cpus()) {
             seat.give(bodies.next().map_or(Job::Idle, Job::Run));
         }
         let shared = self.shared.clone();
-        let running = || shared.roster.seats.iter().take(given).filter(|seat| seat.exit().is_none()).count();
+        let running =
+            || shared.roster.seats.iter().take(given.min(shared.cpus())).filter(|seat| seat.exit().is_none()).count();
         let mut over = watch(&shared, self.patience, || running() == 0, || self.fit());
         match over {
             Over::Deadlock => shared.report(FindingKind::Deadlock { parked: running() }),
@@ -196,7 +202,8 @@ impl Threads {
         if left > 0 {
             before_teardown(left);
         }
-        let exit = |at: usize| shared.roster.seats.get(at).and_then(Seat::exit).unwrap_or(Exit::TornDown);
+        let exit =
+            |at: usize| shared.roster.seats[..shared.cpus()].get(at).and_then(Seat::exit).unwrap_or(Exit::TornDown);
         let exits = (0..given).map(exit).collect();
         if over != Over::Done {
             self.tear_down();
@@ -213,11 +220,15 @@ impl Threads {
     /// Sends every CPU home once it has no interrupt left to take.
     fn dismiss(&self) -> Over {
         self.shared.call(&self.shared.closing);
-        watch(&self.shared, self.patience, || self.all_home(), || self.fit())
+        watch(&self.shared, self.patience, || self.home(self.shared.cpus()), || self.fit())
     }
 
     fn all_home(&self) -> bool {
-        self.shared.roster.seats.iter().all(|seat| seat.state() == State::Home)
+        self.home(usize::MAX)
+    }
+
+    fn home(&self, first: usize) -> bool {
+        self.shared.roster.seats.iter().take(first).all(|seat| seat.state() == State::Home)
     }
 
     /// Ends what is left; who doesn't listen is left behind, and the machine with it.
@@ -257,8 +268,9 @@ impl Drop for Threads {
         let at_home = self.shared.roster.seats.iter().filter(|seat| seat.state() == State::Home);
         at_home.for_each(|seat| seat.give(Job::Quit));
         if !self.lost {
-            for cpu in self.crew.drain(..) {
-                drop(cpu.join());
+            let tasks = std::mem::take(&mut *self.shared.task_crew());
+            for thread in self.crew.drain(..).chain(tasks) {
+                drop(thread.join());
             }
         }
     }

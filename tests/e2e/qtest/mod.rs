@@ -41,7 +41,7 @@ impl Env for Alone {
         let number = self.tickets.get();
         self.tickets.set(number + 1);
         self.woken.borrow_mut().push((on, number, false));
-        Ticket { number, irqs_off: false }
+        Ticket::new(number)
     }
 
     fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {

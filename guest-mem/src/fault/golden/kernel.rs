@@ -25,7 +25,7 @@ impl Env for World {
     }
 
     fn prepare(&self, _: Key) -> Ticket {
-        Ticket { number: 0, irqs_off: false }
+        Ticket::new(0)
     }
 
     fn park(&self, _: Ticket, _: Option<u64>) -> Wake {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use corosensei::Yielder;
 use lowzone_guest_mem::cpu::Halt;
-use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
+use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Task, Ticket, Verdict, Wake};
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::timer::Timers;
 
 use super::shared::{Shared, Waiting};
+use super::{MOST_TASKS, TASKS};
 use crate::explore::heartbeat;
 use crate::explore::observer::Answer;
 
@@ -31,7 +32,10 @@ pub(super) enum Give {
 
 /// The world as one CPU sees it.
 pub(super) struct CpuEnv<'y> {
+    /// Its number among the actors.
     pub(super) id: usize,
+    /// The CPU that it runs on.
+    pub(super) cpu: usize,
     pub(super) shared: Rc<Shared>,
     pub(super) yielder: &'y Yielder<Wake, Give>,
 }
@@ -75,7 +79,7 @@ impl Env for CpuEnv<'_> {
         let number = state.next_ticket;
         state.next_ticket += 1;
         state.cpus[self.id].waiting = Some(Waiting { key: on, number, woken: false });
-        Ticket { number, irqs_off: false }
+        Ticket::new(number)
     }
 
     fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
@@ -99,6 +103,7 @@ impl Env for CpuEnv<'_> {
                     cpu.waiting = None;
                 } else {
                     cpu.parked = Some((until, !ticket.irqs_off));
+                    cpu.keeps = ticket.keeps_cpu.then_some(self.cpu);
                 }
                 over
             };
@@ -120,7 +125,7 @@ impl Env for CpuEnv<'_> {
     }
 
     fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
-        let id = u32::try_from(self.id).ok()?;
+        let id = u32::try_from(self.cpu).ok()?;
         if let Some(handler) = self.shared.bus.take_handler(id) {
             return Some(handler);
         }
@@ -150,6 +155,9 @@ impl Env for CpuEnv<'_> {
         }
         self.check_stack();
         if turn {
+            if !point.preemptible {
+                self.shared.state.borrow_mut().cpus[self.id].keeps = Some(self.cpu);
+            }
             self.yielder.suspend(Give::Turn);
         }
         if let Some(observer) = self.shared.observer.borrow_mut().as_mut() {
@@ -164,12 +172,23 @@ impl Env for CpuEnv<'_> {
             }
         }
         let mut injectors = self.shared.injectors.borrow_mut();
-        if injectors.is_empty() { Verdict::Pass } else { injectors.ask(&point, self.id, self.shared.kernel.get()) }
+        if injectors.is_empty() { Verdict::Pass } else { injectors.ask(&point, self.cpu, self.shared.kernel.get()) }
     }
 
     fn emit(&self, finding: Finding) {
         if let Some(kernel) = self.shared.kernel.get() {
             kernel.report(finding);
         }
+    }
+
+    fn spawn(&self, task: Task) -> bool {
+        let state = self.shared.state.borrow();
+        let live = state.cpus.iter().skip(TASKS).filter(|task| task.exit.is_none()).count();
+        let mut spawned = self.shared.spawned.borrow_mut();
+        let room = live + spawned.len() < MOST_TASKS && !state.dying;
+        if room {
+            spawned.push(task);
+        }
+        room
     }
 }

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use lowzone_guest_mem::env::Key;
+use lowzone_guest_mem::env::{Key, Task};
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::kernel::KernelRef;
 
@@ -28,8 +28,19 @@ pub(super) struct CpuState {
     /// Parked with this ticket: until when, and whether interrupts may wake it.
     pub(super) parked: Option<(Option<u64>, bool)>,
     pub(super) stack_limit: usize,
+    /// The CPU that the actor runs on.
+    pub(super) cpu: usize,
+    /// The same while it gave way and is atomic: no other task of that CPU may run.
+    pub(super) keeps: Option<usize>,
     /// How its body ended; it goes on to take interrupts.
     pub(super) exit: Option<Exit>,
+}
+
+impl CpuState {
+    /// An actor on a CPU.
+    pub(super) fn of(cpu: usize) -> Self {
+        Self { cpu, ..Self::default() }
+    }
 }
 
 pub(super) struct State {
@@ -52,6 +63,8 @@ pub(super) struct Shared {
     pub(super) injectors: RefCell<Injectors>,
     pub(super) observer: RefCell<Option<Observer>>,
     pub(super) stop_at: Cell<Option<u64>>,
+    /// Tasks that are no actors yet.
+    pub(super) spawned: RefCell<Vec<Task>>,
 }
 
 impl Shared {

@@ -9,21 +9,28 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lowzone_guest_mem::cpu::Halt;
-use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
+use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Task, Ticket, Verdict, Wake};
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::timer::Timers;
 
+use super::baton::Baton;
 use super::poll::Poll;
 use super::seat::{Seat, State};
 use super::shared::Shared;
+use super::tasks;
 
 /// Points and waits that a dying CPU may pass before it is unwound: a loop that ignores its end would never see it.
 const LAST_STEPS: u64 = 100_000;
+/// Points after which a task lets others of its CPU run.
+const TURN: u64 = 4;
 
 /// The world as one CPU sees it.
 pub(super) struct CpuEnv<'s> {
+    /// Its seat.
     id: usize,
-    shared: &'s Shared,
+    /// The CPU that it runs on, and its task there.
+    place: (u32, u32),
+    shared: &'s Arc<Shared>,
     /// Addresses below this are in the last quarter of the stack.
     stack_limit: usize,
     now: Cell<u64>,
@@ -32,15 +39,44 @@ pub(super) struct CpuEnv<'s> {
 }
 
 impl<'s> CpuEnv<'s> {
-    /// The world of the CPU of this number, whose thread has its stack down to `stack_limit` and a quarter more.
-    pub(super) fn new(id: usize, shared: &'s Shared, stack_limit: usize) -> Self {
+    /// The world of a seat, its CPU and task, whose thread has its stack down to `stack_limit` and a quarter more.
+    pub(super) fn new((id, cpu, task): (usize, u32, u32), shared: &'s Arc<Shared>, stack_limit: usize) -> Self {
         let (now, poll, last_steps) = (Cell::new(shared.clock()), Cell::new(Poll::new()), Cell::new(0));
-        Self { id, shared, stack_limit, now, poll, last_steps }
+        Self { id, place: (cpu, task), shared, stack_limit, now, poll, last_steps }
     }
 
-    /// The CPU's own seat.
+    /// Its own seat.
     pub(super) fn seat(&self) -> &'s Seat {
         &self.shared.roster.seats[self.id]
+    }
+
+    /// The seat of the CPU that it runs on, where interrupts come.
+    pub(super) fn cpu_seat(&self) -> &'s Seat {
+        &self.shared.roster.seats[self.cpu()]
+    }
+
+    fn cpu(&self) -> usize {
+        usize::try_from(self.place.0).unwrap_or(0)
+    }
+
+    /// The CPU that it runs on, and its task there.
+    pub(super) fn place(&self) -> (u32, u32) {
+        self.place
+    }
+
+    /// The baton of its CPU.
+    pub(super) fn baton(&self) -> &'s Baton {
+        &self.shared.roster.batons[self.cpu()]
+    }
+
+    /// Takes the baton, in its turn.
+    pub(super) fn take_baton(&self) {
+        self.baton().take(self.id, || self.shared.dying());
+    }
+
+    /// Gives the baton to the next.
+    pub(super) fn give_baton(&self) {
+        self.baton().give(self.id);
     }
 
     /// The world around it.
@@ -79,7 +115,7 @@ impl<'s> CpuEnv<'s> {
 
     /// Whether an interrupt may be pending, or a timer is due.
     pub(super) fn interrupted(&self, now: u64) -> bool {
-        self.seat().irq() || self.shared.next_timer().is_some_and(|at| at <= now)
+        self.cpu_seat().irq() || self.shared.next_timer().is_some_and(|at| at <= now)
     }
 
     /// Why a wait is over, if it is.
@@ -101,6 +137,15 @@ impl<'s> CpuEnv<'s> {
 
     /// Looks for a while, then sleeps until somebody rouses this CPU, `until`, or the next timer if `irqs_on`.
     pub(super) fn doze(&self, state: State, until: Option<u64>, irqs_on: bool, over: impl Fn() -> bool) {
+        if !self.baton().shared() {
+            return self.doze_with_baton(state, until, irqs_on, over);
+        }
+        self.give_baton();
+        self.doze_with_baton(state, until, irqs_on, over);
+        self.take_baton();
+    }
+
+    fn doze_with_baton(&self, state: State, until: Option<u64>, irqs_on: bool, over: impl Fn() -> bool) {
         if self.poll.get().until(&over) {
             return;
         }
@@ -135,7 +180,7 @@ impl Env for CpuEnv<'_> {
     }
 
     fn prepare(&self, on: Key) -> Ticket {
-        Ticket { number: self.shared.waits.prepare(self.id, on), irqs_off: false }
+        Ticket::new(self.shared.waits.prepare(self.id, on))
     }
 
     fn park(&self, ticket: Ticket, until: Option<u64>) -> Wake {
@@ -148,9 +193,13 @@ impl Env for CpuEnv<'_> {
             let over = || {
                 !self.shared.waits.waits(self.id, ticket.number)
                     || self.shared.dying()
-                    || (!ticket.irqs_off && self.seat().irq())
+                    || (!ticket.irqs_off && self.cpu_seat().irq())
             };
-            self.doze(state, until, !ticket.irqs_off, over);
+            if ticket.keeps_cpu {
+                self.doze_with_baton(state, until, !ticket.irqs_off, over);
+            } else {
+                self.doze(state, until, !ticket.irqs_off, over);
+            }
         }
     }
 
@@ -164,10 +213,10 @@ impl Env for CpuEnv<'_> {
     }
 
     fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
-        let seat = self.seat();
+        let seat = self.cpu_seat();
         // A line that was high before anybody asked for it stirs nobody: CPU 0 looks itself.
-        if (seat.take_irq() || (self.id == 0 && self.shared.bus.line_high()))
-            && let Some(handler) = self.shared.bus.take_handler(u32::try_from(self.id).ok()?)
+        if (seat.take_irq() || (self.place.0 == 0 && self.shared.bus.line_high()))
+            && let Some(handler) = self.shared.bus.take_handler(self.place.0)
         {
             seat.irq_taken();
             return Some(handler);
@@ -187,8 +236,12 @@ impl Env for CpuEnv<'_> {
             std::panic::resume_unwind(Box::new(Halt::Dying));
         }
         self.check_stack();
+        if point.preemptible && points.is_multiple_of(TURN) && self.baton().wanted() {
+            self.give_baton();
+            self.take_baton();
+        }
         match self.shared.kernel.get() {
-            Some(kernel) => self.shared.decider.ask(&point, self.id, kernel, &self.shared.bus),
+            Some(kernel) => self.shared.decider.ask(&point, self.cpu(), kernel, &self.shared.bus),
             None => Verdict::Pass,
         }
     }
@@ -197,5 +250,9 @@ impl Env for CpuEnv<'_> {
         if let Some(kernel) = self.shared.kernel.get() {
             kernel.report(finding);
         }
+    }
+
+    fn spawn(&self, task: Task) -> bool {
+        tasks::spawn(self.shared, task)
     }
 }

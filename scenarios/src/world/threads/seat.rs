@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 
+use lowzone_guest_mem::env::Task;
+
 use crate::world::{Body, Exit};
 
 /// What a CPU does.
@@ -26,6 +28,8 @@ pub(super) enum State {
 pub(super) enum Job {
     /// This, and then to take interrupts.
     Run(Body),
+    /// A task, and nothing after it.
+    Task(Task),
     /// To take interrupts.
     Idle,
     /// To end.
@@ -60,6 +64,11 @@ impl Seat {
     /// Names the thread, for those who wake it.
     pub(super) fn seat(&self, thread: &Thread) {
         self.thread.get_or_init(|| thread.clone());
+    }
+
+    /// Whether a thread sits here.
+    pub(super) fn taken(&self) -> bool {
+        self.thread.get().is_some()
     }
 
     /// Makes the thread look again.

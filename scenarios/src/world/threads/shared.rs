@@ -3,12 +3,14 @@
 //! Neighbours: `cpu_env` and `worker`, which run in it; `watch`, which looks on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::kernel::KernelRef;
 
+use super::baton::Baton;
 use super::bell::Bell;
 use super::decider::Decider;
 use super::seat::Seat;
@@ -17,7 +19,10 @@ use crate::wire::{InProc, Stir};
 
 /// CPUs and bells: what the wire stirs.
 pub(super) struct Roster {
+    /// The CPUs', and behind them those of tasks.
     pub(super) seats: Vec<Seat>,
+    /// By CPU.
+    pub(super) batons: Vec<Baton>,
     pub(super) bells: Vec<Bell>,
 }
 
@@ -26,7 +31,7 @@ impl Roster {
     pub(super) fn stir(&self, who: Stir) {
         match who {
             Stir::Cpu(id) => {
-                if let Some(seat) = self.seats.get(id) {
+                if let Some(seat) = self.seats.get(id).filter(|_| id < self.batons.len()) {
                     seat.interrupt();
                 }
             }
@@ -42,6 +47,8 @@ pub(super) struct Shared {
     pub(super) roster: Arc<Roster>,
     pub(super) waits: Waits,
     pub(super) decider: Decider,
+    /// The threads of tasks.
+    crew: Mutex<Vec<JoinHandle<()>>>,
     /// Every body has ended: who is idle goes home.
     pub(super) closing: AtomicBool,
     /// Nobody may wait any more.
@@ -63,12 +70,23 @@ impl Shared {
             roster,
             waits,
             decider: Decider::new(seed),
+            crew: Mutex::default(),
             closing: AtomicBool::new(false),
             dying: AtomicBool::new(false),
             fuel: AtomicU64::new(fuel),
             begun: Instant::now(),
             news: (Mutex::default(), Condvar::new()),
         }
+    }
+
+    /// How many CPUs there are: the seats behind them are tasks'.
+    pub(super) fn cpus(&self) -> usize {
+        self.roster.batons.len()
+    }
+
+    /// The threads of tasks.
+    pub(super) fn task_crew(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nanoseconds since the world began.

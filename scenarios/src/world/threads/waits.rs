@@ -22,9 +22,10 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    /// Nobody waits, on a machine of so many CPUs, at most 64.
+    /// Nobody waits, of so many CPUs and tasks, at most 128.
     pub(super) fn new(cpus: usize) -> Self {
-        let table = Table { next: 1, waiting: vec![None; cpus] };
+        // Tasks that never lived are not looked at.
+        let table = Table { next: 1, waiting: Vec::new() };
         let current = std::iter::repeat_with(|| AtomicU64::new(0)).take(cpus).collect();
         Self { table: Mutex::new(table), current }
     }
@@ -38,6 +39,9 @@ impl Waits {
         let mut table = self.table();
         let number = table.next;
         table.next += 1;
+        if table.waiting.len() <= cpu {
+            table.waiting.resize(cpu + 1, None);
+        }
         table.waiting[cpu] = Some((number, on));
         self.current[cpu].store(number, Ordering::Release);
         number
@@ -56,7 +60,7 @@ impl Waits {
     /// Gives a ticket back; `false` if it was woken before.
     pub(super) fn cancel(&self, cpu: usize, number: u64) -> bool {
         let mut table = self.table();
-        let waited = table.waiting[cpu].is_some_and(|(own, _)| own == number);
+        let waited = table.waiting.get(cpu).is_some_and(|entry| entry.is_some_and(|(own, _)| own == number));
         if waited {
             table.waiting[cpu] = None;
             self.current[cpu].store(0, Ordering::Release);
@@ -64,8 +68,8 @@ impl Waits {
         waited
     }
 
-    /// Wakes at most `n` waiters of `on`, the longest waiting first; a bit for each CPU that was.
-    pub(super) fn wake(&self, on: Key, n: usize) -> u64 {
+    /// Wakes at most `n` waiters of `on`, the longest waiting first; a bit for each actor that was.
+    pub(super) fn wake(&self, on: Key, n: usize) -> u128 {
         let mut table = self.table();
         let mut woken = 0;
         for _ in 0..n {

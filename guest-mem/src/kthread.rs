@@ -1,0 +1,166 @@
+//! Kernel threads: a function that runs as a task of its own, until it returns or is asked to stop.
+//!
+//! A thread is an actor of the world, bound to one CPU, which it shares with the CPU's first task: one of a CPU's tasks
+//! runs at a time, and one that is atomic keeps the CPU. Its stack is [`STACK`] bytes of pages, as
+//! CONFIG_VMAP_STACK has it, so nothing on it may be given to a device ([`crate::stack`]). Whoever starts a thread stops
+//! it: one that is left over is a leak. Mirrors kernel/kthread.c. Neighbours: `env`, which starts it; `workqueue`, `irq`,
+//! which have threads of their own. Left out: priorities, moving to another CPU, parking, signals.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use thiserror::Error;
+
+use crate::cpu::Cpu;
+use crate::finding::Resource;
+use crate::gfp::{GFP_KERNEL, Gfp};
+use crate::page::{Pages, alloc_pages};
+use crate::wait::{WaitError, WaitQueue};
+use crate::zone::AllocError;
+use crate::{PAGE_SIZE, PhysAddr};
+
+/// Bytes of a thread's stack (`THREAD_SIZE`).
+pub const STACK: u64 = 4 * PAGE_SIZE;
+
+/// Why a thread could not be started (`-ENOMEM`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum KthreadError {
+    /// No pages for its stack.
+    #[error("no stack for the thread: {0}")]
+    NoStack(#[from] AllocError),
+    /// The world has no room for another task.
+    #[error("no room for another thread on cpu {cpu}")]
+    NoTask {
+        /// Where it was to run.
+        cpu: u32,
+    },
+}
+
+#[derive(Default)]
+struct State {
+    should_stop: AtomicBool,
+    ended: AtomicBool,
+    result: AtomicI32,
+    /// The thread itself waits here.
+    own: WaitQueue,
+    /// Who waits for its end.
+    others: WaitQueue,
+}
+
+/// The thread as its own function sees it.
+pub struct Current {
+    state: Arc<State>,
+}
+
+impl Current {
+    /// Whether it is to return (`kthread_should_stop`). Any context.
+    pub fn should_stop(&self) -> bool {
+        self.state.should_stop.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until it is woken and `condition` holds, or until it is to stop; `false` if it is to stop or is torn
+    /// down (`schedule` in a loop around both). Process context.
+    #[track_caller]
+    pub fn wait(&self, cpu: &Cpu<'_>, mut condition: impl FnMut() -> bool) -> bool {
+        self.state.own.wait_event(cpu, || condition() || self.should_stop()).is_ok() && !self.should_stop()
+    }
+
+    /// Sleeps so many nanoseconds, or until it is to stop; `false` as for [`Current::wait`]. Process context.
+    #[track_caller]
+    pub fn sleep(&self, cpu: &Cpu<'_>, ns: u64) -> bool {
+        let slept = self.state.own.wait_event_timeout(cpu, ns, || self.should_stop());
+        matches!(slept, Err(WaitError::TimedOut { .. }))
+    }
+}
+
+/// A kernel thread (`struct task_struct`, as its owner has it).
+///
+/// ```
+/// # use lowzone_guest_mem::Cpu;
+/// use lowzone_guest_mem::kthread::{KthreadError, kthread_run};
+///
+/// fn clean(cpu: &Cpu<'_>) -> Result<i32, KthreadError> {
+///     let thread = kthread_run(cpu, 0, |cpu, current| {
+///         while current.sleep(cpu, 1_000_000) { /* look after something */ }
+///         7
+///     })?;
+///     Ok(thread.stop(cpu)) // 7
+/// }
+/// ```
+#[must_use = "a thread that nobody stops runs on"]
+pub struct Kthread {
+    state: Arc<State>,
+}
+
+/// The thread's own half: its end is told when this drops, by whichever way it ends.
+struct Life<'a, 'w> {
+    cpu: &'a Cpu<'w>,
+    state: Arc<State>,
+    booked: u64,
+    stack: Option<Vec<Pages>>,
+}
+
+impl Drop for Life<'_, '_> {
+    fn drop(&mut self) {
+        drop(self.stack.take());
+        self.cpu.kernel().unregister(self.booked);
+        self.state.ended.store(true, Ordering::Release);
+        self.state.others.wake_up_all(self.cpu);
+    }
+}
+
+/// Starts a thread on CPU `on` (`kthread_create_on_cpu` and `wake_up_process`). Process context.
+///
+/// # Errors
+/// [`KthreadError`]: no pages for its stack, or no room in the world.
+#[track_caller]
+pub fn kthread_run(
+    cpu: &Cpu<'_>,
+    on: u32,
+    function: impl FnOnce(&Cpu<'_>, &Current) -> i32 + Send + 'static,
+) -> Result<Kthread, KthreadError> {
+    cpu.might_sleep("kthread_run");
+    let owner = cpu.owner();
+    let page = |_| alloc_pages(cpu, 0, GFP_KERNEL | Gfp::ZERO);
+    let stack = (0..STACK / PAGE_SIZE).map(page).collect::<Result<Vec<_>, _>>()?;
+    let state = Arc::new(State::default());
+    let number = PhysAddr::new(u64::from(cpu.kernel().next_task()));
+    let booked = cpu.kernel().register(Resource::Thread, number, STACK, owner);
+    let (its, task) = (state.clone(), u32::try_from(number.get()).unwrap_or(u32::MAX));
+    let body = move |cpu: &Cpu<'_>| {
+        let life = Life { cpu, state: its, booked, stack: Some(stack) };
+        let result = function(cpu, &Current { state: life.state.clone() });
+        life.state.result.store(result, Ordering::Release);
+    };
+    if !cpu.spawn(on, task, Box::new(body)) {
+        cpu.kernel().unregister(booked);
+        return Err(KthreadError::NoTask { cpu: on });
+    }
+    Ok(Kthread { state })
+}
+
+impl Kthread {
+    /// Wakes it, so that it looks at its condition (`wake_up_process`). Any context.
+    pub fn wake_up(&self, cpu: &Cpu<'_>) {
+        self.state.own.wake_up_all(cpu);
+    }
+
+    /// Whether it has returned. Any context.
+    pub fn ended(&self) -> bool {
+        self.state.ended.load(Ordering::Acquire)
+    }
+
+    /// Asks it to stop, waits until it has, and tells what it returned (`kthread_stop`). Process context.
+    #[track_caller]
+    pub fn stop(self, cpu: &Cpu<'_>) -> i32 {
+        cpu.might_sleep("kthread_stop");
+        self.state.should_stop.store(true, Ordering::Release);
+        self.wake_up(cpu);
+        // Teardown ends the wait early; then it is told to go too.
+        let _ = self.state.others.wait_until_done(cpu, || self.ended());
+        self.state.result.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests;
