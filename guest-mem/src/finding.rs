@@ -16,6 +16,7 @@ use crate::dma::ledger::{Misuse, Violation};
 use crate::lock::BadUnlock;
 use crate::site::Owner;
 use crate::workqueue::BadWork;
+use crate::slab::{Damage, Watched};
 
 /// A resource kind that the leak check knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
@@ -25,6 +26,10 @@ pub enum Resource {
     Pages,
     /// A kmalloc object.
     Slab,
+    /// An object of a driver's own cache.
+    CacheObject,
+    /// A slab cache.
+    Cache,
     /// Coherent DMA memory.
     Coherent,
     /// A streaming DMA mapping.
@@ -54,6 +59,8 @@ impl fmt::Display for Resource {
         f.write_str(match self {
             Self::Pages => "pages",
             Self::Slab => "kmalloc object",
+            Self::CacheObject => "kmem_cache object",
+            Self::Cache => "kmem_cache",
             Self::Coherent => "coherent DMA memory",
             Self::Mapping => "DMA mapping",
             Self::IoMem => "ioremap",
@@ -173,6 +180,41 @@ pub enum FindingKind {
     /// An allocator was given something that it never handed out.
     #[error("{0}")]
     BadFree(BadFree),
+    /// Bytes that belong to the slab allocator were overwritten.
+    #[error("{0}")]
+    SlabDamage(SlabDamage),
+    /// An object was given to a cache that it is not of; it goes back to its own.
+    #[error("cache_from_obj: Wrong slab cache. {cache} but object is from {of}")]
+    WrongCache {
+        /// The cache that was named.
+        cache: &'static str,
+        /// The one that the object is of.
+        of: &'static str,
+    },
+    /// A cache was destroyed while objects of it were live.
+    #[error("kmem_cache_destroy {cache}: Slab cache still has objects when called from {by}")]
+    CacheBusy {
+        /// The cache.
+        cache: &'static str,
+        /// How many objects.
+        objects: usize,
+        /// Who destroyed it.
+        by: Owner,
+    },
+    /// A cache that can't be had: its size or flags are wrong.
+    #[error("kmem_cache_create_usercopy({name}) failed with error {errno}")]
+    CacheRefused {
+        /// Its name.
+        name: &'static str,
+        /// Linux's number.
+        errno: i32,
+    },
+    /// A `kmalloc` that is larger than what was once portable.
+    #[error("kmalloc of {bytes} bytes, more than the 131072 that are portable")]
+    BeyondPortable {
+        /// How many bytes.
+        bytes: u64,
+    },
     /// A register or buffer access outside its bounds.
     #[error("access of {len} bytes at offset {offset:#x} of a {what} of {size} bytes")]
     OutOfBounds {
@@ -246,6 +288,54 @@ fn rw(write: bool) -> &'static str {
     if write { "write" } else { "read" }
 }
 
+/// Bytes around or in a slab object that somebody overwrote who must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlabDamage {
+    /// The object's cache.
+    pub cache: &'static str,
+    /// Which bytes.
+    pub damage: Damage,
+    /// The object.
+    pub object: PhysAddr,
+    /// Where the first wrong byte lies in the slab.
+    pub offset: u64,
+}
+
+impl SlabDamage {
+    /// The stable name.
+    const fn name(&self) -> &'static str {
+        match self.damage.what {
+            Watched::LeftRedzone | Watched::RightRedzone => "red-zone",
+            Watched::Poison | Watched::EndPoison | Watched::ObjectPadding | Watched::AlignmentPadding => "poison",
+            Watched::Quarantine => "use-after-free",
+        }
+    }
+
+    /// Under which option Linux sees it.
+    const fn config(&self) -> &'static str {
+        match self.damage.what {
+            Watched::LeftRedzone | Watched::RightRedzone => "CONFIG_SLUB_DEBUG (slub_debug=FZ)",
+            Watched::Poison | Watched::EndPoison | Watched::ObjectPadding | Watched::AlignmentPadding => {
+                "CONFIG_SLUB_DEBUG (slub_debug=FP)"
+            }
+            Watched::Quarantine => "CONFIG_KASAN",
+        }
+    }
+}
+
+impl fmt::Display for SlabDamage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cache, damage: Damage { what, first, last, found, expected }, object, offset } = self;
+        match what {
+            Watched::Quarantine => {
+                write!(f, "BUG: KASAN: use-after-free: {cache} object {object:#x} written after it was freed")?;
+            }
+            _ => write!(f, "BUG {cache}: {what} overwritten")?,
+        }
+        write!(f, ", {first:#x}-{last:#x} @offset={offset}. First byte {found:#x} instead of {expected:#x}")
+    }
+}
+
 /// A free that the allocator refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BadFree {
@@ -276,6 +366,11 @@ impl FindingKind {
             Self::BusMasterOff { .. } => "bus-master-off",
             Self::Leak { .. } => "leak",
             Self::BadFree(_) => "bad-free",
+            Self::SlabDamage(damage) => damage.name(),
+            Self::WrongCache { .. } => "wrong-cache",
+            Self::CacheBusy { .. } => "cache-busy",
+            Self::CacheRefused { .. } => "cache-refused",
+            Self::BeyondPortable { .. } => "beyond-portable",
             Self::OutOfBounds { .. } => "out-of-bounds",
             Self::NullDereference { .. } => "null-dereference",
             Self::Stale { .. } => "stale-handle",
@@ -318,9 +413,11 @@ impl FindingKind {
             Self::SelfDeadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Dma(misuse) => misuse.linux(),
             Self::Port(violation) => violation.linux(),
-            Self::Leak { resource: Resource::Slab, .. } => Some("CONFIG_DEBUG_KMEMLEAK"),
-            Self::BadFree(_) => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
+            Self::Leak { resource: Resource::Slab | Resource::CacheObject, .. } => Some("CONFIG_DEBUG_KMEMLEAK"),
+            Self::SlabDamage(damage) => Some(damage.config()),
+            Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
             Self::GfpFixup { .. } | Self::NobodyCared { .. } => Some("any"),
+            Self::CacheBusy { .. } | Self::CacheRefused { .. } => Some("any"),
             Self::NullDereference { .. } | Self::DriverPanic { .. } => Some("any (an oops)"),
             Self::Deadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),

@@ -28,9 +28,9 @@ pub enum Kind {
         /// Bytes that were asked for, up to 4 MiB.
         requested: u32,
     },
-    /// A slab of a `kmalloc` cache.
+    /// A slab of a cache.
     Slab {
-        /// Number of the slab in its [`crate::slab::Kmalloc`], below 2^24.
+        /// Number of the slab in its [`crate::slab::SlabCaches`], below 2^24.
         index: u32,
     },
 }

@@ -4,20 +4,22 @@
 //! physically contiguous and has a direct-map address, so it may be mapped for DMA; where it lies follows from the
 //! mask: kmalloc with `GFP_KERNEL` prefers pages above 4 GiB and drops `GFP_DMA32`, whole pages honour it.
 //!
-//! Mirrors `kmalloc`, `__get_free_pages`, `kfree`. Neighbours: `slab`, `page`, `dma`. Left out: krealloc, vmalloc.
+//! Mirrors `kmalloc`, `__get_free_pages`, `kfree`. Neighbours: `kmalloc` has the rest of
+//! the family, `kmem_cache` gives its objects as such buffers, `page`, `dma`. Left out: vmalloc.
 
 use thiserror::Error;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Cpu;
-use crate::env::Verdict;
 use crate::fault::Request;
 use crate::finding::FindingKind;
-use crate::gfp::{GFP_SLAB_BUG_MASK, Gfp};
-use crate::kernel::{Kernel, KernelRef};
-use crate::page::{Pages, alloc_pages, ask_for_pages, give_block, report_bad_free, trace_page_free, trace_release};
+use crate::gfp::Gfp;
+use crate::kernel::{Kernel, KernelRef, Sanitize};
+use crate::kmalloc::PORTABLE_SIZE;
+use crate::kmalloc::object::{large, release, small};
+use crate::page::{Pages, alloc_pages, give_block};
 use crate::site::Owner;
-use crate::slab::{CacheId, Object, Refill, ZERO_SIZE_PTR, alloc_large, large_mask, large_order};
+use crate::slab::{CacheId, Object, ZERO_SIZE_PTR};
 use crate::trace::{Kind, owner_word};
 use crate::zone::{AllocError, ZoneKind};
 
@@ -35,7 +37,7 @@ pub struct OutOfBounds {
 
 enum Backing {
     ZeroSize,
-    Slab { kernel: KernelRef, phys: PhysAddr, zone: ZoneKind },
+    Slab { kernel: KernelRef, phys: PhysAddr, zone: ZoneKind, cached: bool },
     Pages(Pages),
 }
 
@@ -67,23 +69,43 @@ impl KBuf {
         if gfp.may_sleep() {
             cpu.might_sleep("kmalloc");
         }
+        if len > PORTABLE_SIZE && cpu.kernel().config().sanitize.contains(Sanitize::PORTABLE) {
+            cpu.emit(FindingKind::BeyondPortable { bytes: len as u64 }, None, vec![("allocated at", owner)]);
+        }
         let placed = match CacheId::serving(len, gfp) {
-            Some(id) => small(cpu, id, len, gfp, owner),
+            Some(id) => small(cpu, id.number(), Request::object_of(id, gfp), len, owner),
             None => large(cpu, len, gfp, owner),
         };
-        let placed = placed.inspect_err(|_| cpu.trace(Kind::Kmalloc, 0, len, 0, owner_word(owner)));
+        Self::of_object(cpu, placed, Kind::Kmalloc, len, gfp, owner)
+    }
+
+    /// The buffer of an object that was asked for, with its event and what the mask says of it.
+    pub(crate) fn of_object(
+        cpu: &Cpu<'_>,
+        placed: Result<(Object, bool), AllocError>,
+        kind: Kind,
+        len: usize,
+        gfp: Gfp,
+        owner: Owner,
+    ) -> Result<Self, AllocError> {
+        let placed = placed.inspect_err(|_| cpu.trace(kind, 0, len, 0, owner_word(owner)));
         let (object, fixed_up) = placed?;
-        let (phys, zone) = (object.phys, object.zone);
-        cpu.trace(Kind::Kmalloc, phys.get(), len, 0, owner_word(owner));
+        cpu.trace(kind, object.phys.get(), len, 0, owner_word(owner));
         if fixed_up {
             let bad = gfp & (Gfp::DMA32 | Gfp::HIGHMEM);
             cpu.emit(FindingKind::GfpFixup { bad, fixed: gfp - bad }, None, vec![("allocated at", owner)]);
         }
+        Ok(Self::zeroed_object(cpu, object, len, gfp, owner))
+    }
+
+    /// The buffer of an object, cleared if the mask says so.
+    pub(crate) fn zeroed_object(cpu: &Cpu<'_>, object: Object, len: usize, gfp: Gfp, owner: Owner) -> Self {
+        let (phys, zone, cached) = (object.phys, object.zone, object.own);
         if gfp.contains(Gfp::ZERO) {
             // The object came from a zone, so all of it is RAM.
             let _ = cpu.kernel().ram().zero(phys, len as u64);
         }
-        Ok(Self { backing: Backing::Slab { kernel: cpu.kernel_ref(), phys, zone }, len, owner })
+        Self { backing: Backing::Slab { kernel: cpu.kernel_ref(), phys, zone, cached }, len, owner }
     }
 
     /// Allocates 2^`order` whole pages as bytes (`__get_free_pages`). Context as [`alloc_pages`].
@@ -107,6 +129,29 @@ impl KBuf {
     pub fn truncated(mut self, len: usize) -> Self {
         self.len = self.len.min(len);
         self
+    }
+
+    /// The same memory, of which `len` bytes are used: no more than its object holds.
+    pub(crate) fn resized(mut self, len: usize) -> Self {
+        self.len = len;
+        self
+    }
+
+    /// Bytes that its object holds (`ksize`); a buffer of pages holds what it has.
+    pub(crate) fn usable(&self) -> usize {
+        let Backing::Slab { kernel, phys, .. } = &self.backing else { return self.len };
+        let object = kernel.get().and_then(|kernel| {
+            let memory = kernel.memory.lock();
+            memory.slabs.lookup(&memory.zones, *phys)
+        });
+        object.map_or(self.len, |object| usize::try_from(object.class_size).unwrap_or(self.len))
+    }
+
+    /// Lets go of the buffer without freeing it; its address.
+    pub(crate) fn leak(self) -> PhysAddr {
+        let phys = self.phys();
+        std::mem::forget(self);
+        phys
     }
 
     /// How many bytes were asked for.
@@ -216,63 +261,18 @@ impl KBuf {
 
 impl Drop for KBuf {
     fn drop(&mut self) {
-        if let Backing::Slab { kernel, phys, .. } = &self.backing
+        if let Backing::Slab { kernel, phys, cached, .. } = &self.backing
             && let Some(kernel) = kernel.get()
         {
-            kfree_raw(kernel, *phys, Owner::default());
+            let kind = if *cached { Kind::KmemCacheFree } else { Kind::Kfree };
+            release(kernel, *phys, kind, None, Owner::default());
         }
     }
 }
 
-/// An object of a cache, which may have to grow first; the flag is that of [`crate::slab::Allocation::Object`].
-fn small(cpu: &Cpu<'_>, id: CacheId, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
-    let arch = cpu.kernel().config().arch;
-    let failed = cpu.pass(Request::object_of(id, gfp), owner, gfp.can_fail(0, arch)) == Verdict::Fail;
-    if failed && !gfp.contains(Gfp::NOFAIL) {
-        return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone(arch) });
-    }
-    let [liked, smallest] = {
-        let mut memory = cpu.kernel().memory.lock();
-        if let Some(object) = memory.kmalloc.take(id, len, owner) {
-            return Ok((object, false));
-        }
-        memory.kmalloc.refills(id, gfp)
-    };
-    let grow = |refill: Refill| {
-        ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |kernel| {
-            let memory = &mut *kernel.memory.lock();
-            memory.kmalloc.grow(&mut memory.zones, refill, len, owner)
-        })
-    };
-    let object = grow(liked).or_else(|_| grow(smallest))?;
-    Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))
-}
-
-/// Whole pages, for what no cache is large enough.
-fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
-    let request = Request::pages(large_order(len)?, large_mask(gfp));
-    let object = ask_for_pages(cpu, request, owner, |kernel| {
-        alloc_large(&mut kernel.memory.lock().zones, len, gfp, owner).map(|object| (object.phys, object))
-    })?;
-    Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))
-}
-
-/// `kfree` of an address, for `Drop` and for misuse: a wrong one changes nothing and is reported.
+/// `kfree` of an address, for misuse: a wrong one changes nothing and is reported.
 pub(crate) fn kfree_raw(kernel: &Kernel, phys: PhysAddr, by: Owner) {
-    let freed = {
-        let mut memory = kernel.memory.lock();
-        let memory = &mut *memory;
-        memory.kmalloc.release(&mut memory.zones, phys)
-    };
-    match freed {
-        Ok((freed, pages)) => {
-            trace_release(kernel, Kind::Kfree, phys, usize::try_from(freed.requested).unwrap_or(0), by);
-            if let Some(block) = pages {
-                trace_page_free(kernel, block.pfn.phys(), block.order, by);
-            }
-        }
-        Err(error) => report_bad_free(kernel, error.into(), by),
-    }
+    release(kernel, phys, Kind::Kfree, None, by);
 }
 
 #[cfg(test)]

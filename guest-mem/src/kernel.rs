@@ -20,23 +20,25 @@ use crate::lock::{Holder, Locked};
 use crate::pcp::{PcpSettings, PerCpuPages};
 use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
-use crate::slab::Kmalloc;
 use crate::softirq::Softirqs;
+use crate::slab::{CacheStats, SLABINFO_HEAD, SlabCaches};
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
 use crate::workqueue::Queues;
 use crate::zone::{Layout, ZoneKind, ZoneStats, Zones};
 
 mod machine;
+mod sanitize;
 #[cfg(test)]
 mod tests;
 
 pub use machine::{Boot, KernelRef, MAX_CPUS, Machine, MachineConfig, MachineError};
+pub use sanitize::Sanitize;
 
 /// The page allocator and the slab caches that live on it, under one lock: a slab refill takes pages.
 pub(crate) struct Memory {
     pub(crate) zones: Zones,
-    pub(crate) kmalloc: Kmalloc,
+    pub(crate) slabs: SlabCaches,
 }
 
 /// A live resource that has no table of its own.
@@ -97,7 +99,7 @@ impl Kernel {
         reserved.extend(pool.as_ref().map(|pool| pool.base()..PhysAddr::new(Self::pool_end(&config, &ram))));
         let zones = Zones::booted(Layout::new(&ranges, &reserved)?.on(config.arch), config.boot.late.into());
         let pcp = PerCpuPages::new(&zones, config.cpus, config.pcp);
-        let kmalloc = Kmalloc::new(config.cpus);
+        let slabs = SlabCaches::new(config.cpus, config.sanitize.slub_debug(), config.sanitize.quarantine());
         Ok(Self {
             config,
             generation: AtomicU64::new(0),
@@ -105,7 +107,7 @@ impl Kernel {
             condemned: AtomicBool::new(false),
             next_transaction: AtomicU64::new(1),
             ram,
-            memory: Locked::new(Memory { zones, kmalloc }),
+            memory: Locked::new(Memory { zones, slabs }),
             pcp,
             swiotlb: Locked::new(pool),
             devices: Locked::default(),
@@ -301,6 +303,30 @@ impl Kernel {
         self.pcp.drain_all(&self.memory);
     }
 
+    /// `/proc/slabinfo`: caches without a slab are left out.
+    pub fn slabinfo(&self) -> String {
+        let there = self.slab_stats().into_iter().filter(|stats| stats.slabs > 0);
+        there.fold(SLABINFO_HEAD.to_owned(), |text, stats| format!("{text}{stats}\n"))
+    }
+
+    /// The numbers of all slab caches: `kmalloc`'s, then drivers' in the order they were created.
+    pub fn slab_stats(&self) -> Vec<CacheStats> {
+        self.memory.lock().slabs.stats().collect()
+    }
+
+    /// The live object that holds a byte of memory.
+    pub fn object_at(&self, phys: PhysAddr) -> Option<crate::slab::Object> {
+        let memory = self.memory.lock();
+        memory.slabs.lookup(&memory.zones, phys)
+    }
+
+    /// Looks at every byte that a sanitizer watches and lets all go that the quarantine holds (`slabinfo -v`); what was
+    /// overwritten is reported. Nothing to do on a machine without sanitizers.
+    #[track_caller]
+    pub fn inspect_slabs(&self, cpu: &crate::cpu::Cpu<'_>) {
+        crate::kmalloc::object::inspect(self, cpu.owner());
+    }
+
     /// Slots of the bounce pool in use, and the most that ever were.
     pub fn swiotlb_usage(&self) -> (u32, u32) {
         self.swiotlb.lock().as_ref().map_or((0, 0), |pool| {
@@ -337,9 +363,9 @@ impl Kernel {
         self.next_transaction.store(1, Ordering::Relaxed);
         {
             let mut memory = self.memory.lock();
-            let Memory { zones, kmalloc } = &mut *memory;
+            let Memory { zones, slabs } = &mut *memory;
             zones.reset();
-            kmalloc.reset();
+            slabs.reset();
         }
         self.pcp.reset();
         if let Some(pool) = self.swiotlb.lock().as_mut() {

@@ -25,6 +25,8 @@ pub mod kbuf;
 pub mod kernel;
 pub mod klog;
 pub mod kthread;
+pub mod kmalloc;
+pub mod kmem_cache;
 pub mod lock;
 pub mod page;
 pub mod pcp;

@@ -105,13 +105,22 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
 fn memory_leaks(kernel: &Kernel, under_dma: &[(u64, u64)], found: &mut Vec<Leak>) {
     let covered = |at: u64, len: u64| under_dma.iter().any(|&(start, size)| start < at + len && at < start + size);
     let memory = kernel.memory.lock();
-    for object in memory.kmalloc.live(&memory.zones) {
+    for object in memory.slabs.live(&memory.zones) {
         let bytes = u64::from(object.requested);
         if !covered(object.phys.get(), bytes) {
             let (at, owner) = (object.phys, object.owner);
-            found.push(Leak { resource: Resource::Slab, at, bytes, owner, device: None });
+            let resource = if object.own { Resource::CacheObject } else { Resource::Slab };
+            found.push(Leak { resource, at, bytes, owner, device: None });
         }
     }
+    let caches = (0..).zip(memory.slabs.undestroyed());
+    found.extend(caches.map(|(number, owner)| Leak {
+        resource: Resource::Cache,
+        at: PhysAddr::new(number),
+        bytes: 0,
+        owner,
+        device: None,
+    }));
     for allocated in memory.zones.live().filter(|allocated| allocated.kind == frame::Kind::Pages) {
         let (at, bytes) = (allocated.block.pfn.phys(), crate::addr::PAGE_SIZE << allocated.block.order);
         if !covered(at.get(), bytes) {
@@ -126,7 +135,7 @@ pub(crate) fn validate(kernel: &Kernel) -> Result<(), Broken> {
     {
         let memory = kernel.memory.lock();
         memory.zones.validate()?;
-        memory.kmalloc.validate(&memory.zones)?;
+        memory.slabs.validate(&memory.zones)?;
     }
     if let Some(pool) = kernel.swiotlb.lock().as_ref() {
         pool.validate()?;

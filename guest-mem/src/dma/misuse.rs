@@ -13,6 +13,7 @@ use crate::dma::streaming::{MapFailure, Mapped, RawMapping, report_unmap};
 use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::kbuf::{KBuf, kfree_raw};
+use crate::kmem_cache::KmemCache;
 
 /// Maps a buffer without taking it (`dma_map_single`). Any context.
 ///
@@ -78,6 +79,19 @@ pub fn sync_single(cpu: &Cpu<'_>, device: &DmaDevice, dma: DmaAddr, len: u64, fo
 #[track_caller]
 pub fn kfree(cpu: &Cpu<'_>, phys: PhysAddr) {
     kfree_raw(cpu.kernel(), phys, cpu.owner());
+}
+
+/// Gives an address to a cache (`kmem_cache_free`): of another cache, freed before or never given, it is reported. Any
+/// context.
+#[track_caller]
+pub fn kmem_cache_free(cpu: &Cpu<'_>, cache: &KmemCache, phys: PhysAddr) {
+    cache.free_raw(cpu.kernel(), phys, cpu.owner());
+}
+
+/// Writes through a pointer that is wrong, into memory of whoever has it; only RAM is hit. Any context.
+pub fn scribble(cpu: &Cpu<'_>, phys: PhysAddr, bytes: &[u8]) {
+    // What is not RAM swallows it.
+    let _ = cpu.kernel().ram().write(phys, bytes);
 }
 
 /// Frees a buffer's memory under its holder's feet (`kfree`, `free_pages`); its drop frees it again. Any context.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
 
-use super::Kernel;
+use super::{Kernel, Sanitize};
 use crate::addr::{PAGE_SHIFT, PhysAddr};
 use crate::arch::{Arch, PAE_LIMIT};
 use crate::dma::swiotlb::PoolError;
@@ -66,6 +66,8 @@ pub struct MachineConfig {
     pub pcp: bool,
     /// What its kernel holds from boot on; nothing unless a machine that was measured is to be matched to the page.
     pub boot: Boot,
+    /// What watches over memory; nothing by default.
+    pub sanitize: Sanitize,
 }
 
 impl Default for MachineConfig {
@@ -81,6 +83,7 @@ impl Default for MachineConfig {
             dma_offset: 0,
             pcp: false,
             boot: Boot::default(),
+            sanitize: Sanitize::empty(),
         }
     }
 }

@@ -39,7 +39,7 @@ fn state(kernel: &Kernel) -> String {
     let tables =
         (kernel.irqs().live(), kernel.timers().next(), kernel.devices.lock().len(), kernel.io_space().is_none());
     let trace = (kernel.trace().digest(), kernel.trace().events(), kernel.next_transaction.load(Ordering::Relaxed));
-    let slabs: Vec<_> = memory.kmalloc.stats().map(|stats| stats.to_string()).collect();
+    let slabs: Vec<_> = memory.slabs.stats().map(|stats| stats.to_string()).collect();
     format!("{fields:?} {tables:?} {trace:?} {:?} {slabs:?} {:?}", memory.zones.stats(), *pool)
 }
 

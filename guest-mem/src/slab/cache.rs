@@ -1,229 +1,251 @@
-//! Slabs, and the lists of one cache over them: which object is handed out next.
+//! One cache: its name and layout, and which of its slabs the next object comes from.
 //!
-//! A fresh slab hands out its objects in ascending order, a freed one is handed out first. A cache takes from its
-//! current slab until that is full, then from the slab that became partial last. Who holds which object and what is
-//! free is kept here and never in the objects, so that no stray write of a driver can break it and a second free is
-//! told from a first.
+//! A CPU takes from its current slab until that is full, then from the slab that became partial last. An object that is
+//! freed goes back to its own slab.
 //!
-//! Mirrors the order of SLUB (`mm/slub.c`) on one CPU. Neighbours: [`super::Kmalloc`] gets and returns the pages.
-//! Left out: one current slab for each CPU, per-CPU partial lists and their limits, random free lists, debug layouts.
+//! Mirrors the order of SLUB (`mm/slub.c`). Neighbours: `slab` holds the objects, [`super::SlabCaches`] gets and returns
+//! the pages. Left out: per-CPU partial lists and their limits.
+
+use std::sync::Arc;
 
 use crate::addr::PhysAddr;
 use crate::frame::NIL;
+use crate::gfp::Gfp;
+use crate::ram::Ram;
 use crate::site::Owner;
-use crate::slab::class::{CacheId, Shape};
-use crate::zone::Block;
+use crate::slab::geometry::Geometry;
+use crate::slab::object::CacheStats;
+use crate::slab::slab::{Place, Slab};
 
-/// Where a slab is.
+/// Makes an object of a new slab, by its bytes; runs once for each object when the slab is made.
+pub type Ctor = Arc<dyn Fn(&mut Construct<'_>) + Send + Sync>;
+
+/// The bytes of an object under construction.
+pub struct Construct<'a> {
+    pub(crate) ram: &'a Ram,
+    pub(crate) phys: PhysAddr,
+    pub(crate) len: usize,
+}
+
+impl Construct<'_> {
+    /// Writes bytes of the object; what lies beyond its end is not written.
+    pub fn write_at(&mut self, offset: usize, from: &[u8]) {
+        let room = self.len.saturating_sub(offset);
+        let from = &from[..from.len().min(room)];
+        // Within an object, hence RAM.
+        let _ = self.ram.write(self.phys.wrapping_add(offset as u64), from);
+    }
+
+    /// The object's size in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none; no cache has such objects.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Whether a cache is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// Not in use; its number may be given again.
-    Spare,
-    /// Its cache takes from it.
-    Current,
-    /// On its cache's list: objects are free.
-    Partial,
-    /// On no list: no object is free.
-    Full,
+pub(super) enum State {
+    /// It is.
+    Alive,
+    /// Destroyed while objects were live: these may still be freed.
+    Zombie,
+    /// Destroyed; its number may be given again.
+    Gone,
 }
 
-/// What is known about one object.
-#[derive(Clone, Copy)]
-pub(super) struct Note {
-    pub owner: Owner,
-    /// Bytes asked for, 1 to 8192; `FREED` is set once it is freed.
-    requested: u16,
-}
-
-const FREED: u16 = 0x8000;
-
-impl Note {
-    pub(super) const fn is_live(self) -> bool {
-        self.requested & FREED == 0
-    }
-
-    /// Bytes its owner, or last owner, asked for.
-    pub(super) const fn requested(self) -> u16 {
-        self.requested & !FREED
-    }
-}
-
-/// A block of pages cut into objects.
-pub(super) struct Slab {
-    pub block: Block,
-    pub cache: CacheId,
-    pub objects: u16,
-    pub place: Place,
-    /// Objects handed out.
-    pub used: u16,
-    /// Freed objects, the last one on top.
-    pub free: Vec<u16>,
-    /// One for each object that was ever handed out: these are the first ones.
-    pub notes: Vec<Note>,
-    /// Links of the list of partial slabs.
-    pub next: u32,
-    pub prev: u32,
-}
-
-impl Slab {
-    pub(super) fn new(block: Block, cache: CacheId, objects: u16) -> Self {
-        let mut slab = Self {
-            block,
-            cache,
-            objects,
-            place: Place::Spare,
-            used: 0,
-            free: Vec::new(),
-            notes: Vec::new(),
-            next: NIL,
-            prev: NIL,
-        };
-        slab.start(block, cache, objects);
-        slab
-    }
-
-    /// Begins anew on other pages, keeping its buffers.
-    pub(super) fn start(&mut self, block: Block, cache: CacheId, objects: u16) {
-        (self.block, self.cache, self.objects) = (block, cache, objects);
-        (self.place, self.used, self.next, self.prev) = (Place::Spare, 0, NIL, NIL);
-        self.free.clear();
-        self.free.reserve_exact(objects.into());
-        self.notes.clear();
-        self.notes.reserve_exact(objects.into());
-    }
-
-    pub(super) const fn is_full(&self) -> bool {
-        self.used == self.objects
-    }
-
-    /// The address of an object.
-    pub(super) fn object(&self, slot: u16) -> PhysAddr {
-        self.block.pfn.phys().wrapping_add(u64::from(slot) * u64::from(self.cache.size()))
-    }
-
-    /// Hands out an object; there must be one.
-    fn take(&mut self, requested: u16, owner: Owner) -> Option<u16> {
-        let note = Note { owner, requested };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                *self.notes.get_mut(usize::from(slot))? = note;
-                slot
-            }
-            None => {
-                let slot = u16::try_from(self.notes.len()).ok().filter(|slot| *slot < self.objects)?;
-                self.notes.push(note);
-                slot
-            }
-        };
-        self.used += 1;
-        Some(slot)
-    }
-
-    /// Takes an object back that is live.
-    fn give(&mut self, slot: u16) {
-        if let Some(note) = self.notes.get_mut(usize::from(slot)) {
-            note.requested |= FREED;
-            self.free.push(slot);
-            self.used -= 1;
-        }
-    }
-}
-
-/// One `kmalloc` cache.
+/// One cache.
 pub(super) struct Cache {
-    pub id: CacheId,
-    pub shape: Shape,
-    pub smallest: Shape,
-    /// The slab that objects come from, or `NIL`.
-    pub current: u32,
+    pub name: &'static str,
+    pub geometry: Geometry,
+    /// What is added to the mask of each slab (`allocflags`).
+    pub gfp: Gfp,
+    /// Bytes of each object of a driver's own cache; 0 for kmalloc's, where the request counts.
+    pub fixed: u32,
+    pub ctor: Option<Ctor>,
+    /// Who created it; nobody for kmalloc's.
+    pub owner: Owner,
+    pub state: State,
+    /// The slab that each CPU's objects come from, or `NIL`.
+    pub current: Vec<u32>,
     /// The partial slab that is taken next, or `NIL`.
     pub partial: u32,
-    /// Partial slabs without a live object.
+    /// Partial slabs without a used object.
     pub empty: u32,
-    /// Slabs, objects in them, live objects.
+    /// Slabs, objects in them, used objects.
     pub slabs: u32,
     pub total: u64,
     pub active: u64,
 }
 
 impl Cache {
-    pub(super) fn new(id: CacheId, cpus: u32) -> Self {
-        let (shape, smallest) = (Shape::preferred(id.size(), cpus), Shape::smallest(id.size()));
-        Self { id, shape, smallest, current: NIL, partial: NIL, empty: 0, slabs: 0, total: 0, active: 0 }
+    pub(super) fn new(name: &'static str, geometry: Geometry, gfp: Gfp, cpus: u32) -> Self {
+        Self {
+            name,
+            geometry,
+            gfp,
+            fixed: 0,
+            ctor: None,
+            owner: Owner::default(),
+            state: State::Alive,
+            current: vec![NIL; cpus as usize],
+            partial: NIL,
+            empty: 0,
+            slabs: 0,
+            total: 0,
+            active: 0,
+        }
+    }
+
+    /// Its numbers.
+    pub(super) fn stats(&self) -> CacheStats {
+        let Self { name, active, total, geometry, slabs, .. } = *self;
+        CacheStats { cache: name, active, total, geometry, slabs }
     }
 
     /// Forgets all slabs.
     pub(super) fn reset(&mut self) {
-        (self.current, self.partial, self.empty) = (NIL, NIL, 0);
+        self.current.fill(NIL);
+        (self.partial, self.empty) = (NIL, 0);
         (self.slabs, self.total, self.active) = (0, 0, 0);
     }
 
-    /// Empty slabs that are kept (`min_partial`).
-    const fn empties_kept(&self) -> u32 {
-        let half = self.id.size().ilog2() / 2;
-        if half > 5 { half } else { 5 }
-    }
-
-    /// Hands out an object of the current slab or, once that is full, of a partial one; `None` if both are full.
-    pub(super) fn take(&mut self, slabs: &mut [Slab], requested: u16, owner: Owner) -> Option<(u32, u16)> {
-        if slabs.get(self.current as usize).is_none_or(Slab::is_full) {
-            self.retire(slabs);
+    /// Hands out an object of the CPU's current slab or, once that is full, of a partial one; `None` if both are full.
+    pub(super) fn take(&mut self, slabs: &mut [Slab], cpu: usize, bytes: u16, owner: Owner) -> Option<(u32, u16)> {
+        let mut current = self.current.get(cpu).copied()?;
+        if slabs.get(current as usize).is_none_or(Slab::is_full) {
             let next = self.partial;
-            self.empty -= u32::from(slabs.get(next as usize)?.used == 0);
+            let empty = slabs.get(next as usize).map(|slab| slab.used == 0);
+            self.retire(slabs, cpu);
+            self.empty -= u32::from(empty?);
             self.unlink(slabs, next);
-            self.install(slabs, next);
+            self.install(slabs, cpu, next);
+            current = next;
         }
-        let slot = slabs.get_mut(self.current as usize)?.take(requested, owner)?;
+        let slot = slabs.get_mut(current as usize)?.take(bytes, owner)?;
         self.active += 1;
-        Some((self.current, slot))
+        Some((current, slot))
     }
 
-    /// Adds a fresh slab: as the current one, or as a partial one if another CPU has brought one meanwhile.
-    pub(super) fn add(&mut self, slabs: &mut [Slab], index: u32) {
+    /// Adds a fresh slab: as the CPU's current one, or as a partial one if that has objects again.
+    pub(super) fn add(&mut self, slabs: &mut [Slab], cpu: usize, index: u32) {
         self.slabs += 1;
         self.total += slabs.get(index as usize).map_or(0, |slab| u64::from(slab.objects));
-        if slabs.get(self.current as usize).is_none_or(Slab::is_full) {
-            self.retire(slabs);
-            self.install(slabs, index);
+        let current = self.current.get(cpu).copied().unwrap_or(NIL);
+        if slabs.get(current as usize).is_none_or(Slab::is_full) {
+            self.retire(slabs, cpu);
+            self.install(slabs, cpu, index);
         } else {
             self.link(slabs, index);
             self.empty += 1;
         }
     }
 
-    /// Takes an object back that is live; tells whether its slab is now one empty slab too many, and forgotten.
+    /// Takes an object back that is live or held; tells whether its slab is now one empty slab too many, and forgotten.
     pub(super) fn give(&mut self, slabs: &mut [Slab], index: u32, slot: u16) -> bool {
         let Some(slab) = slabs.get_mut(index as usize) else { return false };
         slab.give(slot);
         self.active -= 1;
-        let (place, objects, is_empty) = (slab.place, slab.objects, slab.used == 0);
+        let (place, is_empty) = (slab.place, slab.used == 0);
         if place == Place::Full {
             self.link(slabs, index);
         }
         if place == Place::Current || !is_empty {
             return false;
         }
-        if self.empty < self.empties_kept() {
+        if self.empty < self.geometry.min_partial {
             self.empty += 1;
             return false;
         }
         self.unlink(slabs, index);
-        self.slabs -= 1;
-        self.total -= u64::from(objects);
+        self.forget(slabs, index);
         true
     }
 
-    fn retire(&mut self, slabs: &mut [Slab]) {
-        if let Some(slab) = slabs.get_mut(self.current as usize) {
-            slab.place = Place::Full;
+    /// Hands out no object of a slab again: it was found overwritten.
+    pub(super) fn hold_all(&mut self, slabs: &mut [Slab], index: u32) {
+        let Some(slab) = slabs.get_mut(index as usize) else { return };
+        let (place, free, was_empty) = (slab.place, slab.objects - slab.used, slab.used == 0);
+        slab.hold_all();
+        self.active += u64::from(free);
+        if place == Place::Partial {
+            self.empty -= u32::from(was_empty);
+            self.unlink(slabs, index);
+            if let Some(slab) = slabs.get_mut(index as usize) {
+                slab.place = Place::Full;
+            }
         }
-        self.current = NIL;
     }
 
-    fn install(&mut self, slabs: &mut [Slab], index: u32) {
+    /// Takes every CPU's slab from it (`flush_all`); the numbers of those that are empty are forgotten and told.
+    pub(super) fn flush(&mut self, slabs: &mut [Slab]) -> Vec<u32> {
+        let mut empty = Vec::new();
+        for cpu in 0..self.current.len() {
+            let index = std::mem::replace(&mut self.current[cpu], NIL);
+            let Some(slab) = slabs.get_mut(index as usize) else { continue };
+            if slab.used == 0 {
+                self.forget(slabs, index);
+                empty.push(index);
+            } else if slab.is_full() {
+                slab.place = Place::Full;
+            } else {
+                self.link(slabs, index);
+            }
+        }
+        empty
+    }
+
+    /// Forgets the empty slabs of the partial list; tells their numbers.
+    pub(super) fn discard(&mut self, slabs: &mut [Slab]) -> Vec<u32> {
+        let mut gone = Vec::new();
+        let mut at = self.partial;
+        while let Some(slab) = slabs.get(at as usize) {
+            let next = slab.next;
+            if slab.used == 0 {
+                self.unlink(slabs, at);
+                self.forget(slabs, at);
+                gone.push(at);
+            }
+            at = next;
+        }
+        self.empty = 0;
+        gone
+    }
+
+    /// Forgets a slab with objects that are held for ever.
+    pub(super) fn abandon(&mut self, slabs: &mut [Slab], index: u32) {
+        let Some(slab) = slabs.get(index as usize) else { return };
+        self.active -= u64::from(slab.used);
+        if slab.place == Place::Partial {
+            self.unlink(slabs, index);
+        }
+        self.forget(slabs, index);
+    }
+
+    fn forget(&mut self, slabs: &mut [Slab], index: u32) {
         if let Some(slab) = slabs.get_mut(index as usize) {
+            slab.place = Place::Spare;
+            self.slabs -= 1;
+            self.total -= u64::from(slab.objects);
+        }
+    }
+
+    fn retire(&mut self, slabs: &mut [Slab], cpu: usize) {
+        let Some(current) = self.current.get_mut(cpu) else { return };
+        if let Some(slab) = slabs.get_mut(*current as usize) {
+            slab.place = Place::Full;
+        }
+        *current = NIL;
+    }
+
+    fn install(&mut self, slabs: &mut [Slab], cpu: usize, index: u32) {
+        if let (Some(slab), Some(current)) = (slabs.get_mut(index as usize), self.current.get_mut(cpu)) {
             slab.place = Place::Current;
-            self.current = index;
+            *current = index;
         }
     }
 

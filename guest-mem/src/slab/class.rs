@@ -1,15 +1,14 @@
-//! Size classes of `kmalloc`: which cache serves a request, and how its slabs are cut.
+//! Size classes of `kmalloc`: which cache serves a request.
 //!
 //! There are thirteen classes and three families of caches over them; which family follows from the mask. Beyond the
 //! largest class whole pages serve a request.
 //!
-//! Mirrors `kmalloc_index` and `kmalloc_type` of `include/linux/slab.h` and `calculate_order` of `mm/slub.c`, x86-64.
-//! Neighbours: [`super::Kmalloc`]. Left out: `kmalloc-cg-*` (they exist with memory cgroups only; the measured
-//! kernel uses the ordinary caches), debug layouts, larger minimum alignments of other machines.
+//! Mirrors `kmalloc_index` and `kmalloc_type` of `include/linux/slab.h`, x86-64. Neighbours: [`super::SlabCaches`] holds
+//! the caches, `geometry` cuts their slabs. Left out: `kmalloc-cg-*` (they exist with memory cgroups only; the measured
+//! kernel uses the ordinary caches), larger minimum alignments of other machines.
 
 use std::fmt;
 
-use crate::addr::PAGE_SIZE;
 use crate::gfp::Gfp;
 
 /// Object sizes of the caches, in bytes.
@@ -21,8 +20,6 @@ pub const KMALLOC_MAX_SIZE: usize = 4 << 20;
 /// How many caches there are.
 pub const CACHES: usize = CLASSES.len() * 3;
 
-/// The largest order a slab has by choice.
-const MAX_SLAB_ORDER: u8 = 3;
 /// What each family adds to the mask of its slabs.
 const FAMILIES: [Gfp; 3] = [Gfp::empty(), Gfp::RECLAIMABLE, Gfp::DMA];
 
@@ -104,9 +101,9 @@ impl CacheId {
         NAMES[self.family as usize][self.class as usize]
     }
 
-    /// The cache's place in [`CacheId::all`].
-    pub(crate) const fn index(self) -> usize {
-        self.family as usize * CLASSES.len() + self.class as usize
+    /// The cache's place in [`CacheId::all`], which is its number among all caches.
+    pub(crate) fn number(self) -> u32 {
+        u32::from(self.family) * 13 + u32::from(self.class)
     }
 }
 
@@ -115,58 +112,6 @@ impl fmt::Display for CacheId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
-}
-
-/// How a slab is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Binary logarithm of its pages.
-    pub order: u8,
-    /// Objects in it.
-    pub objects: u16,
-}
-
-impl Shape {
-    /// The slab of objects of `size` bytes, up to 8192, on a machine with so many CPUs.
-    ///
-    /// More CPUs want more objects in a slab; a slab should waste no more than a sixteenth, then an eighth, then a
-    /// quarter of itself.
-    pub fn preferred(size: u16, cpus: u32) -> Self {
-        let wanted = 4 * (u32::BITS - cpus.leading_zeros() + 1);
-        let most = Self::of(size, MAX_SLAB_ORDER).objects;
-        for objects in (2..=wanted.min(u32::from(most))).rev() {
-            for fraction in [16, 8, 4] {
-                let first = get_order(u64::from(size) * u64::from(objects));
-                let fits = |&order: &u8| {
-                    let bytes = PAGE_SIZE << order;
-                    bytes % u64::from(size) <= bytes / fraction
-                };
-                if let Some(order) = (first..=MAX_SLAB_ORDER).find(fits) {
-                    return Self::of(size, order);
-                }
-            }
-        }
-        Self::smallest(size)
-    }
-
-    /// The slab that is tried when no pages are there for the preferred one: the fewest pages an object fits.
-    pub fn smallest(size: u16) -> Self {
-        Self::of(size, get_order(u64::from(size)))
-    }
-
-    fn of(size: u16, order: u8) -> Self {
-        Self { order, objects: u16::try_from((PAGE_SIZE << order) / u64::from(size)).unwrap_or(u16::MAX) }
-    }
-}
-
-/// The order of the smallest block that holds so many bytes; 0 for none.
-pub const fn get_order(bytes: u64) -> u8 {
-    let pages = bytes.div_ceil(PAGE_SIZE);
-    if pages <= 1 {
-        return 0;
-    }
-    // At most 52, so the byte holds it.
-    (u64::BITS - (pages - 1).leading_zeros()).to_le_bytes()[0]
 }
 
 /// The bytes that a request of so many would really get (`kmalloc_size_roundup`), even if it is too large to succeed.
@@ -204,7 +149,7 @@ mod tests {
         assert_eq!(name(GFP_KERNEL | __GFP_RECLAIMABLE), "kmalloc-rcl-2k");
         assert_eq!(name(GFP_KERNEL | __GFP_RECLAIMABLE | GFP_DMA), "dma-kmalloc-2k");
         assert_eq!(CacheId::all().count(), CACHES);
-        assert!(CacheId::all().enumerate().all(|(at, cache)| cache.index() == at));
+        assert!(CacheId::all().enumerate().all(|(at, cache)| cache.number() as usize == at));
         let told = |cache: CacheId| match cache.size() {
             size @ ..1024 => cache.name().ends_with(&format!("-{size}")),
             size => cache.name().ends_with(&format!("-{}k", size / 1024)),
@@ -213,23 +158,9 @@ mod tests {
     }
 
     #[test]
-    fn slabs_are_cut_as_slub_cuts_them() {
-        let cut = |cpus| CLASSES.map(|size| Shape::preferred(size, cpus)).map(|shape| (shape.order, shape.objects));
-        let small = [(0, 512), (0, 256), (0, 128), (0, 64), (0, 42), (0, 32), (0, 21), (0, 16)];
-        let two = [&small[..], &[(1, 16), (2, 16), (3, 16), (3, 8), (3, 4)]].concat();
-        assert_eq!(cut(2).as_slice(), two);
-        assert_eq!(cut(4).as_slice(), two);
-        let one = [&small[..], &[(0, 8), (1, 8), (2, 8), (3, 8), (3, 4)]].concat();
-        assert_eq!(cut(1).as_slice(), one);
-        assert_eq!(Shape::smallest(8192), Shape { order: 1, objects: 1 });
-        assert_eq!(Shape::smallest(96), Shape { order: 0, objects: 42 });
-    }
-
-    #[test]
     fn sizes_round_up_as_measured() {
         let rounded = [0, 8, 96, 8192, 16384, 16384, 4 << 20, 8_388_608];
         let asked = [0, 1, 65, 8192, 8193, 12289, 4 << 20, (4 << 20) + 1];
         assert_eq!(asked.map(kmalloc_size_roundup), rounded);
-        assert_eq!([0, 1, 4096, 4097, 12288, 12289, u64::MAX].map(get_order), [0, 0, 0, 1, 2, 2, 52]);
     }
 }

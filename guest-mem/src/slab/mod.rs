@@ -1,16 +1,16 @@
-//! `kmalloc`: small objects cut from slabs, large ones from whole pages, and the truth about who holds which.
+//! Slab caches: small objects cut from slabs, large `kmalloc`s from whole pages, and the truth about who holds which.
 //!
-//! [`Kmalloc`] serves a request from the cache of its size class, or from the page allocator beyond 8192 bytes. All
-//! it knows lies out of band, so that a second free, a pointer into an object's middle or one that `kmalloc` never
-//! gave are told apart, where Linux corrupts its lists or stays silent.
+//! [`SlabCaches`] serves a `kmalloc` from the cache of its size class, or from the page allocator beyond 8192 bytes, and
+//! holds the caches of drivers beside those. All it knows lies out of band, so that a second free, a pointer into an
+//! object's middle or one that was never given are told apart, where Linux corrupts its lists or stays silent.
 //!
-//! A pure data structure, as [`crate::zone`]: no lock, no CPU, no waiting, no byte of RAM is touched. Zeroing,
-//! reports, retries and faults are those of its wrapper.
+//! A pure data structure, as [`crate::zone`]: no lock, no waiting, no byte of RAM is touched. Zeroing, reports, retries
+//! and faults are those of its wrappers, [`crate::kmalloc`] and [`crate::kmem_cache`].
 //!
-//! Mirrors `include/linux/slab.h`, `mm/slab_common.c` and `mm/slub.c` of 6.1. Neighbours: `class` says which cache
-//! and how its slabs are cut, `cache` which object is next, `validate` what must always hold. Left out: caches of a
-//! driver's own, debug layouts; an empty slab is returned when enough other *empty* ones are kept, Linux counts
-//! partial ones too.
+//! Mirrors `include/linux/slab.h`, `mm/slab_common.c` and `mm/slub.c` of 6.1. Neighbours: `class` says which cache serves,
+//! `geometry` how its slabs are cut, `cache` which object is next, `own` makes and destroys a driver's caches, `debug`
+//! watches the bytes, `validate` knows what must always hold. Left out: merging of caches; an empty slab is returned when
+//! enough other *empty* ones are kept, Linux counts partial ones too.
 
 use crate::addr::PhysAddr;
 use crate::frame::{Kind, NIL, PAYLOAD_END};
@@ -20,92 +20,69 @@ use crate::zone::{AllocError, Allocated, Block, Zones};
 
 mod cache;
 mod class;
+pub(crate) mod debug;
+mod error;
+mod flags;
+mod geometry;
 mod object;
+mod own;
+mod quarantine;
+#[expect(clippy::module_inception, reason = "a slab is the noun here")]
+mod slab;
 #[cfg(test)]
 mod tests;
 mod validate;
 
-use cache::{Cache, Slab};
-pub use class::{
-    CACHES, CLASSES, CacheId, KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, Shape, get_order, kmalloc_size_roundup,
-};
-pub use object::{Allocation, CacheStats, Object, ZERO_SIZE_PTR};
+use cache::Cache;
+pub use cache::{Construct, Ctor};
+pub use class::{CACHES, CLASSES, CacheId, KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, kmalloc_size_roundup};
+pub use debug::{Damage, Watched};
+pub use error::KfreeError;
+pub use flags::SlabFlags;
+pub(crate) use geometry::Wish;
+pub use geometry::{Geometry, Shape, get_order};
+pub use object::{Allocation, CacheStats, Object, SLABINFO_HEAD, ZERO_SIZE_PTR};
+pub(crate) use own::Remaining;
+use quarantine::Quarantine;
+use slab::Slab;
 pub use validate::InvalidSlab;
 
-/// Why an address was not freed; nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KfreeError {
-    /// The object was freed before. Linux: its list then hands one address out twice.
-    #[error("{phys:#x} was freed before, {requested} bytes last allocated by {owner}")]
-    Double {
-        /// The object.
-        phys: PhysAddr,
-        /// The bytes it was last allocated for.
-        requested: u32,
-        /// Who had it last.
-        owner: Owner,
-    },
-    /// The address lies inside an object or block. Linux: silent corruption.
-    #[error("{phys:#x} lies inside the object at {object:#x}")]
-    Inside {
-        /// The address.
-        phys: PhysAddr,
-        /// Where its object begins.
-        object: PhysAddr,
-    },
-    /// Nothing is allocated there: a second free whose pages are gone, or an address that was never given.
-    #[error("nothing is allocated at {phys:#x}")]
-    NotAllocated {
-        /// The address.
-        phys: PhysAddr,
-    },
-    /// The page was allocated as a page. Linux: a warning, and the page is freed.
-    #[error("{phys:#x} is a page of {owner}, not from kmalloc")]
-    NotKmalloc {
-        /// The address.
-        phys: PhysAddr,
-        /// Who has the page.
-        owner: Owner,
-    },
-    /// No memory that is managed lies there.
-    #[error("{phys:#x} is not RAM")]
-    NotRam {
-        /// The address.
-        phys: PhysAddr,
-    },
-}
-
-/// The `kmalloc` caches of a kernel.
+/// All slab caches of a kernel.
 ///
 /// ```
 /// use lowzone_guest_mem::gfp::GFP_KERNEL;
 /// use lowzone_guest_mem::site::Owner;
-/// use lowzone_guest_mem::slab::{Allocation, KfreeError, Kmalloc};
+/// use lowzone_guest_mem::slab::{Allocation, KfreeError, SlabCaches, SlabFlags};
 /// use lowzone_guest_mem::zone::{Layout, Zones};
 /// let mut zones = Zones::new(Layout::pc(64 << 20, 3 << 30)?);
-/// let mut kmalloc = Kmalloc::new(2);
-/// let Allocation::Object { object, .. } = kmalloc.alloc(&mut zones, 100, GFP_KERNEL, Owner::default())? else {
+/// let mut slabs = SlabCaches::new(2, SlabFlags::empty(), 0);
+/// let (cpu, owner) = (0, Owner::default());
+/// let Allocation::Object { object, .. } = slabs.alloc(&mut zones, cpu, 100, GFP_KERNEL, owner)? else {
 ///     unreachable!()
 /// };
 /// assert_eq!((object.requested, object.class_size), (100, 128));
-/// assert_eq!(kmalloc.free(&mut zones, object.phys)?, object);
-/// assert!(matches!(kmalloc.free(&mut zones, object.phys), Err(KfreeError::Double { .. })));
+/// assert_eq!(slabs.free(&mut zones, object.phys)?, object);
+/// assert!(matches!(slabs.free(&mut zones, object.phys), Err(KfreeError::Double { .. })));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Kmalloc {
-    /// One for each of [`CacheId::all`].
+pub struct SlabCaches {
+    cpus: u32,
+    /// What the boot line adds to the flags of each cache (`slub_debug`).
+    boot: SlabFlags,
+    /// One for each of [`CacheId::all`], then those of drivers.
     caches: Vec<Cache>,
     /// By slab number; those from `fresh` on are unused but keep their buffers.
     slabs: Vec<Slab>,
     fresh: u32,
     /// Numbers below `fresh` that are free again.
     spare: Vec<u32>,
+    quarantine: Quarantine,
 }
 
 /// The pages that a cache asks for to make a slab.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Refill {
-    id: CacheId,
+    cache: u32,
     shape: Shape,
     /// The mask that reaches the page allocator.
     pub gfp: Gfp,
@@ -118,36 +95,64 @@ impl Refill {
     }
 }
 
+/// Where an object lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub index: u32,
+    pub slot: u16,
+}
+
+/// What became of an object that was freed.
+pub(crate) enum Freed {
+    /// It went back, and perhaps the pages of its slab with it.
+    Back(Option<Block>),
+    /// It is held back in the quarantine.
+    Held,
+}
+
 /// Where an address lies.
 enum Found {
     Large(Allocated),
     /// The object's number may be one that was never handed out.
-    Small {
-        index: u32,
-        slot: u16,
-    },
+    Small(Spot),
 }
 
-impl Kmalloc {
-    /// The caches of a machine with so many CPUs, without any slab.
-    pub fn new(cpus: u32) -> Self {
-        let caches = CacheId::all().map(|id| Cache::new(id, cpus)).collect();
-        Self { caches, slabs: Vec::new(), fresh: 0, spare: Vec::new() }
+impl SlabCaches {
+    /// The kmalloc caches of a machine with so many CPUs, without any slab.
+    ///
+    /// `boot` is what `slub_debug` says for all caches; freed objects are held back up to `quarantine` bytes in all.
+    pub fn new(cpus: u32, boot: SlabFlags, quarantine: u64) -> Self {
+        let kmalloc = |id: CacheId| {
+            let wish = Wish { object_size: id.size().into(), align: 0, flags: boot, ctor: false, kmalloc: true };
+            Cache::new(id.name(), Geometry::new(&wish, cpus), id.gfp(), cpus)
+        };
+        let caches = CacheId::all().map(kmalloc).collect();
+        let quarantine = Quarantine::new(quarantine);
+        Self { cpus, boot, caches, slabs: Vec::new(), fresh: 0, spare: Vec::new(), quarantine }
     }
 
     /// Forgets everything, as new; to be called when the pages were reset. Keeps its buffers.
     pub fn reset(&mut self) {
+        self.caches.truncate(CACHES);
         self.caches.iter_mut().for_each(Cache::reset);
         self.fresh = 0;
         self.spare.clear();
+        self.quarantine.clear();
     }
 
-    /// Allocates `size` bytes (`kmalloc`, without its waiting and zeroing).
+    /// Allocates `size` bytes on a CPU (`kmalloc`, without its waiting and zeroing).
     ///
     /// # Errors
     ///
     /// [`AllocError::TooLarge`] above 4 MiB; [`AllocError::NoMemory`] if the page allocator has nothing to give.
-    pub fn alloc(&mut self, zones: &mut Zones, size: usize, gfp: Gfp, owner: Owner) -> Result<Allocation, AllocError> {
+    pub fn alloc(
+        &mut self,
+        zones: &mut Zones,
+        cpu: usize,
+        size: usize,
+        gfp: Gfp,
+        owner: Owner,
+    ) -> Result<Allocation, AllocError> {
         if size == 0 {
             return Ok(Allocation::ZeroSize);
         }
@@ -155,27 +160,37 @@ impl Kmalloc {
         let Some(id) = CacheId::serving(size, gfp) else {
             return Ok(Allocation::Object { object: alloc_large(zones, size, gfp, owner)?, fixed_up });
         };
-        if let Some(object) = self.take(id, size, owner) {
+        if let Some((object, _)) = self.take(id.number(), cpu, size, owner) {
             return Ok(Allocation::Object { object, fixed_up: false });
         }
-        let [liked, smallest] = self.refills(id, gfp);
-        let grown = self.grow(zones, liked, size, owner).or_else(|_| self.grow(zones, smallest, size, owner));
-        grown.map(|(_, object)| Allocation::Object { object, fixed_up })
+        for refill in self.refills(id.number(), gfp) {
+            if let Ok(index) = self.grow(zones, refill, owner) {
+                self.open(cpu, index);
+                break;
+            }
+        }
+        let none = AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone(zones.arch()) };
+        let (object, _) = self.take(id.number(), cpu, size, owner).ok_or(none)?;
+        Ok(Allocation::Object { object, fixed_up })
     }
 
     /// An object of the slabs that a cache has; `None` if all are full.
-    pub(crate) fn take(&mut self, id: CacheId, size: usize, owner: Owner) -> Option<Object> {
-        let requested = u16::try_from(size).unwrap_or(id.size());
-        let (index, slot) = self.caches[id.index()].take(&mut self.slabs, requested, owner)?;
-        self.live_object(index, slot)
+    pub(crate) fn take(&mut self, cache: u32, cpu: usize, size: usize, owner: Owner) -> Option<(Object, Spot)> {
+        let of = self.caches.get_mut(cache as usize)?;
+        // Where the size is fixed the note need not hold it.
+        let bytes = if of.fixed == 0 { u16::try_from(size).unwrap_or(0) } else { 0 };
+        let (index, slot) = of.take(&mut self.slabs, cpu, bytes, owner)?;
+        let spot = Spot { index, slot };
+        self.live_object(spot).map(|object| (object, spot))
     }
 
     /// What a cache asks the page allocator for when it has no object left, one after the other (`allocate_slab`):
     /// the slab it likes, silently and without waiting, then the smallest that holds an object.
-    pub(crate) fn refills(&self, id: CacheId, gfp: Gfp) -> [Refill; 2] {
-        let cache = &self.caches[id.index()];
-        let (shape, smallest) = (cache.shape, cache.smallest);
-        let mut gfp = (gfp & GFP_SLAB_PASS_MASK) | id.gfp();
+    pub(crate) fn refills(&self, cache: u32, gfp: Gfp) -> [Refill; 2] {
+        let none = Shape { order: 0, objects: 0 };
+        let of = self.cache_of(cache);
+        let (shape, smallest) = of.map_or((none, none), |of| (of.geometry.shape, of.geometry.smallest));
+        let mut gfp = (gfp & GFP_SLAB_PASS_MASK) | of.map_or(Gfp::empty(), |of| of.gfp);
         if shape.order > 0 {
             gfp |= Gfp::COMP;
         }
@@ -183,38 +198,44 @@ impl Kmalloc {
         if first.may_sleep() && shape.order > smallest.order {
             first = (first | Gfp::NOMEMALLOC) - __GFP_RECLAIM;
         }
-        [Refill { id, shape, gfp: first }, Refill { id, shape: smallest, gfp }]
+        [Refill { cache, shape, gfp: first }, Refill { cache, shape: smallest, gfp }]
     }
 
-    /// Gets pages for a slab, adds it to its cache and takes an object; tells where the slab lies too.
+    /// Gets pages for a slab that no object is taken from yet; tells its number.
     ///
     /// # Errors
     ///
     /// [`AllocError::NoMemory`].
-    pub(crate) fn grow(
-        &mut self,
-        zones: &mut Zones,
-        refill: Refill,
-        size: usize,
-        owner: Owner,
-    ) -> Result<(PhysAddr, Object), AllocError> {
-        let Refill { id, shape, gfp } = refill;
+    pub(crate) fn grow(&mut self, zones: &mut Zones, refill: Refill, owner: Owner) -> Result<u32, AllocError> {
+        let Refill { cache, shape, gfp } = refill;
         let none = AllocError::NoMemory { order: shape.order, gfp, zone: gfp.highest_zone(zones.arch()) };
         let index = self.spare.last().copied().unwrap_or(self.fresh);
         if index >= PAYLOAD_END {
             return Err(none);
         }
+        let geometry = self.caches.get(cache as usize).ok_or(none)?.geometry;
         let block = zones.alloc_as(shape.order, gfp, owner, Kind::Slab { index })?;
         if self.spare.pop().is_none() {
             self.fresh += 1;
         }
         match self.slabs.get_mut(index as usize) {
-            Some(slab) => slab.start(block, id, shape.objects),
-            None => self.slabs.push(Slab::new(block, id, shape.objects)),
+            Some(slab) => slab.start(block, cache, shape.objects, &geometry),
+            None => self.slabs.push(Slab::new(block, cache, shape.objects, &geometry)),
         }
-        self.caches[id.index()].add(&mut self.slabs, index);
-        let object = self.take(id, size, owner).ok_or(none)?;
-        Ok((block.pfn.phys(), object))
+        Ok(index)
+    }
+
+    /// Lets the cache take objects from a slab that [`SlabCaches::grow`] got.
+    pub(crate) fn open(&mut self, cpu: usize, index: u32) {
+        let cache = self.slabs.get(index as usize).map_or(NIL, |slab| slab.cache);
+        if let Some(cache) = self.caches.get_mut(cache as usize) {
+            cache.add(&mut self.slabs, cpu, index);
+        }
+    }
+
+    /// The block of a slab and the objects in it.
+    pub(crate) fn slab_block(&self, index: u32) -> Option<(Block, u16)> {
+        self.slabs.get(index as usize).map(|slab| (slab.block, slab.objects))
     }
 
     /// Frees an object by its first byte (`kfree`); tells what it was.
@@ -225,43 +246,74 @@ impl Kmalloc {
     ///
     /// A wrong free changes nothing.
     pub fn free(&mut self, zones: &mut Zones, phys: PhysAddr) -> Result<Object, KfreeError> {
-        self.release(zones, phys).map(|(object, _)| object)
+        let (object, spot) = self.find_live(zones, phys)?;
+        match spot {
+            Some(spot) => drop(self.put(zones, spot, Owner::default())),
+            None => object.block().into_iter().for_each(|block| zones.release(block)),
+        }
+        Ok(object)
     }
 
-    /// [`Kmalloc::free`], telling the pages that went back with it too.
-    pub(crate) fn release(&mut self, zones: &mut Zones, phys: PhysAddr) -> Result<(Object, Option<Block>), KfreeError> {
-        let (index, slot) = match self.locate(zones, phys)? {
+    /// The live object that begins at an address, and where it lies unless it is a block of pages of its own.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be freed.
+    pub(crate) fn find_live(&self, zones: &Zones, phys: PhysAddr) -> Result<(Object, Option<Spot>), KfreeError> {
+        let spot = match self.locate(zones, phys)? {
             Found::Large(found) => {
                 let object = Object::large(&found);
-                if object.phys != phys {
-                    return Err(KfreeError::Inside { phys, object: object.phys });
-                }
-                zones.release(found.block);
-                return Ok((object, Some(found.block)));
+                return match object.phys == phys {
+                    true => Ok((object, None)),
+                    false => Err(KfreeError::Inside { phys, object: object.phys, cache: None }),
+                };
             }
-            Found::Small { index, slot } => (index, slot),
+            Found::Small(spot) => spot,
         };
-        let (object, live) = self.object(index, slot).ok_or(KfreeError::NotAllocated { phys })?;
+        let (object, live) = self.object(spot).ok_or(KfreeError::NotAllocated { phys })?;
         if object.phys != phys {
-            return Err(KfreeError::Inside { phys, object: object.phys });
+            return Err(KfreeError::Inside { phys, object: object.phys, cache: object.cache });
         }
-        let slab = self.slabs.get(index as usize).filter(|_| live);
-        let Some((cache, block)) = slab.map(|slab| (slab.cache, slab.block)) else {
-            return Err(KfreeError::Double { phys, requested: object.requested, owner: object.owner });
-        };
-        let returned = self.caches[cache.index()].give(&mut self.slabs, index, slot).then_some(block);
-        if returned.is_some() {
-            self.spare.push(index);
+        if !live {
+            let freed = self.freed_by(spot);
+            let Object { requested, owner, cache, .. } = object;
+            return Err(KfreeError::Double { phys, cache: cache.unwrap_or(""), requested, owner, freed });
+        }
+        Ok((object, Some(spot)))
+    }
+
+    /// Takes a live object back, or holds it back if the machine has a quarantine.
+    pub(crate) fn put(&mut self, zones: &mut Zones, spot: Spot, by: Owner) -> Freed {
+        let Some(slab) = self.slabs.get_mut(spot.index as usize) else { return Freed::Back(None) };
+        let Some(cache) = self.caches.get(slab.cache as usize) else { return Freed::Back(None) };
+        if cache.geometry.flags.contains(SlabFlags::STORE_USER) {
+            slab.freed_by(spot.slot, by);
+        }
+        if self.quarantine.is_on() && !cache.geometry.keeps {
+            slab.hold(spot.slot);
+            self.quarantine.push(spot, cache.geometry.object_size);
+            return Freed::Held;
+        }
+        Freed::Back(self.give(zones, spot))
+    }
+
+    /// Takes an object back that is live or held; tells the pages that went with it.
+    pub(crate) fn give(&mut self, zones: &mut Zones, spot: Spot) -> Option<Block> {
+        let slab = self.slabs.get(spot.index as usize)?;
+        let (cache, block) = (slab.cache, slab.block);
+        let cache = self.caches.get_mut(cache as usize)?;
+        cache.give(&mut self.slabs, spot.index, spot.slot).then(|| {
+            self.spare.push(spot.index);
             zones.release(block);
-        }
-        Ok((object, returned))
+            block
+        })
     }
 
     /// The live object that holds a byte (its class size counts, not what was asked for).
     pub fn lookup(&self, zones: &Zones, phys: PhysAddr) -> Option<Object> {
         match self.locate(zones, phys).ok()? {
             Found::Large(found) => Some(Object::large(&found)),
-            Found::Small { index, slot } => self.live_object(index, slot),
+            Found::Small(spot) => self.live_object(spot),
         }
     }
 
@@ -273,19 +325,18 @@ impl Kmalloc {
                 Kind::Large { .. } => (Some(Object::large(&found)), NIL, 0),
                 Kind::Slab { index } => (None, index, self.slabs.get(index as usize).map_or(0, |slab| slab.objects)),
             };
-            large.into_iter().chain((0..slots).filter_map(move |slot| self.live_object(index, slot)))
+            large.into_iter().chain((0..slots).filter_map(move |slot| self.live_object(Spot { index, slot })))
         })
     }
 
-    /// The numbers of all caches, in the order of [`CacheId::all`].
+    /// The numbers of all caches: those of [`CacheId::all`], then drivers' in the order they were created.
     pub fn stats(&self) -> impl Iterator<Item = CacheStats> {
-        self.caches.iter().map(|cache| CacheStats {
-            cache: cache.id,
-            active: cache.active,
-            total: cache.total,
-            shape: cache.shape,
-            slabs: cache.slabs,
-        })
+        let there = self.caches.iter().filter(|cache| cache.state != cache::State::Gone);
+        there.map(Cache::stats)
+    }
+
+    fn cache_of(&self, cache: u32) -> Option<&Cache> {
+        self.caches.get(cache as usize)
     }
 
     fn locate(&self, zones: &Zones, phys: PhysAddr) -> Result<Found, KfreeError> {
@@ -297,32 +348,37 @@ impl Kmalloc {
             Kind::Pages => Err(KfreeError::NotKmalloc { phys, owner: found.owner }),
             Kind::Large { .. } => Ok(Found::Large(found)),
             Kind::Slab { index } => {
-                let slot = self.slabs.get(index as usize).and_then(|slab| {
-                    let offset = phys.offset_from(slab.block.pfn.phys())?;
-                    u16::try_from(offset / u64::from(slab.cache.size())).ok()
-                });
-                Ok(Found::Small { index, slot: slot.ok_or(KfreeError::NotAllocated { phys })? })
+                let slot = self.slabs.get(index as usize).and_then(|slab| slab.slot_of(phys));
+                Ok(Found::Small(Spot { index, slot: slot.ok_or(KfreeError::NotAllocated { phys })? }))
             }
         }
     }
 
     /// An object that was handed out at least once, and whether it is live.
-    fn object(&self, index: u32, slot: u16) -> Option<(Object, bool)> {
-        let slab = self.slabs.get(index as usize)?;
-        let note = slab.notes.get(usize::from(slot))?;
+    fn object(&self, spot: Spot) -> Option<(Object, bool)> {
+        let slab = self.slabs.get(spot.index as usize)?;
+        let note = slab.notes.get(usize::from(spot.slot))?;
+        let cache = self.caches.get(slab.cache as usize)?;
         let object = Object {
-            phys: slab.object(slot),
-            class_size: slab.cache.size().into(),
-            requested: note.requested().into(),
+            phys: slab.object(spot.slot),
+            class_size: cache.geometry.ksize(),
+            requested: if cache.fixed == 0 { note.requested().into() } else { cache.fixed },
             zone: slab.block.zone,
             large_order: None,
+            cache: Some(cache.name),
+            own: cache.fixed > 0,
             owner: note.owner,
         };
         Some((object, note.is_live()))
     }
 
-    fn live_object(&self, index: u32, slot: u16) -> Option<Object> {
-        self.object(index, slot).filter(|(_, live)| *live).map(|(object, _)| object)
+    fn live_object(&self, spot: Spot) -> Option<Object> {
+        self.object(spot).filter(|(_, live)| *live).map(|(object, _)| object)
+    }
+
+    fn freed_by(&self, spot: Spot) -> Option<Owner> {
+        let freed_by = &self.slabs.get(spot.index as usize)?.freed_by;
+        freed_by.get(usize::from(spot.slot)).copied().filter(|by| *by != Owner::default())
     }
 }
 

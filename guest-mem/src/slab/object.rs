@@ -1,10 +1,10 @@
 //! What `kmalloc` gives, and a cache's numbers as `/proc/slabinfo` shows them.
 //!
-//! Neighbours: [`super::Kmalloc`] makes them.
+//! Neighbours: [`super::SlabCaches`] makes them.
 
 use std::fmt;
 
-use super::class::{CacheId, Shape};
+use super::Geometry;
 use crate::addr::{PAGE_SHIFT, PhysAddr, VirtAddr};
 use crate::frame::Kind;
 use crate::site::Owner;
@@ -13,7 +13,7 @@ use crate::zone::{Allocated, Block, ZoneKind};
 /// What `kmalloc(0)` returns: not NULL, may be freed, must not be used.
 pub const ZERO_SIZE_PTR: VirtAddr = VirtAddr::new(16);
 
-/// A `kmalloc`ed piece of memory.
+/// A piece of memory from `kmalloc` or a slab cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Object {
     /// Its first byte.
@@ -26,6 +26,10 @@ pub struct Object {
     pub zone: ZoneKind,
     /// The order of its own block of pages, or `None` if it lies in a slab.
     pub large_order: Option<u8>,
+    /// The cache it is from, unless it is a block of pages of its own.
+    pub cache: Option<&'static str>,
+    /// Whether that is a driver's own, not one of `kmalloc`'s.
+    pub own: bool,
     /// Who allocated it.
     pub owner: Owner,
 }
@@ -36,7 +40,21 @@ impl Object {
         let Block { pfn, order, zone } = found.block;
         let class_size = 1 << (PAGE_SHIFT + u32::from(order));
         let requested = if let Kind::Large { requested } = found.kind { requested } else { class_size };
-        Self { phys: pfn.phys(), class_size, requested, zone, large_order: Some(order), owner: found.owner }
+        Self {
+            phys: pfn.phys(),
+            class_size,
+            requested,
+            zone,
+            large_order: Some(order),
+            cache: None,
+            own: false,
+            owner: found.owner,
+        }
+    }
+
+    /// Its own block of pages, if it has one.
+    pub(crate) fn block(&self) -> Option<Block> {
+        self.large_order.map(|order| Block { pfn: self.phys.pfn(), order, zone: self.zone })
     }
 }
 
@@ -55,25 +73,31 @@ pub enum Allocation {
     },
 }
 
+/// What stands above the lines of `/proc/slabinfo`.
+pub const SLABINFO_HEAD: &str = "slabinfo - version: 2.1
+# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> \
+: tunables <limit> <batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>
+";
+
 /// One cache's numbers; prints as a line of `/proc/slabinfo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheStats {
-    /// The cache.
-    pub cache: CacheId,
-    /// Live objects. (Linux counts all of a current slab.)
+    /// The cache's name.
+    pub cache: &'static str,
+    /// Objects in use. (Linux counts all of a current slab.)
     pub active: u64,
     /// Objects in all its slabs.
     pub total: u64,
-    /// How a slab is cut that got the pages it wanted.
-    pub shape: Shape,
+    /// How it lays out objects and cuts slabs.
+    pub geometry: Geometry,
     /// Slabs.
     pub slabs: u32,
 }
 
 impl fmt::Display for CacheStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cache, active, total, shape, slabs } = self;
-        let (size, objects, pages) = (cache.size(), shape.objects, 1 << shape.order);
+        let Self { cache, active, total, geometry, slabs } = self;
+        let (size, objects, pages) = (geometry.size, geometry.shape.objects, 1 << geometry.shape.order);
         write!(f, "{cache:<17} {active:>6} {total:>6} {size:>6} {objects:>4} {pages:>4}")?;
         write!(f, " : tunables {:>4} {:>4} {:>4} : slabdata {slabs:>6} {slabs:>6} {:>6}", 0, 0, 0, 0)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::cache::Place;
+use super::slab::Place;
 use super::*;
 use crate::gfp::{
     __GFP_HIGHMEM, __GFP_MEMALLOC, __GFP_RECLAIMABLE, GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_KERNEL, GFP_NOWAIT,
@@ -18,16 +18,19 @@ fn owner(n: u32) -> Owner {
 
 struct Bench {
     zones: Zones,
-    kmalloc: Kmalloc,
+    kmalloc: SlabCaches,
 }
 
 impl Bench {
     fn new(ram: u64) -> Self {
-        Self { zones: Zones::new(Layout::pc(ram, 3 << 30).unwrap()), kmalloc: Kmalloc::new(2) }
+        Self {
+            zones: Zones::new(Layout::pc(ram, 3 << 30).unwrap()),
+            kmalloc: SlabCaches::new(2, SlabFlags::empty(), 0),
+        }
     }
 
     fn try_alloc(&mut self, size: usize, gfp: Gfp) -> Result<Allocation, AllocError> {
-        self.kmalloc.alloc(&mut self.zones, size, gfp, owner(u32::try_from(size).unwrap()))
+        self.kmalloc.alloc(&mut self.zones, 0, size, gfp, owner(u32::try_from(size).unwrap()))
     }
 
     fn full(&mut self, size: usize, gfp: Gfp) -> (Object, bool) {
@@ -54,7 +57,7 @@ impl Bench {
 
     fn stats(&self, size: usize) -> CacheStats {
         let id = CacheId::serving(size, GFP_KERNEL).unwrap();
-        self.kmalloc.stats().find(|stats| stats.cache == id).unwrap()
+        self.kmalloc.stats().find(|stats| stats.cache == id.name()).unwrap()
     }
 }
 
@@ -76,7 +79,7 @@ fn objects_are_as_large_and_as_aligned_as_measured() {
     }
     assert_eq!(bench.try_alloc(0, GFP_KERNEL), Ok(Allocation::ZeroSize));
     assert_eq!(bench.try_alloc((4 << 20) + 1, GFP_KERNEL), Err(AllocError::TooLarge { order: 11 }));
-    let huge = bench.kmalloc.alloc(&mut bench.zones, usize::MAX, GFP_KERNEL, owner(0));
+    let huge = bench.kmalloc.alloc(&mut bench.zones, 0, usize::MAX, GFP_KERNEL, owner(0));
     assert_eq!(huge, Err(AllocError::TooLarge { order: 52 }));
     bench.check();
 }
@@ -133,15 +136,36 @@ fn the_slab_that_became_partial_last_is_used_next() {
 fn of_two_slabs_that_two_cpus_bring_at_once_none_is_lost() {
     let mut bench = Bench::new(64 << 20);
     let id = CacheId::serving(1024, GFP_KERNEL).unwrap();
-    assert_eq!(bench.kmalloc.take(id, 1024, owner(1)), None);
+    let id = id.number();
+    assert!(bench.kmalloc.take(id, 0, 1024, owner(1)).is_none());
     let refills = [0; 2].map(|_| bench.kmalloc.refills(id, GFP_KERNEL)[0]);
-    let taken = refills.map(|refill| bench.kmalloc.grow(&mut bench.zones, refill, 1024, owner(1)).unwrap());
+    let slabs = refills.map(|refill| bench.kmalloc.grow(&mut bench.zones, refill, owner(1)).unwrap());
     bench.check();
-    assert_ne!(taken[0].0, taken[1].0, "two slabs");
-    assert_eq!(taken[1].1.phys, taken[0].1.phys.wrapping_add(1024), "the first one serves until it is full");
+    slabs.iter().for_each(|&slab| bench.kmalloc.open(0, slab));
+    bench.check();
+    let bases = slabs.map(|slab| bench.kmalloc.slab_block(slab).unwrap().0.pfn.phys().get());
+    assert_ne!(bases[0], bases[1], "two slabs");
+    let taken = [0; 2].map(|_| bench.alloc(1024));
+    assert_eq!(taken, [bases[0], bases[0] + 1024], "the first one serves until it is full");
     let more: Vec<_> = (0..30).map(|_| bench.alloc(1024)).collect();
     assert_eq!((bench.stats(1024).slabs, bench.stats(1024).active), (2, 32));
-    assert_eq!(more[14], taken[1].0.get(), "then the other");
+    assert_eq!(more[14], bases[1], "then the other");
+    bench.check();
+}
+
+#[test]
+fn each_cpu_takes_from_a_slab_of_its_own_and_frees_to_anyones() {
+    let mut bench = Bench::new(64 << 20);
+    let take = |bench: &mut Bench, cpu| match bench.kmalloc.alloc(&mut bench.zones, cpu, 1024, GFP_KERNEL, owner(1)) {
+        Ok(Allocation::Object { object, .. }) => object.phys.get(),
+        other => panic!("{other:?}"),
+    };
+    let (a, b) = (take(&mut bench, 0), take(&mut bench, 1));
+    assert_eq!([take(&mut bench, 0), take(&mut bench, 1)], [a + 1024, b + 1024]);
+    bench.free(b).unwrap();
+    assert_eq!(take(&mut bench, 0), a + 2048);
+    assert_eq!(take(&mut bench, 1), b, "freed last, on whatever CPU");
+    assert_eq!(bench.stats(1024).slabs, 2);
     bench.check();
 }
 
@@ -174,7 +198,7 @@ fn when_no_large_block_is_left_a_slab_is_made_of_fewer_pages() {
     let (object, _) = bench.full(8000, GFP_DMA);
     assert_eq!((object.zone, object.class_size), (ZoneKind::Dma, 8192));
     let dma = bench.kmalloc.stats().last().unwrap();
-    assert_eq!((dma.slabs, dma.total, dma.shape.objects), (1, 1, 4));
+    assert_eq!((dma.slabs, dma.total, dma.geometry.shape.objects), (1, 1, 4));
     let failed = bench.try_alloc(8193, GFP_DMA);
     let gfp = GFP_DMA | Gfp::COMP;
     assert_eq!(failed, Err(AllocError::NoMemory { order: 2, gfp, zone: ZoneKind::Dma }));
@@ -200,10 +224,10 @@ fn wrong_frees_change_nothing_and_say_what_is_wrong() {
     let (small, large) = (bench.alloc(90), bench.alloc(20_000));
     let page = bench.zones.alloc(0, GFP_KERNEL, owner(3)).unwrap().pfn.phys();
     let at = PhysAddr::new;
-    let inside = |phys, object| Err(KfreeError::Inside { phys: at(phys), object: at(object) });
-    assert_eq!(bench.free(small + 8), inside(small + 8, small));
-    assert_eq!(bench.free(large + 4096), inside(large + 4096, large));
-    assert_eq!(bench.free(large + 8), inside(large + 8, large));
+    let inside = |phys, object, cache| Err(KfreeError::Inside { phys: at(phys), object: at(object), cache });
+    assert_eq!(bench.free(small + 8), inside(small + 8, small, Some("kmalloc-96")));
+    assert_eq!(bench.free(large + 4096), inside(large + 4096, large, None));
+    assert_eq!(bench.free(large + 8), inside(large + 8, large, None));
     for never in [small + 96, small + 42 * 96, small + 5 * 96 + 7, 0x20_0000] {
         assert_eq!(bench.free(never), Err(KfreeError::NotAllocated { phys: at(never) }));
     }
@@ -212,7 +236,8 @@ fn wrong_frees_change_nothing_and_say_what_is_wrong() {
         assert_eq!(bench.free(nowhere), Err(KfreeError::NotRam { phys: at(nowhere) }));
     }
     assert_eq!(bench.free(small).map(|freed| (freed.requested, freed.owner)), Ok((90, owner(90))));
-    assert_eq!(bench.free(small), Err(KfreeError::Double { phys: at(small), requested: 90, owner: owner(90) }));
+    let (cache, phys, owner) = ("kmalloc-96", at(small), owner(90));
+    assert_eq!(bench.free(small), Err(KfreeError::Double { phys, cache, requested: 90, owner, freed: None }));
     assert_eq!(bench.free(large).map(|freed| freed.requested), Ok(20_000));
     assert_eq!(bench.free(large), Err(KfreeError::NotAllocated { phys: at(large) }));
     assert_eq!(bench.alloc(70), small, "after all that the list still hands each object out once");
@@ -224,7 +249,8 @@ fn a_byte_finds_its_object() {
     let mut bench = Bench::new(64 << 20);
     let (small, large) = (bench.full(90, GFP_KERNEL).0, bench.full(9000, GFP_KERNEL).0);
     let Bench { zones, kmalloc } = &mut bench;
-    let find = |kmalloc: &Kmalloc, zones: &Zones, from: &Object, at| kmalloc.lookup(zones, from.phys.wrapping_add(at));
+    let find =
+        |kmalloc: &SlabCaches, zones: &Zones, from: &Object, at| kmalloc.lookup(zones, from.phys.wrapping_add(at));
     assert_eq!(find(kmalloc, zones, &small, 95), Some(small));
     assert_eq!(find(kmalloc, zones, &small, 96), None);
     assert_eq!(find(kmalloc, zones, &large, 16383), Some(large));
@@ -243,23 +269,22 @@ fn a_cache_prints_as_in_slabinfo() {
 
 #[test]
 fn validate_sees_damage() {
-    let damaged = |damage: fn(&mut Kmalloc)| {
+    let damaged = |damage: fn(&mut SlabCaches)| {
         let mut bench = Bench::new(64 << 20);
         let objects: Vec<_> = (0..33).map(|_| bench.alloc(512)).collect();
         bench.free(objects[1]).unwrap();
         damage(&mut bench.kmalloc);
         bench.kmalloc.validate(&bench.zones).unwrap_err()
     };
-    let id = CacheId::serving(512, GFP_KERNEL).unwrap();
     assert_eq!(damaged(|kmalloc| kmalloc.slabs[0].free.push(1)), InvalidSlab::Objects { index: 0 });
     assert_eq!(damaged(|kmalloc| kmalloc.slabs[0].free[0] = 2), InvalidSlab::Objects { index: 0 });
     assert_eq!(damaged(|kmalloc| kmalloc.slabs[1].used -= 1), InvalidSlab::Objects { index: 1 });
     assert_eq!(damaged(|kmalloc| kmalloc.slabs[1].place = Place::Partial), InvalidSlab::Place { index: 1 });
     assert!(matches!(damaged(|kmalloc| kmalloc.spare.push(2)), InvalidSlab::Block { index: 2, .. }));
     let empty_list = damaged(|kmalloc| kmalloc.caches[8].partial = NIL);
-    assert_eq!(empty_list, InvalidSlab::List { cache: id, index: NIL });
+    assert_eq!(empty_list, InvalidSlab::List { cache: "kmalloc-512", index: NIL });
     let count = damaged(|kmalloc| kmalloc.caches[8].active = 5);
-    assert_eq!(count, InvalidSlab::Count { cache: id, counted: 5, found: 32 });
+    assert_eq!(count, InvalidSlab::Count { cache: "kmalloc-512", counted: 5, found: 32 });
 }
 
 #[derive(Clone, Debug)]

@@ -1,13 +1,13 @@
-//! What must always hold in the `kmalloc` caches, checked from the outside.
+//! What must always hold in the slab caches, checked from the outside.
 //!
-//! Neighbours: [`super::Kmalloc::validate`] is for tests and for a campaign's oracle: a fault found here is the
+//! Neighbours: [`super::SlabCaches::validate`] is for tests and for a campaign's oracle: a fault found here is the
 //! lab's, not a driver's. Left out: pages no slab knows of are the page allocator's to check.
 
-use super::cache::{Cache, Place, Slab};
-use super::{Kind, Kmalloc, NIL, Zones};
-use crate::slab::class::CacheId;
+use super::cache::Cache;
+use super::slab::{Note, Place, Slab};
+use super::{Kind, NIL, SlabCaches, Zones};
 
-/// An invariant of the `kmalloc` caches that does not hold.
+/// An invariant of the slab caches that does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSlab {
     /// Live, freed and never used objects of a slab do not add up, or one is free twice.
@@ -31,18 +31,18 @@ pub enum InvalidSlab {
         pfn: u64,
     },
     /// The list of partial slabs is broken or does not hold all of them.
-    #[error("{cache:?}: the list of partial slabs is broken at {index}")]
+    #[error("{cache}: the list of partial slabs is broken at {index}")]
     List {
         /// The cache.
-        cache: CacheId,
+        cache: &'static str,
         /// The slab, or the largest number at its end.
         index: u32,
     },
     /// A counter is wrong.
-    #[error("{cache:?} counts {counted}, there are {found}")]
+    #[error("{cache} counts {counted}, there are {found}")]
     Count {
         /// The cache.
-        cache: CacheId,
+        cache: &'static str,
         /// The counter of slabs, objects, live objects or empty slabs.
         counted: u64,
         /// What was found.
@@ -50,7 +50,7 @@ pub enum InvalidSlab {
     },
 }
 
-impl Kmalloc {
+impl SlabCaches {
     /// Checks every slab, list and counter against each other and against the page allocator.
     ///
     /// # Errors
@@ -65,33 +65,40 @@ impl Kmalloc {
             let slab = used.filter(|slab| slab.block == found.block).ok_or(wrong)?;
             check_objects(index, slab)?;
             self.check_place(index, slab)?;
-            slabs[slab.cache.index()] += 1;
+            let counted = slabs.get_mut(slab.cache as usize).ok_or(wrong)?;
+            *counted += u64::from(slab.place != Place::New);
         }
-        for (cache, slabs) in self.caches.iter().zip(slabs) {
-            equal(cache.id, cache.slabs.into(), slabs)?;
-            self.check_cache(cache, zones)?;
+        for ((number, cache), slabs) in (0..).zip(&self.caches).zip(slabs) {
+            equal(cache.name, cache.slabs.into(), slabs)?;
+            self.check_cache(number, cache, zones)?;
         }
         Ok(())
     }
 
     fn check_place(&self, index: u32, slab: &Slab) -> Result<(), InvalidSlab> {
-        let is_current = self.caches[slab.cache.index()].current == index;
+        let cache = self.cache_of(slab.cache);
+        let currents = cache.map_or(0, |cache| cache.current.iter().filter(|current| **current == index).count());
         let right = match slab.place {
             Place::Spare => false,
-            Place::Current => is_current,
-            Place::Partial => !is_current && !slab.is_full(),
-            Place::Full => !is_current && slab.is_full(),
+            Place::New => currents == 0,
+            Place::Current => currents == 1,
+            Place::Partial => currents == 0 && !slab.is_full(),
+            Place::Full => currents == 0 && slab.is_full(),
         };
         if right { Ok(()) } else { Err(InvalidSlab::Place { index }) }
     }
 
-    fn check_cache(&self, cache: &Cache, zones: &Zones) -> Result<(), InvalidSlab> {
-        let id = cache.id;
+    fn check_cache(&self, number: u32, cache: &Cache, zones: &Zones) -> Result<(), InvalidSlab> {
+        let id = cache.name;
         let (mut at, mut before, mut listed, mut empty) = (cache.partial, NIL, 0u64, 0u64);
         while at != NIL {
             let broken = InvalidSlab::List { cache: id, index: at };
             let slab = self.slabs.get(at as usize).ok_or(broken)?;
-            if slab.place != Place::Partial || slab.cache != id || slab.prev != before || listed > cache.slabs.into() {
+            if slab.place != Place::Partial
+                || slab.cache != number
+                || slab.prev != before
+                || listed > cache.slabs.into()
+            {
                 return Err(broken);
             }
             listed += 1;
@@ -101,7 +108,9 @@ impl Kmalloc {
         equal(id, cache.empty.into(), empty)?;
         let (mut partial, mut total, mut active) = (0, 0, 0);
         for slab in zones.live().filter_map(|found| match found.kind {
-            Kind::Slab { index } => self.slabs.get(index as usize).filter(|slab| slab.cache == id),
+            Kind::Slab { index } => {
+                self.slabs.get(index as usize).filter(|slab| slab.cache == number && slab.place != Place::New)
+            }
             _ => None,
         }) {
             partial += u64::from(slab.place == Place::Partial);
@@ -117,16 +126,18 @@ impl Kmalloc {
 }
 
 fn check_objects(index: u32, slab: &Slab) -> Result<(), InvalidSlab> {
-    let live = slab.notes.iter().filter(|note| note.is_live()).count();
+    let count = |what: fn(&Note) -> bool| slab.notes.iter().filter(|note| what(note)).count();
+    let used = count(|note| note.is_live()) + count(|note| note.is_held());
     let mut free = slab.free.clone();
     free.sort_unstable();
     free.dedup();
-    let all_free = free.iter().all(|&slot| slab.notes.get(usize::from(slot)).is_some_and(|note| !note.is_live()));
-    let adds_up = live == usize::from(slab.used) && live + free.len() == slab.notes.len();
+    let is_free = |note: &Note| !note.is_live() && !note.is_held();
+    let all_free = free.iter().all(|&slot| slab.notes.get(usize::from(slot)).is_some_and(is_free));
+    let adds_up = used == usize::from(slab.used) && used + free.len() == slab.notes.len();
     let fits = slab.free.len() == free.len() && slab.notes.len() <= usize::from(slab.objects);
     if all_free && adds_up && fits { Ok(()) } else { Err(InvalidSlab::Objects { index }) }
 }
 
-fn equal(cache: CacheId, counted: u64, found: u64) -> Result<(), InvalidSlab> {
+fn equal(cache: &'static str, counted: u64, found: u64) -> Result<(), InvalidSlab> {
     if counted == found { Ok(()) } else { Err(InvalidSlab::Count { cache, counted, found }) }
 }

@@ -48,6 +48,10 @@ kinds! {
     MmPageAlloc = 3, "kmem:mm_page_alloc";
     /// `kmem:mm_page_free`.
     MmPageFree = 4, "kmem:mm_page_free";
+    /// `kmem:kmem_cache_alloc`: as `kmem:kmalloc`, len = bytes of the object; of a bulk call addr = the first, len = all.
+    KmemCacheAlloc = 5, "kmem:kmem_cache_alloc";
+    /// `kmem:kmem_cache_free`.
+    KmemCacheFree = 6, "kmem:kmem_cache_free";
     /// `dma:dma_map_page`: addr = bus address, tag = transaction; all-ones and 0 if the map failed.
     DmaMapPage = 10, "dma:dma_map_page";
     /// `dma:dma_unmap_page`.
@@ -119,6 +123,8 @@ impl Kind {
                 | Self::Kfree
                 | Self::MmPageAlloc
                 | Self::MmPageFree
+                | Self::KmemCacheAlloc
+                | Self::KmemCacheFree
                 | Self::SwiotlbBounced
                 | Self::By
                 | Self::Mapping

@@ -97,7 +97,8 @@ impl Detector {
             | "pending-dma" => Self::Ledger,
             "after-unmap" | "wrong-direction" | "outside-mapping" | "not-mapped" | "while-cpu-owns"
             | "beyond-width" | "bus-master-off" => Self::Port,
-            "bad-free" | "out-of-bounds" | "stale-handle" | "gfp-fixup" => Self::Allocator,
+            "bad-free" | "wrong-cache" | "cache-busy" | "cache-refused" | "beyond-portable" | "out-of-bounds"
+            | "stale-handle" | "gfp-fixup" | "red-zone" | "poison" | "use-after-free" => Self::Allocator,
             "deadlock" | "hang" => Self::Hang,
             "leak" => Self::Leak,
             _ => Self::Finding,

@@ -118,6 +118,7 @@ impl Inventory {
         // Beyond the caches kmalloc is pages, with an event and a point of theirs.
         let cached = |event: &&Record| usize::try_from(event.len).is_ok_and(|len| len <= KMALLOC_MAX_CACHE_SIZE);
         let objects = events.iter().filter(|event| event.kind == Kind::Kmalloc).filter(cached).count();
+        let objects = objects + count(Kind::KmemCacheAlloc);
         let pairs = [
             ("slab", points(Class::Slab), objects),
             ("page and coherent", points(Class::Page) + points(Class::Coherent), count(Kind::MmPageAlloc)),

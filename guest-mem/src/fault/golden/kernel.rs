@@ -92,6 +92,10 @@ fn call(machine: &Machine, name: &str, world: &World) -> &'static str {
         "alloc_pages_o0" => alloc_pages(&cpu, 0, GFP_KERNEL).map_or("NULL", |_| "ptr"),
         "kmalloc_100" | "kstrdup" => KBuf::kmalloc(&cpu, 100, GFP_KERNEL).map_or("NULL", |_| "ptr"),
         "dma_alloc_coherent_4K" => device.alloc_coherent(&cpu, 4096, GFP_KERNEL).map_or("NULL", |_| "ptr"),
+        "kmem_cache_create" => {
+            let cache = kmem_cache_create(&cpu, "oracle_fo2", 123, 0, SlabFlags::empty(), None);
+            cache.map_or("NULL", |_| "ptr")
+        }
         "dma_map_single_bounced" => {
             let high = KBuf::kmalloc(&calm, 2048, GFP_KERNEL).unwrap();
             device.map_single::<ToDevice>(&cpu, high).map_or("error", |mapped| {
@@ -113,17 +117,18 @@ fn fail_others() {
         let class = if injector == "failslab" { Class::Slab } else { Class::Page };
         let mut attr = FaultAttr { probability: 100, times: -1, min_order: 0, ..FaultAttr::new(class) };
         (attr.ignore_gfp_wait, attr.ignore_gfp_highmem) = (false, false);
-        let world = World::new(attr, false);
+        let (world, before) = (World::new(attr, false), log_of(&machine).len());
         assert_eq!(call(&machine, name, &world), row.get("ret"), "{key}");
         let probe = match name {
             "dma_map_single_bounced" => "inj_dma_map_single".to_owned(),
             _ => format!("inj_{injector}_{name}"),
         };
-        messages.set(messages.get() + said(&probe, &world.lines()));
+        let lines = [world.lines(), log_of(&machine)[before..].to_vec()].concat();
+        messages.set(messages.get() + said(&probe, &lines));
     };
     let key = |row: &Row<'_>| format!("{} {}", row.get("injector"), row.get("call"));
-    assert_eq!(compare("fail_others", FAIL_OTHERS, key, check), 7);
-    assert_eq!(messages.get(), 7, "calls whose messages were compared");
+    assert_eq!(compare("fail_others", FAIL_OTHERS, key, check), 9);
+    assert_eq!(messages.get(), 8, "calls whose messages were compared");
 }
 
 #[test]
