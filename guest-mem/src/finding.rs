@@ -15,8 +15,8 @@ use crate::cpu::Context;
 use crate::dma::ledger::{Misuse, Violation};
 use crate::lock::BadUnlock;
 use crate::site::Owner;
-use crate::workqueue::BadWork;
 use crate::slab::{Damage, Watched};
+use crate::workqueue::BadWork;
 
 /// A resource kind that the leak check knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]

@@ -20,8 +20,8 @@ use crate::lock::{Holder, Locked};
 use crate::pcp::{PcpSettings, PerCpuPages};
 use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
-use crate::softirq::Softirqs;
 use crate::slab::{CacheStats, SLABINFO_HEAD, SlabCaches};
+use crate::softirq::Softirqs;
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
 use crate::workqueue::Queues;
@@ -322,9 +322,8 @@ impl Kernel {
 
     /// Looks at every byte that a sanitizer watches and lets all go that the quarantine holds (`slabinfo -v`); what was
     /// overwritten is reported. Nothing to do on a machine without sanitizers.
-    #[track_caller]
-    pub fn inspect_slabs(&self, cpu: &crate::cpu::Cpu<'_>) {
-        crate::kmalloc::object::inspect(self, cpu.owner());
+    pub fn inspect_slabs(&self, by: Owner) {
+        crate::kmalloc::object::inspect(self, by);
     }
 
     /// Slots of the bounce pool in use, and the most that ever were.

@@ -27,7 +27,7 @@ use lowzone_guest_mem::trace::{Kind, Producer, Record};
 use self::join::{Joined, Peer};
 use crate::kit::{Kit, LabDriver};
 use crate::result::{FaultRow, RunResult};
-use crate::spec::{Need, Scenario, Step};
+use crate::spec::{Need, Sanitizer, Scenario, Step};
 use crate::step;
 use crate::trace::writer::Joined as JoinedWriter;
 use crate::trace::{Header, TraceError, Writer};
@@ -105,6 +105,7 @@ impl Lab {
             cpus: scenario.machine.cpus,
             swiotlb: scenario.machine.swiotlb.bytes(),
             pcp: scenario.machine.pcp,
+            sanitize: Sanitizer::kernel(&scenario.machine.sanitize),
             ..MachineConfig::default()
         };
         let machine = Machine::acquire(config)?;

@@ -372,6 +372,7 @@ impl RunResult {
 
     /// Takes what the kernel knows once the steps are over.
     pub(crate) fn conclude(&mut self, kernel: &Kernel, virtual_ns: u64, interrupted: bool) {
+        kernel.inspect_slabs(Owner::default());
         self.leaks =
             stats::leaks(kernel).iter().map(|leak| leak.finding(virtual_ns, Owner::default()).to_string()).collect();
         let row = |finding: &lowzone_guest_mem::finding::Finding| FindingRow {

@@ -85,7 +85,11 @@ fn grow(cpu: &Cpu<'_>, cache: u32, refill: Refill, owner: Owner) -> Result<(), A
     let (block, objects, index) = ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |kernel| {
         let memory = &mut *kernel.memory.lock();
         let index = memory.slabs.grow(&mut memory.zones, refill, owner)?;
-        let none = AllocError::NoMemory { order: refill.order(), gfp: refill.gfp, zone: refill.gfp.highest_zone(arch) };
+        let none = AllocError::NoMemory {
+            order: refill.order(),
+            gfp: refill.gfp,
+            zone: refill.gfp.highest_zone(kernel.config().arch),
+        };
         let (block, objects) = memory.slabs.slab_block(index).ok_or(none)?;
         Ok((block.pfn.phys(), (block, objects, index)))
     })?;

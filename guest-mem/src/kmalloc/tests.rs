@@ -160,13 +160,13 @@ fn the_quarantine_sees_writes_of_the_cpu_and_of_a_device_to_freed_memory() {
     misuse::scribble(&cpu, first, &[1]);
     lab.kernel().ram().write(second.wrapping_add(255), &[2]).unwrap();
     assert!(lab.findings().is_empty());
-    lab.kernel().inspect_slabs(&cpu);
+    lab.kernel().inspect_slabs(cpu.owner());
     assert_eq!(lab.findings(), ["use-after-free"; 2]);
     let config = lab.kernel().findings()[0].kind.config();
     assert_eq!(config, Some("CONFIG_KASAN"));
     lab.kernel().validate().unwrap();
     assert!(lab.leaks().is_empty());
-    lab.kernel().inspect_slabs(&cpu);
+    lab.kernel().inspect_slabs(cpu.owner());
     assert_eq!(lab.findings().len(), 2, "told once");
 }
 
@@ -179,7 +179,7 @@ fn the_quarantine_holds_a_mebibyte_and_what_leaves_it_is_used_again() {
     let back = seen.iter().position(|&phys| phys == first);
     assert!(back.is_some_and(|at| (128..140).contains(&at)), "128 objects of 8 KiB fill it: {back:?}");
     lab.kernel().validate().unwrap();
-    lab.kernel().inspect_slabs(&cpu);
+    lab.kernel().inspect_slabs(cpu.owner());
     let kmalloc_8k = lab.kernel().slab_stats().into_iter().find(|stats| stats.cache == "kmalloc-8k").unwrap();
     assert_eq!(kmalloc_8k.active, 0);
 }
@@ -207,7 +207,7 @@ fn what_was_overwritten_is_seen_at_the_end_too() {
     let at = freed.phys();
     kfree(freed);
     misuse::scribble(&cpu, at.wrapping_add(31), &[0]);
-    lab.kernel().inspect_slabs(&cpu);
+    lab.kernel().inspect_slabs(cpu.owner());
     let texts: Vec<_> = lab.kernel().findings().iter().map(|finding| finding.kind.to_string()).collect();
     assert!(texts[0].starts_with("BUG kmalloc-32: Left Redzone overwritten, "), "{texts:?}");
     assert!(texts[1].starts_with("BUG kmalloc-32: End Poison overwritten, "), "{texts:?}");
@@ -228,7 +228,7 @@ fn sanitized_objects_keep_their_promises() {
         }
         assert!((0_u8..).zip(&held).all(|(number, buf)| bytes(buf) == vec![number; size]));
     }
-    lab.kernel().inspect_slabs(&cpu);
+    lab.kernel().inspect_slabs(cpu.owner());
     lab.kernel().validate().unwrap();
     assert!(lab.findings().is_empty() && lab.leaks().is_empty(), "{:?}", lab.findings());
     std::mem::forget(kmalloc(&cpu, 77, GFP_KERNEL));

@@ -6,7 +6,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Size;
+use super::{Sanitizer, Size};
 
 /// RAM below 4 GiB when a file doesn't say: the split of a PC whose PCI window starts at 3 GiB.
 pub const DEFAULT_LOW: u64 = 3 << 30;
@@ -67,11 +67,22 @@ pub struct Machine {
     /// Whether each CPU keeps lists of pages, as Linux's do: a freed page is the next one handed out, and
     /// `/proc/buddyinfo` lags. Default false.
     pub pcp: bool,
+    /// What watches over kernel memory: "poison", "red-zone", "track", "quarantine", "portable-kmalloc". Default none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sanitize: Vec<Sanitizer>,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { ram: Size(6 << 30), low: None, arch: Arch::X86_64, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
+        Self {
+            ram: Size(6 << 30),
+            low: None,
+            arch: Arch::X86_64,
+            cpus: 2,
+            swiotlb: Size(64 << 20),
+            pcp: false,
+            sanitize: Vec::new(),
+        }
     }
 }
 

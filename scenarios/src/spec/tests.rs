@@ -89,7 +89,15 @@ fn defaults_are_the_documented_ones() {
     let scenario = load(&source(&format!("story = 's'\n{DEVICE}[[step]]\nprobe = {{}}\n")), &[]).unwrap();
     assert_eq!(
         scenario.machine,
-        Machine { ram: Size(6 << 30), low: None, arch: Arch::X86_64, cpus: 2, swiotlb: Size(64 << 20), pcp: false }
+        Machine {
+            ram: Size(6 << 30),
+            low: None,
+            arch: Arch::X86_64,
+            cpus: 2,
+            swiotlb: Size(64 << 20),
+            pcp: false,
+            sanitize: Vec::new()
+        }
     );
     let device = &scenario.device[0];
     assert_eq!((device.width, device.beyond, device.queues, device.queue_size), (32, Beyond::Refuse, 1, 128));
@@ -116,7 +124,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[driver]\nwidth = 32\n", "x.toml:3:1: unknown key 'width' / it belongs elsewhere: device.width"),
         (
             "story = 's'\n[machine]\nxyzzy = 1\n",
-            "x.toml:3:1: unknown key 'xyzzy' / valid here: arch, cpus, low, pcp, ram, swiotlb",
+            "x.toml:3:1: unknown key 'xyzzy' / valid here: arch, cpus, low, pcp, ram, sanitize, swiotlb",
         ),
         ("story = 's'\n[[device]]\nname = 'a'\n", "x.toml:2:1: missing key 'kind'"),
         ("story = 's'\n[[step]]\nio = {}\n", "x.toml:3:6: missing key 'device'"),
