@@ -52,6 +52,10 @@ pub enum Resource {
     Workqueue,
     /// A kernel thread that nobody stopped.
     Thread,
+    /// Memory of every CPU.
+    PerCpu,
+    /// A page of high memory that is mapped.
+    Kmap,
 }
 
 impl fmt::Display for Resource {
@@ -72,6 +76,8 @@ impl fmt::Display for Resource {
             Self::Work => "work",
             Self::Workqueue => "workqueue",
             Self::Thread => "kernel thread",
+            Self::PerCpu => "per-CPU memory",
+            Self::Kmap => "kmap",
         })
     }
 }
@@ -250,6 +256,64 @@ pub enum FindingKind {
         /// What was used instead.
         fixed: crate::gfp::Gfp,
     },
+    /// Zeroes were asked of a pool, whose elements come back as they were left.
+    #[error("WARNING: mm/mempool.c mempool_alloc: __GFP_ZERO, which a mempool does not keep")]
+    MempoolZero,
+    /// A pool was resized to nothing.
+    #[error("kernel BUG at mm/mempool.c (mempool_resize to 0)")]
+    MempoolResizeZero,
+    /// A pool was destroyed while its elements were out.
+    #[error("mempool destroyed with {out} elements out, {bytes} bytes")]
+    MempoolBusy {
+        /// How many.
+        out: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// Per-CPU data was used where the task may move to another CPU.
+    #[error("BUG: using {what} in preemptible [{preempt_count:08x}] code: lowzone/{cpu}")]
+    Preemptible {
+        /// What was used.
+        what: &'static str,
+        /// Linux's preempt_count.
+        preempt_count: u32,
+        /// The CPU.
+        cpu: u32,
+    },
+    /// A per-CPU allocation whose size or alignment can't be.
+    #[error("illegal size ({size}) or align ({align}) for percpu allocation")]
+    PerCpuIllegal {
+        /// The size, rounded.
+        size: usize,
+        /// The alignment, rounded.
+        align: usize,
+    },
+    /// A page of high memory was touched while it has no address.
+    #[error("BUG: unable to handle page fault: page {pfn:#x} of high memory has no kernel address")]
+    HighUnmapped {
+        /// The page.
+        pfn: u64,
+    },
+    /// A page of high memory was unmapped that is not mapped.
+    #[error("kernel BUG at mm/highmem.c (kunmap of page {pfn:#x}, which is not mapped)")]
+    KunmapUnbalanced {
+        /// The page.
+        pfn: u64,
+    },
+    /// Temporary mappings were undone in another order than the last first.
+    #[error("WARNING: mm/highmem.c kunmap_local_indexed: slot {slot} is undone while {top} is the last")]
+    KunmapOrder {
+        /// The mapping that was undone.
+        slot: usize,
+        /// The one that should have been.
+        top: usize,
+    },
+    /// More temporary mappings than a task has slots.
+    #[error("kernel BUG at mm/highmem.c (kmap_local_idx_push: {depth} mappings)")]
+    KmapDepth {
+        /// How many there would be.
+        depth: usize,
+    },
     /// An interrupt that no handler claims.
     #[error("irq {irq}: nobody cared (try booting with the \"irqpoll\" option)")]
     NobodyCared {
@@ -375,6 +439,15 @@ impl FindingKind {
             Self::NullDereference { .. } => "null-dereference",
             Self::Stale { .. } => "stale-handle",
             Self::GfpFixup { .. } => "gfp-fixup",
+            Self::MempoolZero => "mempool-zero",
+            Self::MempoolResizeZero => "mempool-resize-zero",
+            Self::MempoolBusy { .. } => "mempool-busy",
+            Self::Preemptible { .. } => "preemptible",
+            Self::PerCpuIllegal { .. } => "percpu-illegal",
+            Self::HighUnmapped { .. } => "high-unmapped",
+            Self::KunmapUnbalanced { .. } => "kunmap-unbalanced",
+            Self::KunmapOrder { .. } => "kunmap-order",
+            Self::KmapDepth { .. } => "kmap-depth",
             Self::NobodyCared { .. } => "nobody-cared",
             Self::DriverPanic { .. } => "driver-panic",
             Self::Deadlock { .. } => "deadlock",
@@ -419,6 +492,11 @@ impl FindingKind {
             Self::GfpFixup { .. } | Self::NobodyCared { .. } => Some("any"),
             Self::CacheBusy { .. } | Self::CacheRefused { .. } => Some("any"),
             Self::NullDereference { .. } | Self::DriverPanic { .. } => Some("any (an oops)"),
+            Self::MempoolZero => Some("CONFIG_DEBUG_VM"),
+            Self::MempoolResizeZero | Self::KunmapUnbalanced { .. } => Some("any (an oops)"),
+            Self::HighUnmapped { .. } | Self::KmapDepth { .. } => Some("any (an oops)"),
+            Self::PerCpuIllegal { .. } | Self::KunmapOrder { .. } => Some("any"),
+            Self::Preemptible { .. } => Some("CONFIG_DEBUG_PREEMPT"),
             Self::Deadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),
             _ => None,

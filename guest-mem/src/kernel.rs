@@ -12,12 +12,16 @@ use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::arch::{Arch, PAE_LIMIT};
 use crate::dma::device::DeviceState;
 use crate::dma::swiotlb::{Geometry, Pool};
+use crate::env::Key;
 use crate::finding::{Finding, Resource};
 use crate::iospace::IoSpace;
 use crate::irq::IrqTable;
 use crate::klog::KernelLog;
+use crate::kmap::{Kmaps, SLOTS, SLOTS_PAE};
 use crate::lock::{Holder, Locked};
+use crate::mempool::{PoolBook, PoolUse};
 use crate::pcp::{PcpSettings, PerCpuPages};
+use crate::percpu::PerCpuArea;
 use crate::ram::{HIGH_START, Ram, RamError};
 use crate::site::Owner;
 use crate::slab::{CacheStats, SLABINFO_HEAD, SlabCaches};
@@ -73,6 +77,11 @@ pub struct Kernel {
     softirqs: Softirqs,
     workqueues: Queues,
     next_task: AtomicU32,
+    /// The books of every mempool there was.
+    pub(crate) mempools: Locked<Vec<Arc<PoolBook>>>,
+    pub(crate) percpu: Locked<PerCpuArea>,
+    pub(crate) kmaps: Locked<Kmaps>,
+    pub(crate) kmap_waiters: Key,
     registry: Locked<Vec<Live>>,
     /// Every driver lock that was ever taken here.
     locks: Locked<Vec<Weak<Holder>>>,
@@ -100,6 +109,7 @@ impl Kernel {
         let zones = Zones::booted(Layout::new(&ranges, &reserved)?.on(config.arch), config.boot.late.into());
         let pcp = PerCpuPages::new(&zones, config.cpus, config.pcp);
         let slabs = SlabCaches::new(config.cpus, config.sanitize.slub_debug(), config.sanitize.quarantine());
+        let kmap_slots = if ram.end() > HIGH_START { SLOTS_PAE } else { SLOTS };
         Ok(Self {
             config,
             generation: AtomicU64::new(0),
@@ -117,6 +127,10 @@ impl Kernel {
             softirqs: Softirqs::new(config.cpus),
             workqueues: Queues::default(),
             next_task: AtomicU32::new(1),
+            mempools: Locked::default(),
+            percpu: Locked::new(PerCpuArea::new(config.cpus)),
+            kmaps: Locked::new(Kmaps::new(kmap_slots)),
+            kmap_waiters: Key::fresh(),
             registry: Locked::default(),
             locks: Locked::default(),
             findings: Locked::default(),
@@ -278,6 +292,11 @@ impl Kernel {
         self.locks.lock().iter().filter_map(Weak::upgrade).filter_map(|lock| lock.held()).collect()
     }
 
+    /// How each mempool was used, those that are gone included, in the order they were made.
+    pub fn mempools(&self) -> Vec<PoolUse> {
+        self.mempools.lock().iter().map(|book| book.usage()).collect()
+    }
+
     pub(crate) fn registered(&self) -> Vec<Live> {
         self.registry.lock().clone()
     }
@@ -353,6 +372,9 @@ impl Kernel {
         self.softirqs.reset();
         self.workqueues.reset();
         self.next_task.store(1, Ordering::Relaxed);
+        self.mempools.lock().clear();
+        self.percpu.lock().reset();
+        self.kmaps.lock().reset();
         self.registry.lock().clear();
         self.locks.lock().clear();
         self.findings.lock().clear();

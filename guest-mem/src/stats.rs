@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use crate::addr::PhysAddr;
+use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::dma::mapping::Kind as MappingKind;
 use crate::finding::{Finding, FindingKind, Resource};
 use crate::frame;
@@ -27,6 +27,12 @@ pub enum Broken {
     /// In the bounce pool.
     #[error("swiotlb: {0}")]
     Swiotlb(#[from] crate::dma::swiotlb::PoolError),
+    /// In the per-CPU areas.
+    #[error("per-CPU areas: {0}")]
+    PerCpu(#[from] crate::percpu::InvalidPerCpu),
+    /// In the mappings of high memory.
+    #[error("kmap: {0}")]
+    Kmap(#[from] crate::kmap::InvalidKmap),
     /// In a device's ledger.
     #[error("ledger of {device}: {source}")]
     Ledger {
@@ -92,6 +98,12 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
     for live in kernel.registered() {
         found.push(Leak { bytes: live.bytes, ..plain(live.resource, live.at.get(), live.owner) });
     }
+    for (at, bytes, owner) in kernel.percpu.lock().live() {
+        found.push(Leak { bytes, ..plain(Resource::PerCpu, at, owner) });
+    }
+    for (pfn, owner) in kernel.kmaps.lock().live() {
+        found.push(Leak { bytes: PAGE_SIZE, ..plain(Resource::Kmap, pfn * PAGE_SIZE, owner) });
+    }
     found.extend(kernel.irqs().live().into_iter().map(|(irq, owner)| plain(Resource::Irq, u64::from(irq), owner)));
     found.extend(kernel.held_locks().into_iter().map(|(cpu, owner)| plain(Resource::Lock, u64::from(cpu), owner)));
     found.extend(kernel.timers().live().into_iter().map(|(id, owner)| plain(Resource::Timer, id, owner)));
@@ -137,6 +149,8 @@ pub(crate) fn validate(kernel: &Kernel) -> Result<(), Broken> {
         memory.zones.validate()?;
         memory.slabs.validate(&memory.zones)?;
     }
+    kernel.percpu.lock().validate()?;
+    kernel.kmaps.lock().validate()?;
     if let Some(pool) = kernel.swiotlb.lock().as_ref() {
         pool.validate()?;
     }

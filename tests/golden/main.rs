@@ -6,6 +6,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod cpus;
 mod explained;
 mod gfp;
+mod mempool;
+mod percpu;
 mod table;
