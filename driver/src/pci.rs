@@ -19,9 +19,11 @@ use thiserror::Error;
 use crate::bus::{Bdf, PciBus, Vector};
 
 mod msi;
+mod region;
 mod reset;
 
 pub use msi::Msi;
+pub use region::PciResource;
 
 const COMMAND: u16 = 0x04;
 const STATUS: u16 = 0x06;
@@ -96,6 +98,14 @@ pub enum PciError {
         /// The function.
         at: Bdf,
     },
+    /// Registers that another driver has claimed.
+    #[error("BAR {bar} of {at} is busy")]
+    Busy {
+        /// The function.
+        at: Bdf,
+        /// The BAR.
+        bar: u8,
+    },
     /// Registers could not be mapped.
     #[error(transparent)]
     Ioremap(#[from] IoremapError),
@@ -106,6 +116,7 @@ impl PciError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::NoRoom { .. } | Self::Ioremap(_) => -12,
+            Self::Busy { .. } => -16,
             Self::NoVectors { .. } => -28,
             Self::Gone { .. } => -19,
             Self::NoBar { .. } | Self::NoCapability { .. } | Self::NoIntx { .. } => -22,

@@ -81,6 +81,15 @@ impl Arch {
         }
     }
 
+    /// The addresses of vmalloc and ioremap (`VMALLOC_START` to `VMALLOC_END`): 32 TiB with 4-level paging, and what
+    /// the direct map of 896 MiB leaves of a 32-bit kernel's 1 GiB, a scarce 111 MiB.
+    pub const fn vmalloc(self) -> Range<u64> {
+        match self {
+            Self::X86_64 => 0xffff_c900_0000_0000..0xffff_e900_0000_0000,
+            Self::X86_32 => 0xf880_0000..0xff7f_e000,
+        }
+    }
+
     /// A byte's address in the direct map (`__va`), or `None` for high memory.
     ///
     /// ```

@@ -213,6 +213,7 @@ impl<'w> Cpu<'w> {
         if self.kernel().softirqs().any(self.id) {
             self.irq_window();
         }
+        self.kernel().run_chores(self.id);
         loop {
             match self.env.park(ticket, until) {
                 Wake::Irq => self.irq_window(),
@@ -259,6 +260,7 @@ impl<'w> Cpu<'w> {
         }
         let softirqs = self.kernel().softirqs();
         while let Some(handler) = self.env.take_irq().or_else(|| softirqs.take_injected(self)) {
+            self.kernel().run_chores(self.id);
             {
                 let _level = self.level(HARDIRQ);
                 handler.hardirq(self);

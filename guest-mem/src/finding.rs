@@ -10,12 +10,14 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::addr::PhysAddr;
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Context;
 use crate::dma::ledger::{Misuse, Violation};
+use crate::iomem::IoMisuse;
 use crate::lock::BadUnlock;
 use crate::site::Owner;
 use crate::slab::{Damage, Watched};
+use crate::vmalloc::{AreaMisuse, NotMapped};
 use crate::workqueue::BadWork;
 
 /// A resource kind that the leak check knows.
@@ -30,12 +32,18 @@ pub enum Resource {
     CacheObject,
     /// A slab cache.
     Cache,
+    /// A vmalloc area.
+    Vmalloc,
+    /// A vmap of somebody's pages.
+    Vmap,
     /// Coherent DMA memory.
     Coherent,
     /// A streaming DMA mapping.
     Mapping,
     /// A register window.
     IoMem,
+    /// A claimed range of addresses.
+    MemRegion,
     /// A requested interrupt.
     Irq,
     /// An allocated interrupt vector.
@@ -65,9 +73,12 @@ impl fmt::Display for Resource {
             Self::Slab => "kmalloc object",
             Self::CacheObject => "kmem_cache object",
             Self::Cache => "kmem_cache",
+            Self::Vmalloc => "vmalloc area",
+            Self::Vmap => "vmap",
             Self::Coherent => "coherent DMA memory",
             Self::Mapping => "DMA mapping",
             Self::IoMem => "ioremap",
+            Self::MemRegion => "memory region",
             Self::Irq => "interrupt",
             Self::Vector => "interrupt vector",
             Self::Timer => "timer",
@@ -233,6 +244,22 @@ pub enum FindingKind {
         /// The size of the thing.
         size: u64,
     },
+    /// A touch of an address of vmalloc's where nothing is mapped.
+    #[error("BUG: unable to handle page fault for address: {:016x} ({} of {why})", .addr.get(), rw(*write))]
+    PageFault {
+        /// The address.
+        addr: VirtAddr,
+        /// Whether it was written.
+        write: bool,
+        /// What is there instead.
+        why: NotMapped,
+    },
+    /// Misuse of a vmalloc, vmap or ioremap area.
+    #[error("{0}")]
+    Area(AreaMisuse),
+    /// Misuse of registers.
+    #[error("{0}")]
+    Io(IoMisuse),
     /// The NULL of an allocation that failed was used.
     #[error("BUG: kernel NULL pointer dereference, address: 0000000000000000 ({what})")]
     NullDereference {
@@ -436,6 +463,9 @@ impl FindingKind {
             Self::CacheRefused { .. } => "cache-refused",
             Self::BeyondPortable { .. } => "beyond-portable",
             Self::OutOfBounds { .. } => "out-of-bounds",
+            Self::PageFault { .. } => "page-fault",
+            Self::Area(misuse) => misuse.name(),
+            Self::Io(misuse) => misuse.name(),
             Self::NullDereference { .. } => "null-dereference",
             Self::Stale { .. } => "stale-handle",
             Self::GfpFixup { .. } => "gfp-fixup",
@@ -486,17 +516,21 @@ impl FindingKind {
             Self::SelfDeadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Dma(misuse) => misuse.linux(),
             Self::Port(violation) => violation.linux(),
-            Self::Leak { resource: Resource::Slab | Resource::CacheObject, .. } => Some("CONFIG_DEBUG_KMEMLEAK"),
+            Self::Leak { resource: Resource::Slab | Resource::CacheObject | Resource::Vmalloc, .. } => {
+                Some("CONFIG_DEBUG_KMEMLEAK")
+            }
             Self::SlabDamage(damage) => Some(damage.config()),
             Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
             Self::GfpFixup { .. } | Self::NobodyCared { .. } => Some("any"),
             Self::CacheBusy { .. } | Self::CacheRefused { .. } => Some("any"),
-            Self::NullDereference { .. } | Self::DriverPanic { .. } => Some("any (an oops)"),
             Self::MempoolZero => Some("CONFIG_DEBUG_VM"),
             Self::MempoolResizeZero | Self::KunmapUnbalanced { .. } => Some("any (an oops)"),
             Self::HighUnmapped { .. } | Self::KmapDepth { .. } => Some("any (an oops)"),
             Self::PerCpuIllegal { .. } | Self::KunmapOrder { .. } => Some("any"),
             Self::Preemptible { .. } => Some("CONFIG_DEBUG_PREEMPT"),
+            Self::PageFault { .. } | Self::NullDereference { .. } | Self::DriverPanic { .. } => Some("any (an oops)"),
+            Self::Area(misuse) => misuse.linux(),
+            Self::Io(misuse) => misuse.linux(),
             Self::Deadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),
             _ => None,

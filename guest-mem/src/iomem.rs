@@ -1,29 +1,46 @@
 //! `ioremap` and the register window it gives.
 //!
-//! Accessors keep C's names and widths (`readl`, `writew`); every access is a point and a record. RAM can't be
-//! mapped, size 0 and wrap-around neither, as in arch/x86/mm/ioremap.c. An access outside the window is a finding
-//! and reads all-ones. Neighbours: `iospace`. Left out: memory types, posted writes, port I/O.
+//! A window lies in vmalloc's address space, offset in the page kept, a guard page behind. RAM can't be mapped, size 0
+//! and wrap-around neither, as in arch/x86/mm/ioremap.c; one range may be mapped as often as wanted, with any memory
+//! type (measured without PAT). Registers are touched by [`access`] alone; what goes wrong there or with `iounmap` is
+//! an [`IoMisuse`]. Neighbours: `iospace` (who answers), `vmalloc`, [`region`] (who may), [`posted`] (writes on their
+//! way). Left out: what memory types do beyond order, port I/O, `memremap`.
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 
-use crate::addr::PhysAddr;
+use crate::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use crate::cpu::Cpu;
 use crate::env::{Class, Verdict};
 use crate::finding::{FindingKind, Resource};
-use crate::iospace::{IoSpace, Width};
+use crate::iospace::IoSpace;
 use crate::kernel::KernelRef;
-use crate::site::Site;
-use crate::trace::Kind;
+use crate::site::{Owner, Site};
+use crate::vmalloc::{Area, AreaMisuse, Backing, place_area, report};
+
+pub mod access;
+mod error;
+pub mod misuse;
+pub mod posted;
+pub mod region;
+#[cfg(test)]
+mod tests;
+
+pub use error::IoMisuse;
+pub use region::{MemRegion, RegionError, request_mem_region};
 
 /// The end of the physical address space of x86-64 (52 bits).
 const PHYS_LIMIT: u64 = 1 << 52;
+/// The largest alignment of a window's address (`IOREMAP_MAX_ORDER`).
+const MAX_ALIGN: u64 = 1 << 30;
 
-/// Why a window could not be mapped.
+/// Why a window could not be mapped; Linux's NULL in each case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum IoremapError {
-    /// No bytes, or past the end of the address space: Linux returns NULL and says nothing.
+    /// No bytes, or past the end of the address space: Linux says nothing.
     #[error("ioremap of {len} bytes at {at}")]
     BadRange {
         /// The first byte.
@@ -51,23 +68,50 @@ pub enum IoremapError {
         /// How many bytes.
         len: u64,
     },
+    /// A memory type that the platform doesn't have.
+    #[error("x86 has no non-posted mappings")]
+    NonPosted,
+    /// Called by an interrupt handler or softirq, where Linux stops with a BUG.
+    #[error("ioremap in interrupt")]
+    InInterrupt,
     /// No device registers are joined to this machine.
     #[error("no bus is joined to this machine")]
     NoBus,
 }
 
-/// A mapped register window; `iounmap` happens when it drops.
+/// How the CPU treats a window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MemType {
+    /// Uncached, unless MTRRs say otherwise (`ioremap`).
+    #[default]
+    UncachedMinus,
+    /// Uncached whatever MTRRs say (`ioremap_uc`).
+    Uncached,
+    /// Writes may be gathered and reordered (`ioremap_wc`).
+    WriteCombining,
+    /// Reads may be cached (`ioremap_wt`).
+    WriteThrough,
+    /// As memory: for what has no side effects (`ioremap_cache`).
+    WriteBack,
+}
+
+/// A mapped register window; unmapped when it drops, without a look at the context: [`iounmap`] looks.
 #[must_use = "the window is unmapped when this is dropped"]
 pub struct IoMem {
     kernel: KernelRef,
     io: Arc<dyn IoSpace>,
     at: PhysAddr,
+    virt: VirtAddr,
     len: u64,
+    mem_type: MemType,
     id: u64,
+    owner: Owner,
+    /// Cleared by an `iounmap` under the holder's feet.
+    mapped: AtomicBool,
 }
 
-impl std::fmt::Debug for IoMem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for IoMem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "IoMem({} + {:#x})", self.at, self.len)
     }
 }
@@ -75,11 +119,47 @@ impl std::fmt::Debug for IoMem {
 /// Maps `len` bytes of device registers (`ioremap`). Process context.
 ///
 /// # Errors
-/// [`IoremapError`]; Linux's NULL in each case.
+/// [`IoremapError`]; RAM is a finding too.
 #[track_caller]
 pub fn ioremap(cpu: &Cpu<'_>, at: PhysAddr, len: u64) -> Result<IoMem, IoremapError> {
-    cpu.might_sleep("ioremap");
+    ioremap_as(cpu, at, len, MemType::UncachedMinus)
+}
+
+macro_rules! variants {
+    ($($name:ident $mem_type:ident;)*) => {$(
+        #[doc = concat!("[`ioremap`] as [`MemType::", stringify!($mem_type), "`] (`", stringify!($name), "`).")]
+        ///
+        /// # Errors
+        /// [`IoremapError`].
+        #[track_caller]
+        pub fn $name(cpu: &Cpu<'_>, at: PhysAddr, len: u64) -> Result<IoMem, IoremapError> {
+            ioremap_as(cpu, at, len, MemType::$mem_type)
+        }
+    )*};
+}
+variants! {
+    ioremap_uc Uncached;
+    ioremap_wc WriteCombining;
+    ioremap_wt WriteThrough;
+    ioremap_cache WriteBack;
+}
+
+/// Maps registers so that no write is posted (`ioremap_np`).
+///
+/// # Errors
+/// [`IoremapError::NonPosted`], always: x86 can't.
+pub const fn ioremap_np(_: &Cpu<'_>, _: PhysAddr, _: u64) -> Result<IoMem, IoremapError> {
+    Err(IoremapError::NonPosted)
+}
+
+#[track_caller]
+fn ioremap_as(cpu: &Cpu<'_>, at: PhysAddr, len: u64, mem_type: MemType) -> Result<IoMem, IoremapError> {
     let owner = cpu.owner();
+    if !cpu.in_task() {
+        report(cpu.kernel(), AreaMisuse::InInterrupt { call: "ioremap" }, vec![("called at", owner)]);
+        return Err(IoremapError::InInterrupt);
+    }
+    cpu.might_sleep("ioremap");
     let end = at.get().checked_add(len).filter(|_| len > 0).ok_or(IoremapError::BadRange { at, len })?;
     if cpu.point_for(Class::Ioremap, len, owner) == Verdict::Fail {
         return Err(IoremapError::NoMemory { len });
@@ -89,11 +169,24 @@ pub fn ioremap(cpu: &Cpu<'_>, at: PhysAddr, len: u64) -> Result<IoMem, IoremapEr
         return Err(warned(cpu, IoremapError::Invalid { at }));
     }
     if kernel.ram().overlaps(at, len) {
-        return Err(warned_once(cpu, IoremapError::Ram { at, end: end - 1 }));
+        let error = warned_once(cpu, IoremapError::Ram { at, end: end - 1 });
+        cpu.emit(FindingKind::Io(IoMisuse::Refused(error)), None, vec![("mapped at", owner)]);
+        return Err(error);
     }
     let io = kernel.io_space().ok_or(IoremapError::NoBus)?;
+    let bytes = (at.page_offset() + len).next_multiple_of(PAGE_SIZE);
+    let area = Area { bytes, backing: Backing::Io(at.pfn().phys()), owner };
+    let align = bytes.checked_next_power_of_two().map_or(MAX_ALIGN, |align| align.min(MAX_ALIGN));
+    let virt = place_area(cpu, area, align).map_err(|_| IoremapError::NoMemory { len })?;
     let id = kernel.register(Resource::IoMem, at, len, owner);
-    Ok(IoMem { kernel: cpu.kernel_ref(), io, at, len, id })
+    let (virt, mapped) = (virt.wrapping_add(at.page_offset()), AtomicBool::new(true));
+    Ok(IoMem { kernel: cpu.kernel_ref(), io, at, virt, len, mem_type, id, owner, mapped })
+}
+
+/// Unmaps a window (`iounmap`). Process context.
+#[track_caller]
+pub fn iounmap(cpu: &Cpu<'_>, window: IoMem) {
+    misuse::iounmap(cpu, &window);
 }
 
 /// Printed each time, if not too often: not tracked, so that its place is this line.
@@ -108,31 +201,7 @@ fn warned_once(cpu: &Cpu<'_>, error: IoremapError) -> IoremapError {
     error
 }
 
-macro_rules! accessors {
-    ($($read:ident $write:ident $type:ty, $width:expr, $bits:literal;)*) => {$(
-        #[doc = concat!("Reads ", $bits, " bits at `offset`; all-ones outside the window. Any context.")]
-        #[track_caller]
-        pub fn $read(&self, cpu: &Cpu<'_>, offset: u64) -> $type {
-            // A wire that answers with more than it was asked for answers nothing.
-            <$type>::try_from(self.read(cpu, offset, $width)).unwrap_or(<$type>::MAX)
-        }
-
-        #[doc = concat!("Writes ", $bits, " bits at `offset`; lost outside the window. Any context.")]
-        #[track_caller]
-        pub fn $write(&self, cpu: &Cpu<'_>, offset: u64, value: $type) {
-            self.write(cpu, offset, $width, u64::from(value));
-        }
-    )*};
-}
-
 impl IoMem {
-    accessors! {
-        readb writeb u8, Width::B1, "8";
-        readw writew u16, Width::B2, "16";
-        readl writel u32, Width::B4, "32";
-        readq writeq u64, Width::B8, "64";
-    }
-
     /// How many bytes the window has.
     pub fn len(&self) -> u64 {
         self.len
@@ -148,49 +217,32 @@ impl IoMem {
         self.at
     }
 
-    #[track_caller]
-    fn place(&self, cpu: &Cpu<'_>, offset: u64, width: Width) -> Option<PhysAddr> {
-        if self.kernel.get().is_none() {
-            cpu.stale("register window");
-            return None;
-        }
-        let bytes = u64::from(width.bytes());
-        if offset.checked_add(bytes).is_some_and(|end| end <= self.len) {
-            return self.at.checked_add(offset);
-        }
-        let kind = FindingKind::OutOfBounds { what: "register window", offset, len: bytes, size: self.len };
-        cpu.emit(kind, None, vec![("accessed at", cpu.owner())]);
-        None
+    /// What the driver's `void __iomem *` would hold.
+    pub fn virt(&self) -> VirtAddr {
+        self.virt
     }
 
-    #[track_caller]
-    fn read(&self, cpu: &Cpu<'_>, offset: u64, width: Width) -> u64 {
-        let Some(at) = self.place(cpu, offset, width) else { return width.ones() };
-        if cpu.point(Class::Mmio, width.bytes().into()) == Verdict::Fail {
-            return width.ones();
-        }
-        let value = self.io.read(at, width);
-        cpu.trace(Kind::MmioRead, at.get(), usize::from(width.bytes()), 0, value);
-        value
+    /// How the CPU treats it.
+    pub fn mem_type(&self) -> MemType {
+        self.mem_type
     }
 
-    #[track_caller]
-    fn write(&self, cpu: &Cpu<'_>, offset: u64, width: Width, value: u64) {
-        let Some(at) = self.place(cpu, offset, width) else { return };
-        // A write can't fail in a way its issuer sees.
-        let _ = cpu.point(Class::MmioWrite, width.bytes().into());
-        cpu.trace(Kind::MmioWrite, at.get(), usize::from(width.bytes()), 0, value);
-        self.io.write(at, width, value);
+    /// Takes it out of the address space; whether it was there.
+    fn unmap(&self, by: Owner) -> bool {
+        if !self.mapped.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        if let Some(kernel) = self.kernel.get() {
+            kernel.unregister(self.id);
+            let start = VirtAddr::new(self.virt.get() - self.virt.page_offset());
+            kernel.vmalloc.lock().remove(start, by);
+        }
+        true
     }
 }
 
 impl Drop for IoMem {
     fn drop(&mut self) {
-        if let Some(kernel) = self.kernel.get() {
-            kernel.unregister(self.id);
-        }
+        self.unmap(Owner::default());
     }
 }
-
-#[cfg(test)]
-mod tests;

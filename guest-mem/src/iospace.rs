@@ -51,4 +51,11 @@ pub trait IoSpace: Send + Sync {
 
     /// Writes a register; lost where nothing answers.
     fn write(&self, at: PhysAddr, width: Width, value: u64);
+
+    /// The number of the function whose registers answer there. Posted writes to one function stay in order, and a
+    /// read from it pushes them; of a bus that doesn't tell, all count as one.
+    fn function(&self, at: PhysAddr) -> u64 {
+        let _ = at;
+        0
+    }
 }

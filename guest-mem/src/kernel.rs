@@ -14,6 +14,8 @@ use crate::dma::device::DeviceState;
 use crate::dma::swiotlb::{Geometry, Pool};
 use crate::env::Key;
 use crate::finding::{Finding, Resource};
+use crate::iomem::posted::Posted;
+use crate::iomem::region::Regions;
 use crate::iospace::IoSpace;
 use crate::irq::IrqTable;
 use crate::klog::KernelLog;
@@ -28,6 +30,7 @@ use crate::slab::{CacheStats, SLABINFO_HEAD, SlabCaches};
 use crate::softirq::Softirqs;
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
+use crate::vmalloc::{Areas, drain_deferred};
 use crate::workqueue::Queues;
 use crate::zone::{Layout, ZoneKind, ZoneStats, Zones};
 
@@ -69,9 +72,12 @@ pub struct Kernel {
     ram: Ram,
     pub(crate) memory: Locked<Memory>,
     pub(crate) pcp: PerCpuPages,
+    pub(crate) vmalloc: Locked<Areas>,
     pub(crate) swiotlb: Locked<Option<Pool>>,
     pub(crate) devices: Locked<Vec<Arc<DeviceState>>>,
     io: Locked<Option<Arc<dyn IoSpace>>>,
+    pub(crate) regions: Locked<Regions>,
+    pub(crate) posted: Posted,
     irqs: IrqTable,
     timers: Timers,
     softirqs: Softirqs,
@@ -88,6 +94,8 @@ pub struct Kernel {
     findings: Locked<Vec<Finding>>,
     log: KernelLog,
     trace: Recorder,
+    /// Something waits for [`Kernel::run_chores`].
+    chores: AtomicBool,
 }
 
 impl Kernel {
@@ -119,9 +127,12 @@ impl Kernel {
             ram,
             memory: Locked::new(Memory { zones, slabs }),
             pcp,
+            vmalloc: Locked::new(Areas::new(config.arch.vmalloc(), config.cpus)),
             swiotlb: Locked::new(pool),
             devices: Locked::default(),
             io: Locked::default(),
+            regions: Locked::default(),
+            posted: Posted::default(),
             irqs: IrqTable::default(),
             timers: Timers::default(),
             softirqs: Softirqs::new(config.cpus),
@@ -136,6 +147,7 @@ impl Kernel {
             findings: Locked::default(),
             log: KernelLog::default(),
             trace: Recorder::default(),
+            chores: AtomicBool::new(false),
         })
     }
 
@@ -353,6 +365,26 @@ impl Kernel {
         })
     }
 
+    /// Pages that the page allocator was given (`totalram_pages`).
+    pub(crate) fn total_pages(&self) -> u64 {
+        self.memory.lock().zones.stats().iter().map(|zone| zone.managed).sum()
+    }
+
+    /// Something was left to be done when a CPU next waits.
+    pub(crate) fn has_chores(&self) {
+        self.chores.store(true, Ordering::Relaxed);
+    }
+
+    /// Does what is done while time passes for a CPU: a worker's frees, and its writes on their way to devices.
+    pub(crate) fn run_chores(&self, cpu: u32) {
+        if self.chores.load(Ordering::Relaxed) && self.chores.swap(false, Ordering::Relaxed) {
+            drain_deferred(self);
+        }
+        if self.config.posted_writes {
+            self.posted.settle(cpu);
+        }
+    }
+
     /// Checks every invariant of every allocator; `Err` carries the first that is broken.
     ///
     /// # Errors
@@ -367,6 +399,8 @@ impl Kernel {
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.devices.lock().clear();
         *self.io.lock() = None;
+        self.posted.reset();
+        self.regions.lock().reset();
         self.irqs.reset();
         self.timers.reset();
         self.softirqs.reset();
@@ -389,6 +423,8 @@ impl Kernel {
             slabs.reset();
         }
         self.pcp.reset();
+        self.vmalloc.lock().reset();
+        self.chores.store(false, Ordering::Relaxed);
         if let Some(pool) = self.swiotlb.lock().as_mut() {
             pool.reset();
         }

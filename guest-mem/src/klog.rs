@@ -42,6 +42,12 @@ impl KernelLog {
     ///
     /// The text is made only if it is printed.
     pub fn ratelimited(&self, now: u64, site: Site, text: impl FnOnce() -> String) {
+        self.limited(now, site, (BURST, INTERVAL), text);
+    }
+
+    /// [`KernelLog::ratelimited`] with a place's own limit: so many lines in so many nanoseconds.
+    pub(crate) fn limited(&self, now: u64, site: Site, limit: (u32, u64), text: impl FnOnce() -> String) {
+        let (burst, interval) = limit;
         let mut state = self.0.lock();
         let index = match state.places.iter().position(|p| p.site == site) {
             Some(index) => index,
@@ -52,11 +58,11 @@ impl KernelLog {
         };
         let place = &mut state.places[index];
         let mut missed = 0;
-        if now.saturating_sub(place.begun) >= INTERVAL {
+        if now.saturating_sub(place.begun) >= interval {
             missed = std::mem::take(&mut place.suppressed);
             (place.begun, place.printed) = (now, 0);
         }
-        if place.printed == BURST {
+        if place.printed == burst {
             place.suppressed += 1;
             return;
         }

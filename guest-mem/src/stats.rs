@@ -5,12 +5,13 @@
 
 use thiserror::Error;
 
-use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::addr::{PAGE_SIZE, Pfn, PhysAddr};
 use crate::dma::mapping::Kind as MappingKind;
 use crate::finding::{Finding, FindingKind, Resource};
 use crate::frame;
 use crate::kernel::Kernel;
 use crate::site::Owner;
+use crate::vmalloc::Backing;
 
 /// A broken invariant.
 #[derive(Debug, Error)]
@@ -24,6 +25,9 @@ pub enum Broken {
     /// In the slab caches.
     #[error("slab: {0}")]
     Slab(#[from] crate::slab::InvalidSlab),
+    /// In the address space of vmalloc.
+    #[error("vmalloc: {0}")]
+    Areas(#[from] crate::vmalloc::InvalidAreas),
     /// In the bounce pool.
     #[error("swiotlb: {0}")]
     Swiotlb(#[from] crate::dma::swiotlb::PoolError),
@@ -70,8 +74,9 @@ impl Leak {
     }
 }
 
-/// Every live resource, in a fixed order.
+/// Every live resource, in a fixed order; what a worker is yet to free counts as freed.
 pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
+    crate::vmalloc::drain_deferred(kernel);
     let mut found = Vec::new();
     let devices: Vec<_> = kernel.devices.lock().iter().cloned().collect();
     let mut under_dma: Vec<(u64, u64)> = Vec::new();
@@ -95,6 +100,9 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
     memory_leaks(kernel, &under_dma, &mut found);
     let plain =
         |resource, number: u64, owner| Leak { resource, at: PhysAddr::new(number), bytes: 0, owner, device: None };
+    for (at, bytes, owner) in kernel.regions.lock().live() {
+        found.push(Leak { bytes, ..plain(Resource::MemRegion, at.get(), owner) });
+    }
     for live in kernel.registered() {
         found.push(Leak { bytes: live.bytes, ..plain(live.resource, live.at.get(), live.owner) });
     }
@@ -116,6 +124,7 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
 
 fn memory_leaks(kernel: &Kernel, under_dma: &[(u64, u64)], found: &mut Vec<Leak>) {
     let covered = |at: u64, len: u64| under_dma.iter().any(|&(start, size)| start < at + len && at < start + size);
+    let under_areas = area_leaks(kernel, found);
     let memory = kernel.memory.lock();
     for object in memory.slabs.live(&memory.zones) {
         let bytes = u64::from(object.requested);
@@ -135,10 +144,32 @@ fn memory_leaks(kernel: &Kernel, under_dma: &[(u64, u64)], found: &mut Vec<Leak>
     }));
     for allocated in memory.zones.live().filter(|allocated| allocated.kind == frame::Kind::Pages) {
         let (at, bytes) = (allocated.block.pfn.phys(), crate::addr::PAGE_SIZE << allocated.block.order);
-        if !covered(at.get(), bytes) {
+        let mapped = under_areas.binary_search(&allocated.block.pfn).is_ok();
+        if !mapped && !covered(at.get(), bytes) {
             found.push(Leak { resource: Resource::Pages, at, bytes, owner: allocated.owner, device: None });
         }
     }
+}
+
+/// The areas of vmalloc and vmap; returns the pages that the former own, in order: they are told with them. Register
+/// windows are in the registry.
+fn area_leaks(kernel: &Kernel, found: &mut Vec<Leak>) -> Vec<Pfn> {
+    let areas = kernel.vmalloc.lock();
+    let mut under = Vec::new();
+    for (start, area) in areas.live() {
+        let resource = match &area.backing {
+            Backing::Alloc(pages) => {
+                under.extend_from_slice(pages);
+                Resource::Vmalloc
+            }
+            Backing::Map(_) => Resource::Vmap,
+            Backing::Io(_) => continue,
+        };
+        let (at, bytes, owner) = (PhysAddr::new(start.get()), area.bytes, area.owner);
+        found.push(Leak { resource, at, bytes, owner, device: None });
+    }
+    under.sort_unstable();
+    under
 }
 
 /// Checks every table of the kernel against itself.
@@ -148,6 +179,7 @@ pub(crate) fn validate(kernel: &Kernel) -> Result<(), Broken> {
         let memory = kernel.memory.lock();
         memory.zones.validate()?;
         memory.slabs.validate(&memory.zones)?;
+        kernel.vmalloc.lock().validate(&memory.zones)?;
     }
     kernel.percpu.lock().validate()?;
     kernel.kmaps.lock().validate()?;

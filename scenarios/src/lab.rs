@@ -106,6 +106,7 @@ impl Lab {
             swiotlb: scenario.machine.swiotlb.bytes(),
             pcp: scenario.machine.pcp,
             sanitize: Sanitizer::kernel(&scenario.machine.sanitize),
+            posted_writes: scenario.machine.posted_writes,
             ..MachineConfig::default()
         };
         let machine = Machine::acquire(config)?;

@@ -12,3 +12,4 @@ mod gfp;
 mod mempool;
 mod percpu;
 mod table;
+mod vmalloc;

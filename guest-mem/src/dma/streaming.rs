@@ -41,6 +41,12 @@ pub enum MapFailure {
         /// How many bytes.
         len: u64,
     },
+    /// The address is one of vmalloc's, whose bytes have no one physical address.
+    #[error("rejecting DMA map of vmalloc memory")]
+    Vmalloc {
+        /// How many bytes.
+        len: u64,
+    },
     /// The bounce pool has no room.
     #[error(transparent)]
     Swiotlb(#[from] SwiotlbError),

@@ -4,7 +4,7 @@
 //! caller.
 
 use crate::env::Class;
-use crate::gfp::Gfp;
+use crate::gfp::{GFP_KERNEL, Gfp};
 use crate::slab::CacheId;
 
 /// Who makes a request, as far as an injector cares.
@@ -60,6 +60,11 @@ impl Request {
     /// A task's request for an object of a `kmalloc` cache.
     pub(crate) fn object_of(id: CacheId, gfp: Gfp) -> Self {
         Self::slab(id.size().into(), gfp, Some(id.name()))
+    }
+
+    /// A task's request for the object that describes an area of vmalloc's (`struct vm_struct`).
+    pub const fn of_descriptor() -> Self {
+        Self::slab(64, GFP_KERNEL, Some("kmalloc-64"))
     }
 
     /// The same request made by another.

@@ -182,10 +182,11 @@ impl FaultSpec {
     /// [`FaultSpec::should_fail`], telling of a failure what the log gets: see [`FaultAttr::inject`].
     pub fn inject(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> Option<Forced> {
         let own = self.ask(request, random);
-        if own.is_some() || request.class != Class::Coherent {
-            return own;
+        match request.class {
+            Class::Coherent if own.is_none() => self.ask(&Request { class: Class::Page, ..*request }, random),
+            Class::Ioremap if own.is_none() => self.ask(&Request::of_descriptor().by(request.caller), random),
+            _ => own,
         }
-        self.ask(&Request { class: Class::Page, ..*request }, random)
     }
 
     fn ask(&mut self, request: &Request, random: &mut dyn FnMut() -> u32) -> Option<Forced> {

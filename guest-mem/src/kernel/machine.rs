@@ -68,6 +68,8 @@ pub struct MachineConfig {
     pub boot: Boot,
     /// What watches over memory; nothing by default.
     pub sanitize: Sanitize,
+    /// Register writes are posted: they reach the device when something pushes them, see [`crate::iomem::posted`].
+    pub posted_writes: bool,
 }
 
 impl Default for MachineConfig {
@@ -84,6 +86,7 @@ impl Default for MachineConfig {
             pcp: false,
             boot: Boot::default(),
             sanitize: Sanitize::empty(),
+            posted_writes: false,
         }
     }
 }

@@ -22,6 +22,18 @@ macro_rules! embedded {
 pub(crate) const DEFAULT: &str = "block/low-zone";
 
 pub(crate) const ENTRIES: &[Entry] = embedded![
+    "alloc/ioremap",
+    "alloc/ioremap-after-iounmap",
+    "alloc/ioremap-double-release",
+    "alloc/ioremap-no-read-back",
+    "alloc/ioremap-outside",
+    "alloc/ioremap-ram",
+    "alloc/vmalloc",
+    "alloc/vmalloc-dma-map",
+    "alloc/vmalloc-double-vfree",
+    "alloc/vmalloc-overrun",
+    "alloc/vmalloc-under-lock",
+    "alloc/vmalloc-use-after-vfree",
     "alloc/zones",
     "alloc/zones-dma32-kmalloc",
     "block/copy-image",

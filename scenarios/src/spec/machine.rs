@@ -70,6 +70,10 @@ pub struct Machine {
     /// What watches over kernel memory: "poison", "red-zone", "track", "quarantine", "portable-kmalloc". Default none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sanitize: Vec<Sanitizer>,
+    /// Whether register writes are posted: they reach the device when a read of it, an interrupt or time pushes them,
+    /// and a driver that doesn't read back is seen. Default false: they arrive at once.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub posted_writes: bool,
 }
 
 impl Default for Machine {
@@ -82,6 +86,7 @@ impl Default for Machine {
             swiotlb: Size(64 << 20),
             pcp: false,
             sanitize: Vec::new(),
+            posted_writes: false,
         }
     }
 }

@@ -96,7 +96,8 @@ fn defaults_are_the_documented_ones() {
             cpus: 2,
             swiotlb: Size(64 << 20),
             pcp: false,
-            sanitize: Vec::new()
+            sanitize: Vec::new(),
+            posted_writes: false
         }
     );
     let device = &scenario.device[0];

@@ -5,7 +5,9 @@
 //! scenario expects. Neighbours: `step::story`, which runs the parts; `spec`, which knows the names only; the files
 //! under `files/alloc`. Left out: devices; a story that needs one is a driver's.
 
+mod ioremap;
 mod telling;
+mod vmalloc;
 mod zones;
 
 pub(crate) use telling::{StoryError, Telling};
@@ -25,8 +27,19 @@ pub(crate) struct Story {
 }
 
 /// All stories, by name.
-pub(crate) const STORIES: &[Story] =
-    &[Story { name: "zones", mistakes: &["dma32-kmalloc"], parts: || alone(zones::tell) }];
+pub(crate) const STORIES: &[Story] = &[
+    Story {
+        name: "ioremap",
+        mistakes: &["no-read-back", "after-iounmap", "outside", "ram", "double-release"],
+        parts: || alone(ioremap::tell),
+    },
+    Story {
+        name: "vmalloc",
+        mistakes: &["dma-map", "overrun", "double-vfree", "use-after-vfree", "under-lock"],
+        parts: || alone(vmalloc::tell),
+    },
+    Story { name: "zones", mistakes: &["dma32-kmalloc"], parts: || alone(zones::tell) },
+];
 
 /// The story of this name.
 pub(crate) fn find(name: &str) -> Option<&'static Story> {

@@ -374,4 +374,8 @@ impl IoSpace for InProc {
             self.interrupts.stir(Stir::Device(slot));
         }
     }
+
+    fn function(&self, at: PhysAddr) -> u64 {
+        self.decode(at, Width::B1).map_or(u64::MAX, |(slot, ..)| slot as u64)
+    }
 }
