@@ -8,12 +8,16 @@
 //! Neighbours: the kernel's copies (`KBuf`, `Coherent`), `dma::DmaPort`. Left out: hot-plug, NUMA.
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use thiserror::Error;
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
-use vm_memory::{AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, VolatileSlice,
+};
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
 
@@ -154,6 +158,9 @@ pub type RamMap = GuestMemoryMmap<DirtyMap>;
 #[derive(Debug)]
 pub struct Ram {
     map: RamMap,
+    /// The regions of `map`, below the hole and above it: most accesses are short, and to walk the map costs more than
+    /// they do.
+    regions: [Option<Arc<GuestRegionMmap<DirtyMap>>>; 2],
     file: File,
     /// Whether another process may have written pages that the dirty map knows nothing of.
     lent: AtomicBool,
@@ -173,12 +180,12 @@ impl Ram {
         let fd = rustix::fs::memfd_create("lowzone-ram", MemfdFlags::CLOEXEC).map_err(|e| host(e.into()))?;
         let file = File::from(fd);
         file.set_len(total).map_err(host)?;
-        let mut regions = vec![region(&file, 0, 0, low, total)?];
-        if total > low {
-            regions.push(region(&file, HIGH_START, low, total - low, total)?);
-        }
-        let map = GuestMemoryMmap::from_regions(regions).map_err(|e| host(std::io::Error::other(e)))?;
-        Ok(Self { map, file, lent: AtomicBool::new(false), low, total })
+        let below = Some(Arc::new(region(&file, 0, 0, low, total)?));
+        let above = (total > low).then(|| region(&file, HIGH_START, low, total - low, total)).transpose()?;
+        let regions = [below, above.map(Arc::new)];
+        let map = GuestMemoryMmap::from_arc_regions(regions.iter().flatten().cloned().collect());
+        let map = map.map_err(|e| host(std::io::Error::other(e)))?;
+        Ok(Self { map, regions, file, lent: AtomicBool::new(false), low, total })
     }
 
     /// The mapped memory, for the DMA port.
@@ -221,13 +228,25 @@ impl Ram {
         start < end && (start < self.low || (end > HIGH_START && start < self.end() && self.end() > HIGH_START))
     }
 
+    /// The bytes themselves, for a copy or one access; all of them lie in RAM.
+    #[inline]
+    fn slice(&self, at: PhysAddr, len: usize) -> Result<VolatileSlice<'_, RefSlice<'_, DirtyMap>>, RamError> {
+        let [below, above] = &self.regions;
+        let (region, start) = if at.get() < HIGH_START { (below, 0) } else { (above, HIGH_START) };
+        let found = region.as_ref().and_then(|region| {
+            let offset = MemoryRegionAddress(at.get() - start);
+            region.get_slice(offset, len).ok()
+        });
+        found.ok_or(RamError::NotRam { addr: at.get(), len })
+    }
+
     /// Copies bytes out of RAM.
     ///
     /// # Errors
     /// [`RamError::NotRam`] if any byte lies outside; nothing is copied then.
     pub fn read(&self, at: PhysAddr, to: &mut [u8]) -> Result<(), RamError> {
-        let len = to.len();
-        self.map.read_slice(to, GuestAddress(at.get())).map_err(|_| RamError::NotRam { addr: at.get(), len })
+        self.slice(at, to.len())?.copy_to(to);
+        Ok(())
     }
 
     /// Copies bytes into RAM.
@@ -235,9 +254,8 @@ impl Ram {
     /// # Errors
     /// [`RamError::NotRam`] if any byte lies outside.
     pub fn write(&self, at: PhysAddr, from: &[u8]) -> Result<(), RamError> {
-        self.map
-            .write_slice(from, GuestAddress(at.get()))
-            .map_err(|_| RamError::NotRam { addr: at.get(), len: from.len() })
+        self.slice(at, from.len())?.copy_from(from);
+        Ok(())
     }
 
     /// Loads one aligned number in one access, as a ring index must be.
@@ -245,9 +263,8 @@ impl Ram {
     /// # Errors
     /// [`RamError::NotRam`] outside RAM or unaligned.
     pub fn load<T: AtomicAccess>(&self, at: PhysAddr) -> Result<T, RamError> {
-        self.map
-            .load(GuestAddress(at.get()), Ordering::Acquire)
-            .map_err(|_| RamError::NotRam { addr: at.get(), len: size_of::<T>() })
+        let len = size_of::<T>();
+        self.slice(at, len)?.load(0, Ordering::Acquire).map_err(|_| RamError::NotRam { addr: at.get(), len })
     }
 
     /// Stores one aligned number in one access.
@@ -255,9 +272,8 @@ impl Ram {
     /// # Errors
     /// [`RamError::NotRam`] outside RAM or unaligned.
     pub fn store<T: AtomicAccess>(&self, at: PhysAddr, value: T) -> Result<(), RamError> {
-        self.map
-            .store(value, GuestAddress(at.get()), Ordering::Release)
-            .map_err(|_| RamError::NotRam { addr: at.get(), len: size_of::<T>() })
+        let len = size_of::<T>();
+        self.slice(at, len)?.store(value, 0, Ordering::Release).map_err(|_| RamError::NotRam { addr: at.get(), len })
     }
 
     /// Copies RAM to RAM, as the swiotlb does; the ranges don't overlap.
@@ -265,11 +281,7 @@ impl Ram {
     /// # Errors
     /// [`RamError::NotRam`] if either range leaves RAM.
     pub fn copy(&self, from: PhysAddr, to: PhysAddr, len: usize) -> Result<(), RamError> {
-        let slice = |at: PhysAddr| {
-            GuestMemoryBackend::get_slice(&self.map, GuestAddress(at.get()), len)
-                .map_err(|_| RamError::NotRam { addr: at.get(), len })
-        };
-        slice(from)?.copy_to_volatile_slice(slice(to)?);
+        self.slice(from, len)?.copy_to_volatile_slice(self.slice(to, len)?);
         Ok(())
     }
 

@@ -1,4 +1,7 @@
-//! `lowzone bench`: the lab measured with itself.
+//! `lowzone bench`: the lab measured with itself, and beside its peers.
+
+mod load;
+pub(crate) mod peers;
 
 use std::io::Write;
 use std::process::ExitCode;

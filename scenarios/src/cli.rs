@@ -57,7 +57,7 @@ enum Command {
     Trace(trace::cli::Trace),
     /// Be a device for a driver in another process: a virtual machine, a library.
     Serve(serve::cli::Serve),
-    /// Measure the lab itself.
+    /// Measure the lab itself, and beside its peers.
     Bench(Bench),
     /// Write a crate for a driver and a device of your own.
     New(fresh::New),
@@ -114,6 +114,13 @@ enum BenchWhat {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Requests a second beside programs that others wrote: our device and qemu-storage-daemon's under the crate
+    /// virtio-driver, our driver and that crate on qemu-storage-daemon's disk; ratios of interleaved rounds.
+    Peers {
+        /// How long to measure, in seconds.
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+    },
     /// Cases of block/low-zone's campaign a second on one core, with oracle and recovery.
     Explore {
         /// How long to measure, in seconds.
@@ -148,6 +155,8 @@ pub(crate) enum CliError {
     Mutant(#[from] crate::driver::mutant::UnknownMutant),
     #[error(transparent)]
     New(#[from] fresh::NewError),
+    #[error(transparent)]
+    Peers(#[from] bench::peers::PeersError),
     #[error(transparent)]
     Serve(#[from] serve::ServeError),
     #[error("{name}: {source}")]
@@ -190,6 +199,7 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Serve(options)) => serve::cli::run(&options).map_err(CliError::from),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Explore { seconds } })) => bench::explore(seconds),
+        Some(Command::Bench(Bench { what: BenchWhat::Peers { seconds } })) => bench::peers::run(seconds),
     };
     match outcome {
         Ok(code) => code,

@@ -10,13 +10,13 @@ use std::time::Duration;
 use lowzone_tests::image::Folder;
 use lowzone_tests::program::{Outcome, command};
 
-use crate::disk::{Disk, Wait};
-use crate::pages::Pages;
 use crate::raw::{
     ADD_MEM_REG, REM_MEM_REG, Raw, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_VRING_ADDR, SET_VRING_ENABLE,
     SET_VRING_KICK, SET_VRING_NUM, halves, words,
 };
 use crate::server::Server;
+use lowzone_tests::disk::{Disk, Wait};
+use lowzone_tests::pages::Pages;
 
 fn refused<A: AsRef<OsStr>>(socket: &Path, args: impl IntoIterator<Item = A>) -> String {
     let mut command = command(["serve", "virtio-blk", "--vhost-user"].map(OsStr::new));

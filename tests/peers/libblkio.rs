@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 
-use crate::pages::Pages;
+use lowzone_tests::pages::Pages;
 
 /// A disk, its queues and a shared buffer.
 pub struct BlkioDisk {

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::pages::Pages;
 use crate::raw::{
     Raw, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_ENABLE,
     SET_VRING_KICK, SET_VRING_NUM, halves, words,
 };
 use crate::server::Server;
+use lowzone_tests::pages::Pages;
 
 const GET_FEATURES: u32 = 1;
 const SET_VRING_BASE: u32 = 10;

@@ -6,15 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod bad_peers;
-mod disk;
+mod bench;
 mod libblkio;
 mod like_qemu;
-mod pages;
 mod raw;
 mod server;
 mod shows_2_guest;
 mod shows_4_drivers;
 mod shows_5_power_cut;
-mod speed;
-mod speed_front;
 mod traced;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::pages::Pages;
+use lowzone_tests::pages::Pages;
 
 pub const SET_FEATURES: u32 = 2;
 pub const SET_OWNER: u32 = 3;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use lowzone_tests::image::Folder;
@@ -38,23 +38,6 @@ impl Server {
         }
         child.stdout = Some(out.into_inner());
         Self { child: Some(child), folder }
-    }
-
-    /// Starts QEMU's storage daemon over nothing; `None` where it is not installed.
-    pub fn qemu_null(size: u64) -> Option<Self> {
-        let folder = Folder::new();
-        let socket = folder.path().join("s");
-        let mut command = Command::new("qemu-storage-daemon");
-        command.arg("--blockdev").arg(format!("driver=null-co,node-name=d0,size={size}")).arg("--export");
-        let export = "type=vhost-user-blk,id=e0,node-name=d0,addr.type=unix,writable=on,num-queues=1,addr.path=";
-        command.arg(format!("{export}{}", socket.display())).process_group(0);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()?;
-        let begun = Instant::now();
-        while !socket.exists() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "qemu-storage-daemon does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Some(Self { child: Some(child), folder })
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use lowzone::world::Random;
 use virtio_driver::VirtioFeatureFlags;
 
-use crate::disk::{Disk, WANTED, Wait};
 use crate::libblkio::BlkioDisk;
 use crate::server::{Server, connection_of};
+use lowzone_tests::disk::{Disk, WANTED, Wait};
 
 const EIO: i32 = -5;
 const EOPNOTSUPP: i32 = -95;
@@ -135,7 +135,7 @@ fn a_read_only_disk_refuses_writes_and_memory_mapped_later_is_reached() {
     assert_eq!(disk.one(0), EOPNOTSUPP);
     // The queue runs: more memory stops it and starts it where it was.
     for round in 0..20 {
-        let old = std::mem::replace(&mut disk.pages, crate::pages::Pages::new(BLOCK));
+        let old = std::mem::replace(&mut disk.pages, lowzone_tests::pages::Pages::new(BLOCK));
         let (addr, fd) = (disk.pages.at(0) as usize, disk.pages.fd());
         disk.transport.map_mem_region(addr, BLOCK, fd, 0).unwrap();
         disk.transport.unmap_mem_region(old.at(0) as usize, BLOCK).unwrap();

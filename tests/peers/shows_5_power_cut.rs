@@ -14,8 +14,8 @@ use lowzone::world::Random;
 use lowzone_device::store::{Entry, entries};
 use lowzone_tests::image::Folder;
 
-use crate::disk::{Disk, Wait};
 use crate::server::Server;
+use lowzone_tests::disk::{Disk, Wait};
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 256;

@@ -2,8 +2,8 @@
 
 use lowzone_tests::program::lowzone;
 
-use crate::disk::{Disk, Wait};
 use crate::server::Server;
+use lowzone_tests::disk::{Disk, Wait};
 
 #[test]
 fn every_access_of_the_device_is_in_the_trace() {

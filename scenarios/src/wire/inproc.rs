@@ -17,6 +17,7 @@ use lowzone_guest_mem::iospace::{IoSpace, Width};
 use lowzone_guest_mem::kernel::{Kernel, KernelRef};
 use lowzone_guest_mem::ram::LOW_LIMIT;
 
+use super::outside::Outside;
 use crate::explore::place::IrqMishap;
 
 /// Where MSI messages go (Intel SDM 11.11.1).
@@ -155,6 +156,7 @@ pub struct InProc {
     interrupts: Arc<Interrupts>,
     functions: Mutex<Vec<Arc<dyn PciFunction>>>,
     slots: Mutex<Vec<Arc<dyn Removable>>>,
+    outside: Mutex<Vec<Arc<Outside>>>,
 }
 
 impl InProc {
@@ -171,12 +173,23 @@ impl InProc {
             }),
             functions: Mutex::default(),
             slots: Mutex::default(),
+            outside: Mutex::default(),
         }
     }
 
     /// From now on `told` hears who may have something to do; the first one that asks is told. It must not call back.
     pub fn on_stir(&self, told: impl Fn(Stir) + Send + Sync + 'static) {
         self.interrupts.on_stir.get_or_init(|| Box::new(told));
+    }
+
+    /// From now on a peer interrupts a CPU by this descriptor; a world that is made later hears it.
+    pub fn add_outside(&self, line: Outside) {
+        lock(&self.outside).push(Arc::new(line));
+    }
+
+    /// The descriptors by which peers interrupt a CPU.
+    pub fn outside(&self, cpu: u32) -> Vec<Arc<Outside>> {
+        lock(&self.outside).iter().filter(|line| line.cpu() == cpu).cloned().collect()
     }
 
     /// Whether an INTx line is high: one load.

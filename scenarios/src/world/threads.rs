@@ -17,6 +17,7 @@ mod bell;
 mod cpu;
 mod cpu_env;
 mod decider;
+mod ear;
 mod poll;
 mod seat;
 mod shared;
@@ -87,14 +88,16 @@ pub struct Threads {
 
 impl Threads {
     /// A world whose time begins now, with these device queues; one for each bus. `seed` is the chance of injectors.
+    /// Peers that interrupt by a descriptor are on the bus already.
     ///
     /// # Errors
     /// [`ThreadsError`]: the host has no threads or descriptors left.
     pub fn new(kernel: KernelRef, bus: Arc<InProc>, workers: Vec<Placed>, seed: u64) -> Result<Self, ThreadsError> {
         let cpus = kernel.get().map_or(1, |kernel| kernel.config().cpus);
-        let cpus = usize::try_from(cpus).unwrap_or(1);
-        let seats = std::iter::repeat_with(Seat::default).take(cpus + tasks::MOST).collect();
-        let batons = std::iter::repeat_with(Baton::default).take(cpus).collect();
+        let hearing = (0..cpus).map(|cpu| Seat::hearing(bus.outside(cpu)));
+        let resting = std::iter::repeat_with(|| Ok(Seat::default())).take(tasks::MOST);
+        let seats = hearing.chain(resting).collect::<io::Result<_>>().map_err(ThreadsError::EventFd)?;
+        let batons = (0..cpus).map(|_| Baton::default()).collect();
         let bells = workers.iter().map(|&(slot, _)| Bell::new(slot)).collect::<io::Result<_>>();
         let roster = Arc::new(Roster { seats, batons, bells: bells.map_err(ThreadsError::EventFd)? });
         if let Some(kernel) = kernel.get() {
@@ -118,7 +121,6 @@ impl Threads {
             let thread = Builder::new().name(name.clone()).stack_size(cpu::STACK);
             let thread = thread.spawn(move || cpu::attend(&shared, id));
             let thread = thread.map_err(|source| ThreadsError::Thread { what: name, source })?;
-            self.shared.roster.seats[id].seat(thread.thread());
             self.crew.push(thread);
         }
         for (index, (slot, worker)) in workers.into_iter().enumerate() {
@@ -158,6 +160,11 @@ impl Threads {
     /// ten times as long where none are passed. A minute unless set.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
+    }
+
+    /// Whether CPUs that wait look for a while before they sleep; they do unless told.
+    pub fn set_looking(&mut self, looking: bool) {
+        self.shared.looking.store(looking, Ordering::Relaxed);
     }
 
     /// Points passed so far.

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowzone_driver::virtio::transport::{MakeQueue, QueueLayout, Transport};
 use lowzone_driver::virtio::{F_ACCESS_PLATFORM, F_VERSION_1, VirtioError};
-use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::ram::HIGH_START;
 use lowzone_guest_mem::wait::sleep;
+use lowzone_guest_mem::{Cpu, PhysAddr};
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -55,9 +55,8 @@ impl VhostUser {
     /// [`VhostUserError`], whatever is there.
     pub fn connect(kernel: KernelRef, controller: Arc<InProc>, path: &Path) -> Result<Self, VhostUserError> {
         let link = Link::connect(path)?;
-        let cpus = kernel.get().map_or(1, |kernel| kernel.config().cpus);
-        let lines = Arc::new(Lines::new(controller, link.queues, cpus)?);
-        link.listen(&lines)?;
+        let lines = Arc::new(Lines::new(kernel, controller, link.queues)?);
+        link.tell(&lines);
         let state = Mutex::new(State { link: Some(link), set_up: Vec::new(), failure: None });
         Ok(Self { kernel, path: path.to_owned(), lines, state })
     }
@@ -109,9 +108,9 @@ impl VhostUser {
                 if state.link.is_some() {
                     return Ok(());
                 }
-                let made = Link::connect(&self.path).and_then(|link| link.listen(&self.lines).map(|()| link));
-                match made {
+                match Link::connect(&self.path) {
                     Ok(link) => {
+                        link.tell(&self.lines);
                         *state = State { link: Some(link), set_up: Vec::new(), failure: None };
                         return Ok(());
                     }
@@ -127,6 +126,7 @@ impl VhostUser {
     fn agree(&self, wanted: u64) -> Result<u64, VirtioError> {
         let regions = self.regions();
         let mut state = self.state();
+        self.lines.end();
         state.stop_queues()?;
         let offered = state.link()?.features & !(F_LOG_ALL | F_PROTOCOL | F_ACCESS_PLATFORM);
         let features = offered & (wanted | F_VERSION_1);
@@ -239,6 +239,8 @@ impl Transport for VhostUser {
         };
         // From here on the peer may know of the ring: a reset has to stop it.
         state.set_up.push(index);
+        let offset = self.kernel.get().map_or(0, |kernel| kernel.config().dma_offset);
+        pair.used.begins(PhysAddr::new(used.get().wrapping_sub(offset)));
         let at = usize::from(index);
         state.request("SET_VRING_NUM", |front| front.set_vring_num(at, size))?;
         state.request("SET_VRING_BASE", |front| front.set_vring_base(at, 0))?;
@@ -273,6 +275,7 @@ impl Transport for VhostUser {
 
     fn reset(&self, _cpu: &Cpu<'_>) -> Result<(), VirtioError> {
         let mut state = self.state();
+        self.lines.end();
         state.link()?;
         state.stop_queues()
     }

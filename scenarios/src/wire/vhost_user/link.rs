@@ -1,8 +1,8 @@
 //! `Link`: one connection to a peer, and the thread that listens to it.
 //!
 //! Requests are answered one by one under a lock, each within [`PATIENCE`]: the thread shuts the socket of a peer that
-//! is silent for longer, which ends the request. The same thread turns the peer's call eventfds into interrupts, and
-//! the end of the connection, whatever the reason, into that of config changes, so that the driver looks.
+//! is silent for longer, which ends the request. The same thread turns the end of the connection, whatever the reason,
+//! into an interrupt of config changes, so that the driver looks. Those of queues are heard by the CPUs themselves.
 //! Neighbours: `front`, which has one link after the other; `lines`.
 
 use std::io;
@@ -33,7 +33,7 @@ const MOST_QUEUES: u16 = 64;
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 pub(super) const F_PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// What the event loop calls its descriptors; call eventfds go by their queue.
+/// What the event loop calls its descriptors.
 const STOP: u64 = u64::MAX;
 const SOCKET: u64 = u64::MAX - 1;
 
@@ -111,16 +111,12 @@ impl Link {
         Ok(())
     }
 
-    /// From now on the peer's calls are interrupts on these lines.
-    ///
-    /// # Errors
-    /// [`VhostUserError::Host`] if the event loop takes no more.
-    pub(super) fn listen(&self, lines: &Arc<Lines>) -> Result<(), VhostUserError> {
-        let lines = self.watched.lines.get_or_init(|| lines.clone());
-        for (queue, pair) in (0_u64..).zip(&lines.pairs) {
-            self.watched.add(pair.call.as_raw_fd(), EventSet::IN, queue)?;
+    /// From now on its end is an interrupt on these lines.
+    pub(super) fn tell(&self, lines: &Arc<Lines>) {
+        self.watched.lines.get_or_init(|| lines.clone());
+        if self.gone() {
+            lines.raise(0);
         }
-        Ok(())
     }
 
     /// One request, with its answer if it has one; a failure is the end of the connection.
@@ -191,7 +187,7 @@ impl Watched {
 
     /// Listens until it is told to stop.
     fn keep(&self) {
-        let mut events = [EpollEvent::default(); 16];
+        let mut events = [EpollEvent::default(); 2];
         loop {
             let heard = match self.epoll.wait(TICK_MS, &mut events) {
                 Ok(heard) => heard,
@@ -199,32 +195,19 @@ impl Watched {
                 Err(source) => return self.end(VhostUserError::Host { what: "events", source }),
             };
             for event in &events[..heard] {
-                match event.data() {
-                    STOP => return,
-                    SOCKET => {
-                        self.end(VhostUserError::Closed { path: self.path.clone() });
-                        // It would be heard again at once.
-                        let socket = self.stream.as_raw_fd();
-                        let _ = self.epoll.ctl(ControlOperation::Delete, socket, EpollEvent::default());
-                    }
-                    queue => self.called(queue),
+                if event.data() == STOP {
+                    return;
                 }
+                self.end(VhostUserError::Closed { path: self.path.clone() });
+                // It would be heard again at once.
+                let socket = self.stream.as_raw_fd();
+                let _ = self.epoll.ctl(ControlOperation::Delete, socket, EpollEvent::default());
             }
             let late = lock(&self.late).is_some_and(|at| at <= Instant::now());
             if late {
                 self.end(VhostUserError::Silent { path: self.path.clone(), seconds: PATIENCE.as_secs() });
             }
         }
-    }
-
-    fn called(&self, queue: u64) {
-        let Some(lines) = self.lines.get() else { return };
-        let Some(queue) = u16::try_from(queue).ok().filter(|&queue| usize::from(queue) < lines.pairs.len()) else {
-            return;
-        };
-        // Emptied before the interrupt: a call that comes later is another one.
-        let _ = lines.pairs[usize::from(queue)].call.read();
-        lines.raise(queue + 1);
     }
 
     /// Ends the connection, for the first reason that there was.

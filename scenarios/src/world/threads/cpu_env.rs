@@ -1,15 +1,15 @@
 //! `CpuEnv`: the threads world as one CPU sees it.
 //!
-//! Time is read at points and when a wait ends, as in lockstep it moves there, so a record between two points costs no
-//! look at the clock. Neighbours: `guest_mem::env`, which this implements; `seat`, `waits`, `poll`; `idle`.
+//! Time is read at points (of locks and frees now and then) and when a wait ends, as in lockstep it moves there, so a
+//! record between two points costs no look at the clock. Neighbours: `guest_mem::env`, which this implements; `seat`, `waits`, `poll`; `idle`.
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lowzone_guest_mem::cpu::Halt;
-use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Task, Ticket, Verdict, Wake};
+use lowzone_guest_mem::env::{Class, Env, IrqHandler, Key, Point, Task, Ticket, Verdict, Wake};
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::timer::Timers;
 
@@ -23,6 +23,10 @@ use super::tasks;
 const LAST_STEPS: u64 = 100_000;
 /// Points after which a task lets others of its CPU run.
 const TURN: u64 = 4;
+/// How late a running CPU may hear of a peer's interrupt: what it finds one by one costs it an interrupt each.
+const LOOK_NS: u64 = 20_000;
+/// Of how many points that are quick one reads the clock.
+const QUICK: u64 = 16;
 
 /// The world as one CPU sees it.
 pub(super) struct CpuEnv<'s> {
@@ -36,13 +40,16 @@ pub(super) struct CpuEnv<'s> {
     now: Cell<u64>,
     poll: Cell<Poll>,
     last_steps: Cell<u64>,
+    /// When a running CPU looks next whether a peer interrupts it.
+    look_at: Cell<u64>,
 }
 
 impl<'s> CpuEnv<'s> {
     /// The world of a seat, its CPU and task, whose thread has its stack down to `stack_limit` and a quarter more.
     pub(super) fn new((id, cpu, task): (usize, u32, u32), shared: &'s Arc<Shared>, stack_limit: usize) -> Self {
         let (now, poll, last_steps) = (Cell::new(shared.clock()), Cell::new(Poll::new()), Cell::new(0));
-        Self { id, place: (cpu, task), shared, stack_limit, now, poll, last_steps }
+        let look_at = Cell::new(0);
+        Self { id, place: (cpu, task), shared, stack_limit, now, poll, last_steps, look_at }
     }
 
     /// Its own seat.
@@ -146,7 +153,18 @@ impl<'s> CpuEnv<'s> {
     }
 
     fn doze_with_baton(&self, state: State, until: Option<u64>, irqs_on: bool, over: impl Fn() -> bool) {
-        if self.poll.get().until(&over) {
+        let look = || {
+            over() || {
+                self.cpu_seat().look();
+                over()
+            }
+        };
+        let looking = self.shared.looking.load(Ordering::Relaxed);
+        let seen = if looking { self.poll.get().until(look) } else { look() };
+        if looking {
+            self.refresh();
+        }
+        if seen {
             return;
         }
         let mut due = until;
@@ -160,14 +178,15 @@ impl<'s> CpuEnv<'s> {
         if state == State::Waits {
             self.seat().set_state(state);
         }
-        let slept = Instant::now();
-        match due {
-            Some(at) => std::thread::park_timeout(Duration::from_nanos(at.saturating_sub(self.shared.now()))),
-            None => std::thread::park(),
+        let slept = self.now.get();
+        self.seat().sleep(due.map(|at| Duration::from_nanos(at.saturating_sub(slept))), over);
+        let now = self.refresh();
+        self.look_at.set(now + LOOK_NS);
+        if looking {
+            let mut poll = self.poll.get();
+            poll.slept(Duration::from_nanos(now - slept));
+            self.poll.set(poll);
         }
-        let mut poll = self.poll.get();
-        poll.slept(slept.elapsed());
-        self.poll.set(poll);
         if state == State::Waits {
             self.seat().set_state(State::Busy);
         }
@@ -187,7 +206,6 @@ impl Env for CpuEnv<'_> {
         let state = if until.is_none() { State::Waits } else { State::Busy };
         loop {
             if let Some(wake) = self.over(ticket, until) {
-                self.refresh();
                 return wake;
             }
             let over = || {
@@ -226,8 +244,16 @@ impl Env for CpuEnv<'_> {
     }
 
     fn point(&self, point: Point) -> Verdict {
-        self.refresh();
         let points = self.seat().pass();
+        // Locks and frees are passed at every turn and never fail: they pay for the clock now and then.
+        let quick = matches!(point.request.class, Class::Lock | Class::Release);
+        if !quick || points.is_multiple_of(QUICK) {
+            let now = self.refresh();
+            if now >= self.look_at.get() {
+                self.look_at.set(now + LOOK_NS);
+                self.cpu_seat().look();
+            }
+        }
         if self.unwinding() {
             return Verdict::Pass;
         }

@@ -1,14 +1,19 @@
 //! One CPU's thread as the world sees it: what it does, what it is given to do, and how it is woken.
 //!
-//! Every flag is set before the thread is unparked and looked at before it parks, so no wake-up is lost: an unpark that
-//! comes first makes the park return. Neighbours: `cpu_env` and `idle`, the thread's own side; `watch`, which looks on.
+//! Every flag is set before the thread is roused and looked at before it sleeps, so no wake-up is lost. A CPU sleeps on
+//! its descriptors (`ear`), a task, which no peer interrupts, parks: an unpark that comes first makes the park return.
+//! Neighbours: `cpu_env` and `idle`, the thread's own side; `watch`, which looks on.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
+use std::time::Duration;
 
 use lowzone_guest_mem::env::Task;
 
+use super::ear::Ear;
+use crate::wire::Outside;
 use crate::world::{Body, Exit};
 
 /// What a CPU does.
@@ -52,16 +57,26 @@ pub(super) struct Seat {
     points: AtomicU64,
     /// Interrupts taken.
     irqs: AtomicU64,
+    /// `None`: a task's.
+    ear: Option<Ear>,
     thread: OnceLock<Thread>,
     desk: Mutex<Desk>,
 }
 
 impl Seat {
+    /// That of a CPU, which peers interrupt by these descriptors; the one that is made by default is a task's.
+    ///
+    /// # Errors
+    /// The host's, out of descriptors for instance.
+    pub(super) fn hearing(outside: Vec<Arc<Outside>>) -> io::Result<Self> {
+        Ok(Self { ear: Some(Ear::new(outside)?), ..Self::default() })
+    }
+
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names the thread, for those who wake it.
+    /// Names the thread of a task's seat, for those who wake it.
     pub(super) fn seat(&self, thread: &Thread) {
         self.thread.get_or_init(|| thread.clone());
     }
@@ -73,9 +88,26 @@ impl Seat {
 
     /// Makes the thread look again.
     pub(super) fn rouse(&self) {
-        if let Some(thread) = self.thread.get() {
+        if let Some(ear) = &self.ear {
+            ear.rouse();
+        } else if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
+    }
+
+    /// Its thread sleeps until roused, for at most so long, unless `over`.
+    pub(super) fn sleep(&self, most: Option<Duration>, over: impl Fn() -> bool) {
+        match (&self.ear, most) {
+            (Some(ear), _) => ear.sleep(most, over),
+            (None, _) if over() => {}
+            (None, Some(most)) => std::thread::park_timeout(most),
+            (None, None) => std::thread::park(),
+        }
+    }
+
+    /// Makes interrupts of what the CPU's peers have done. No system call.
+    pub(super) fn look(&self) {
+        self.ear.iter().for_each(Ear::look);
     }
 
     /// An interrupt may be pending.
@@ -149,7 +181,7 @@ impl Seat {
             if let Some(job) = self.desk().job.take() {
                 return job;
             }
-            std::thread::park();
+            self.sleep(None, || self.desk().job.is_some());
         }
     }
 

@@ -53,6 +53,8 @@ pub(super) struct Shared {
     pub(super) closing: AtomicBool,
     /// Nobody may wait any more.
     pub(super) dying: AtomicBool,
+    /// Who waits looks for a while before it sleeps.
+    pub(super) looking: AtomicBool,
     /// Points that one CPU may pass.
     pub(super) fuel: AtomicU64,
     begun: Instant,
@@ -73,6 +75,7 @@ impl Shared {
             crew: Mutex::default(),
             closing: AtomicBool::new(false),
             dying: AtomicBool::new(false),
+            looking: AtomicBool::new(true),
             fuel: AtomicU64::new(fuel),
             begun: Instant::now(),
             news: (Mutex::default(), Condvar::new()),

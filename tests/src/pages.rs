@@ -8,11 +8,16 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// A mapped memfd.
 pub struct Pages {
+    /// The file, for those who map it too.
     pub file: File,
     region: MmapRegion<()>,
 }
 
 impl Pages {
+    /// So many bytes of zeroes.
+    ///
+    /// # Panics
+    /// If the host has none.
     pub fn new(len: usize) -> Self {
         let file: File = memfd_create("pages", MemfdFlags::CLOEXEC).unwrap().into();
         file.set_len(len as u64).unwrap();
@@ -20,14 +25,25 @@ impl Pages {
         Self { file, region }
     }
 
+    /// The file's descriptor.
     pub fn fd(&self) -> i32 {
         self.file.as_raw_fd()
     }
 
+    /// How many bytes.
     pub fn len(&self) -> usize {
         self.region.size()
     }
 
+    /// Whether it has none; it always has some.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where a byte lies in this process.
+    ///
+    /// # Panics
+    /// Outside.
     pub fn at(&self, offset: usize) -> *mut u8 {
         assert!(offset < self.len());
         self.region.as_ptr().wrapping_add(offset)
@@ -37,10 +53,18 @@ impl Pages {
         self.region.get_slice(offset, len).unwrap()
     }
 
+    /// Copies bytes in.
+    ///
+    /// # Panics
+    /// Outside.
     pub fn put(&self, offset: usize, bytes: &[u8]) {
         self.slice(offset, bytes.len()).copy_from(bytes);
     }
 
+    /// Copies bytes out.
+    ///
+    /// # Panics
+    /// Outside.
     pub fn get(&self, offset: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.slice(offset, len).read_slice(&mut bytes, 0).unwrap();

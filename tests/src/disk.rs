@@ -14,7 +14,9 @@ use crate::pages::Pages;
 /// How the driver learns of completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
+    /// By sleeping on the call eventfd.
     EventFd,
+    /// By looking at the ring all the time.
     Poll,
 }
 
@@ -23,7 +25,9 @@ pub struct Disk {
     queues: Vec<VirtioBlkQueue<'static, u64>>,
     bells: Vec<Box<dyn QueueNotifier>>,
     calls: Vec<std::sync::Arc<EventFd>>,
+    /// The connection.
     pub transport: Box<VirtioBlkTransport>,
+    /// The shared buffer.
     pub pages: Pages,
     wait: Wait,
 }
@@ -36,10 +40,20 @@ pub const WANTED: u64 = VirtioFeatureFlags::VERSION_1.bits()
 
 impl Disk {
     /// Connects, with a buffer of `bytes`.
+    ///
+    /// # Errors
+    /// The crate's.
     pub fn connect(socket: &Path, queues: usize, bytes: usize, wait: Wait) -> std::io::Result<Self> {
         Self::with_features(socket, queues, bytes, wait, WANTED)
     }
 
+    /// The same, asking for these features.
+    ///
+    /// # Errors
+    /// The crate's.
+    ///
+    /// # Panics
+    /// If the path is not UTF-8.
     pub fn with_features(
         socket: &Path,
         queues: usize,
@@ -60,11 +74,17 @@ impl Disk {
     }
 
     /// Bytes of the disk.
+    ///
+    /// # Panics
+    /// If the peer does not say.
     pub fn capacity(&self) -> u64 {
         u64::from(self.transport.get_config().unwrap().capacity) * 512
     }
 
     /// Queues a read into the buffer at `at`.
+    ///
+    /// # Panics
+    /// If the buffer ends before, or the ring is full; so do the others.
     pub fn read(&mut self, queue: usize, offset: u64, at: usize, len: usize, tag: u64) {
         let buffer = self.pages.at(at);
         assert!(at + len <= self.pages.len());
@@ -73,6 +93,9 @@ impl Disk {
     }
 
     /// Queues a write from the buffer at `at`.
+    ///
+    /// # Panics
+    /// As [`Disk::read`].
     pub fn write(&mut self, queue: usize, offset: u64, at: usize, len: usize, tag: u64) {
         let buffer = self.pages.at(at);
         assert!(at + len <= self.pages.len());
@@ -80,19 +103,34 @@ impl Disk {
         unsafe { self.queues[queue].write_raw(offset, buffer, len, tag) }.unwrap();
     }
 
+    /// Queues a flush.
+    ///
+    /// # Panics
+    /// As [`Disk::read`].
     pub fn flush(&mut self, queue: usize, tag: u64) {
         self.queues[queue].flush(tag).unwrap();
     }
 
+    /// Queues a discard.
+    ///
+    /// # Panics
+    /// As [`Disk::read`].
     pub fn discard(&mut self, queue: usize, offset: u64, len: u64, tag: u64) {
         self.queues[queue].discard(offset, len, tag).unwrap();
     }
 
+    /// Queues a write of zeroes.
+    ///
+    /// # Panics
+    /// As [`Disk::read`].
     pub fn write_zeroes(&mut self, queue: usize, offset: u64, len: u64, tag: u64) {
         self.queues[queue].write_zeroes(offset, len, false, tag).unwrap();
     }
 
     /// Tells the device, if it wants to know.
+    ///
+    /// # Panics
+    /// If the host can't.
     pub fn kick(&mut self, queue: usize) {
         if self.queues[queue].avail_notif_needed() {
             self.bells[queue].notify().unwrap();
@@ -119,6 +157,9 @@ impl Disk {
     }
 
     /// Runs what is queued to its end and gives one result.
+    ///
+    /// # Panics
+    /// If there is no answer.
     pub fn one(&mut self, queue: usize) -> i32 {
         self.kick(queue);
         let mut done = Vec::new();
