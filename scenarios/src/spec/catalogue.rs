@@ -24,7 +24,9 @@ pub(crate) const DEFAULT: &str = "block/low-zone";
 pub(crate) const ENTRIES: &[Entry] = embedded![
     "alloc/zones",
     "alloc/zones-dma32-kmalloc",
+    "block/bounce-limit",
     "block/copy-image",
+    "block/discard",
     "block/flaky-memory",
     "block/leak",
     "block/low-zone",
@@ -35,6 +37,7 @@ pub(crate) const ENTRIES: &[Entry] = embedded![
     "block/too-wide",
     "block/too-wide-wrap",
     "block/use-after-unmap",
+    "block/write-zeroes",
     "block/wrong-direction",
     "edu/clamp",
     "edu/selftest",
