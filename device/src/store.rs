@@ -5,10 +5,12 @@
 //! is an enum. Neighbour: [`crate::blk`]. Left out: formats other than raw, block devices of the host.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use thiserror::Error;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
@@ -149,6 +151,19 @@ impl Store {
         }
     }
 
+    /// Makes `len` bytes from `offset` on read as zeros, and gives their space back if it may (`unmap`) and can.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then any part of the range may have been cleared.
+    pub fn clear(&self, offset: u64, len: u64, unmap: bool) -> Result<(), StoreError> {
+        match self {
+            Self::Image(image) => image.clear(offset, len, unmap),
+            Self::Memory(memory) => memory.clear(offset, len),
+            Self::Null(null) => null.clear(offset, len),
+            Self::Logged(logged) => logged.clear(offset, len, unmap),
+        }
+    }
+
     /// Returns when everything written before survives a crash of the host.
     ///
     /// # Errors
@@ -164,6 +179,11 @@ impl Store {
 
 fn check_size(size: u64) -> Result<u64, StoreError> {
     if size == 0 || !size.is_multiple_of(SECTOR) { Err(StoreError::Size { size }) } else { Ok(size) }
+}
+
+/// A length in bytes as the host counts them.
+fn length(offset: u64, len: u64, size: u64) -> Result<usize, StoreError> {
+    usize::try_from(len).map_err(|_| StoreError::Beyond { offset, len: usize::MAX, size })
 }
 
 fn check_range(offset: u64, len: usize, size: u64) -> Result<(), StoreError> {
@@ -227,11 +247,45 @@ impl ImageStore {
         Ok(file.write_all_volatile(from)?)
     }
 
+    /// A hole where the space may go, zeros that keep it where not; both are written where the file system has neither.
+    fn clear(&self, offset: u64, len: u64, unmap: bool) -> Result<(), StoreError> {
+        if self.read_only {
+            return Err(StoreError::ReadOnly { offset });
+        }
+        let mut file = lock(&self.file);
+        let bytes = length(offset, len, self.size)?;
+        self.seek(&mut file, offset, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+        loop {
+            match fallocate(&*file, how | FallocateFlags::KEEP_SIZE, offset, len) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(write_zeros(&mut file, bytes)?),
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+        }
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         let file = lock(&self.file);
         self.check_unchanged(&file)?;
         Ok(file.sync_data()?)
     }
+}
+
+/// Writes zeros from where the file is.
+fn write_zeros(file: &mut File, len: usize) -> io::Result<()> {
+    const ZEROS: [u8; 16 << 10] = [0; 16 << 10];
+    let mut left = len;
+    while left > 0 {
+        let step = left.min(ZEROS.len());
+        file.write_all(&ZEROS[..step])?;
+        left -= step;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::lab::{Control, Lab, LabError, Setting, Verify};
 use crate::result::RunResult;
 use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
-use crate::wire::{Skip, WireKind};
+use crate::wire::{Skip, TwoWires, WireKind};
 use crate::world::WorldKind;
 use crate::{bench, compare, expect, explore, fresh, matrix, mutants, progress, render, serve, trace};
 
@@ -74,10 +74,11 @@ struct Run {
     /// The world: who runs when, and whose time it is. Default: lockstep, or threads where the wire leads to a peer.
     #[arg(long, value_enum)]
     world: Option<WorldKind>,
-    /// Whose devices: the lab's own in this process (inproc), those of an emulator that it starts (qemu), or the virtio
-    /// block device that a peer serves at a socket (vhost-user=SOCKET), whose disk begins as zeros.
-    #[arg(long, default_value_t)]
-    wire: WireKind,
+    /// Whose devices: the lab's own in this process (inproc), those of an emulator that it starts (qemu), or virtio
+    /// block devices that peers serve at sockets, whose disks begin as zeros (vhost-user=SOCKET, given once for each
+    /// device). Default: inproc.
+    #[arg(long)]
+    wire: Vec<WireKind>,
     /// Fail where a scenario can't be told on the wire, instead of skipping it.
     #[arg(long)]
     require_peers: bool,
@@ -138,6 +139,8 @@ pub(crate) enum CliError {
     Set(#[from] crate::spec::Problem),
     #[error(transparent)]
     Lab(#[from] LabError),
+    #[error(transparent)]
+    Wires(#[from] TwoWires),
     #[error("--wire {0} has a time of its own, which lockstep has not: --world threads, or none")]
     Time(WireKind),
     #[error(transparent)]
@@ -276,9 +279,9 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
     let setting = setting(options)?;
-    let expected = match options.wire.expects(&scenario) {
+    let expected = match setting.wire().expects(&scenario) {
         Ok(expected) => expected,
-        Err(skip) => return skipped(options, &source.name, &skip),
+        Err(skip) => return skipped(options, setting.wire(), &source.name, &skip),
     };
     let control = Arc::new(Control::default());
     let watch = progress::watch(&control);
@@ -318,21 +321,21 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
 
 /// The world and the wire; a peer has one world only.
 fn setting(options: &Run) -> Result<Setting, CliError> {
-    match (options.world, &options.wire) {
+    match (options.world, WireKind::join(&options.wire)?) {
         (Some(world), WireKind::InProc) => Ok(Setting::from(world)),
-        (Some(WorldKind::Lockstep), wire) => Err(CliError::Time(wire.clone())),
-        (_, wire) => Ok(Setting::from(wire.clone())),
+        (Some(WorldKind::Lockstep), wire) => Err(CliError::Time(wire)),
+        (_, wire) => Ok(Setting::from(wire)),
     }
 }
 
 /// Says why a scenario is not run; that is no failure unless it was asked to be one.
-fn skipped(options: &Run, name: &str, skip: &Skip) -> Result<ExitCode, CliError> {
+fn skipped(options: &Run, wire: &WireKind, name: &str, skip: &Skip) -> Result<ExitCode, CliError> {
     let mut out = anstream::stdout();
     if options.json {
-        let text = serde_json::json!({ "scenario": name, "wire": options.wire.name(), "skipped": skip.to_string() });
+        let text = serde_json::json!({ "scenario": name, "wire": wire.name(), "skipped": skip.to_string() });
         writeln!(out, "{text}")?;
     } else {
-        writeln!(out, "skipped on {}: {name} {skip}", options.wire)?;
+        writeln!(out, "skipped on {wire}: {name} {skip}")?;
     }
     Ok(if options.require_peers { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

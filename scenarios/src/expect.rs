@@ -2,7 +2,7 @@
 //!
 //! Neighbours: `spec::Expect`, `result`. A scenario that commits a crime expects its finding: exactly that.
 
-use crate::result::RunResult;
+use crate::result::{IoRow, RunResult};
 use crate::spec::{CanaryState, Expect};
 
 /// An expectation that doesn't hold.
@@ -33,9 +33,15 @@ pub fn check(expect: &Expect, result: &RunResult) -> Vec<Mismatch> {
     if !result.interrupted {
         compare("failed requests", expect.failed_requests.to_string(), result.failed_requests.to_string());
     }
-    // What was stopped before anything was read back can't be judged.
-    for row in result.io.iter().filter(|row| !result.interrupted || row.compared > 0) {
+    // What was stopped before anything was read back can't be judged, nor what failed from the first request to the
+    // last: the count of failed requests does that.
+    let judged = |row: &&IoRow| row.compared > 0 || !(result.interrupted || row.requests == 0 && row.failed > 0);
+    for row in result.io.iter().filter(judged) {
         compare(&format!("data of {}", row.label), "verified".to_owned(), verified(row.verified));
+    }
+    for row in result.clears.iter().filter(|row| !result.interrupted || row.compared > 0) {
+        let right = row.mismatched == 0 && row.compared > 0;
+        compare(&format!("data of {}", row.label), "verified".to_owned(), verified(right));
     }
     for row in &result.exercises {
         compare(&format!("results of {}", row.label), "none wrong".to_owned(), wrong_results(row.wrong));
@@ -77,7 +83,7 @@ fn word(canary: Option<CanaryState>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::result::{ExerciseRow, FindingRow, IoRow};
+    use crate::result::{ClearRow, ExerciseRow, FindingRow};
 
     fn found(name: &str) -> FindingRow {
         FindingRow { name: name.to_owned(), text: String::new() }
@@ -97,15 +103,32 @@ mod tests {
     }
 
     #[test]
+    fn a_step_of_failures_alone_is_judged_by_their_count_and_one_that_did_nothing_is_wrong() {
+        let row = IoRow { label: "a".into(), failed: 2, ..IoRow::default() };
+        let result = RunResult { io: vec![row.clone()], failed_requests: 2, ..RunResult::default() };
+        assert_eq!(check(&Expect::default(), &result)[0].what, "failed requests");
+        assert!(check(&Expect { failed_requests: 2, ..Expect::default() }, &result).is_empty());
+        for row in [IoRow { requests: 1, ..row.clone() }, IoRow { failed: 0, ..row }] {
+            let result = RunResult { io: vec![row], ..RunResult::default() };
+            assert_eq!(check(&Expect::default(), &result)[0].what, "data of a");
+        }
+    }
+
+    #[test]
     fn wrong_data_leaks_and_failures_are_told_apart() {
         let result = RunResult {
             io: vec![IoRow { label: "a".into(), verified: false, ..IoRow::default() }],
             exercises: vec![ExerciseRow { label: "b".into(), wrong: 1, ..ExerciseRow::default() }],
+            clears: vec![
+                ClearRow { label: "c".into(), compared: 4, mismatched: 1, ..ClearRow::default() },
+                ClearRow { label: "d".into(), ..ClearRow::default() },
+                ClearRow { label: "e".into(), compared: 4, ..ClearRow::default() },
+            ],
             leaks: vec!["one".into()],
             failed_requests: 2,
             ..RunResult::default()
         };
         let what: Vec<_> = check(&Expect::default(), &result).into_iter().map(|m| m.what).collect();
-        assert_eq!(what, ["leaks", "failed requests", "data of a", "results of b"]);
+        assert_eq!(what, ["leaks", "failed requests", "data of a", "data of c", "data of d", "results of b"]);
     }
 }

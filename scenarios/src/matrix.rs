@@ -91,12 +91,12 @@ impl Column {
         }
     }
 
-    /// The wire, with any socket: whether a story can be told does not depend on it.
+    /// The wire, without its sockets: whether a story can be told does not depend on them.
     fn wire(self) -> WireKind {
         match self {
             Self::Lockstep | Self::Threads => WireKind::InProc,
             Self::Qemu => WireKind::Qemu,
-            Self::VhostUser => WireKind::VhostUser("socket".into()),
+            Self::VhostUser => WireKind::VhostUser(Vec::new()),
         }
     }
 
@@ -124,18 +124,18 @@ impl Column {
         }
         let mut arguments = vec!["run".to_owned(), name.to_owned(), "--json".to_owned()];
         sets.iter().for_each(|set| arguments.extend(["--set".to_owned(), set.clone()]));
-        // It ends when this drops, after the run.
-        let daemon = match (self, scenario.device.first()) {
-            (Self::VhostUser, Some(device)) => Some(StorageDaemon::start(device)?),
-            _ => None,
-        };
+        // They end when this drops, after the run.
+        let mut daemons = Vec::new();
         match self {
             Self::Lockstep => {}
             Self::Threads => arguments.extend(["--world", "threads"].map(str::to_owned)),
             Self::Qemu => arguments.extend(["--wire", "qemu"].map(str::to_owned)),
             Self::VhostUser => {
-                let socket = daemon.as_ref().map(|daemon| daemon.socket().display().to_string());
-                arguments.extend(["--wire".to_owned(), format!("vhost-user={}", socket.unwrap_or_default())]);
+                for device in &scenario.device {
+                    let daemon = StorageDaemon::start(device, &daemons)?;
+                    arguments.extend(["--wire".to_owned(), format!("vhost-user={}", daemon.socket().display())]);
+                    daemons.push(daemon);
+                }
             }
         }
         Ok(child(&arguments)?)
@@ -192,7 +192,7 @@ fn bytes_of(result: &str) -> u64 {
         rows.filter_map(|row| row["bytes"].as_u64()).sum::<u64>() * times
     };
     // A copy is read, written and read back.
-    of("io", 1) + of("exercises", 1) + of("dma", 1) + of("copies", 3)
+    of("io", 1) + of("clears", 1) + of("exercises", 1) + of("dma", 1) + of("copies", 3)
 }
 
 /// Runs the matrix.

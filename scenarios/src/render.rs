@@ -9,7 +9,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use crate::expect::Mismatch;
-use crate::result::{DmaRow, FactRow, FaultRow, IoRow, RunResult};
+use crate::result::{ClearRow, DmaRow, FactRow, FaultRow, IoRow, RunResult};
 use crate::spec::Arch;
 
 const BOLD: Style = Style::new().bold();
@@ -84,6 +84,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     )?;
     rings(out, r, verbose)?;
     io_steps(out, r)?;
+    clears(out, r)?;
     exercises(out, r)?;
     transfers(out, r)?;
     copies(out, r)?;
@@ -152,11 +153,45 @@ fn verdict(row: &IoRow) -> String {
     let retries = if row.retries > 0 { format!(", {} submissions tried again", row.retries) } else { String::new() };
     let failed = if row.failed > 0 { format!(", {BAD}{} failed{BAD:#}", row.failed) } else { String::new() };
     let hash = row.sha256.get(..16).map(|h| format!("SHA-256 {h}… ")).unwrap_or_default();
+    if row.requests == 0 && row.failed > 0 {
+        return format!("{BAD}all {} failed{BAD:#}{retries}", row.failed);
+    }
     if row.verified {
         format!("{hash}{GOOD}verified{GOOD:#}{failed}{retries}")
     } else {
         format!("{hash}{BAD}not what was written{BAD:#}{failed}{retries}")
     }
+}
+
+fn clears(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    if r.clears.is_empty() {
+        return Ok(());
+    }
+    let mut t = table(&["cleared", "how", "requests", "bytes", "handed over", "maps", "bounced", "copied", "slots"]);
+    for row in &r.clears {
+        t.add_row([
+            row.label.clone(),
+            row.how.clone(),
+            row.requests.to_string(),
+            bytes(row.cleared),
+            bytes(row.told),
+            row.maps.to_string(),
+            row.bounces.to_string(),
+            bytes(row.bounced_bytes),
+            row.slots.to_string(),
+        ]);
+    }
+    print(out, &mut t, 2)?;
+    for row in &r.clears {
+        let failed = if row.failed > 0 { format!(", {BAD}{} failed{BAD:#}", row.failed) } else { String::new() };
+        let ClearRow { compared, mismatched, .. } = row;
+        if row.mismatched == 0 && row.compared > 0 {
+            writeln!(out, "  {:<10} {compared} blocks {GOOD}verified{GOOD:#}{failed}", row.label)?;
+        } else {
+            writeln!(out, "  {:<10} {BAD}{mismatched} of {compared} blocks wrong{BAD:#}{failed}", row.label)?;
+        }
+    }
+    writeln!(out)
 }
 
 fn exercises(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {

@@ -102,6 +102,37 @@ pub struct CopyRow {
     pub copy: String,
 }
 
+/// One `clear` step.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct ClearRow {
+    /// Its label.
+    pub label: String,
+    /// How blocks were cleared.
+    pub how: String,
+    /// Bytes written before and read after, in all.
+    pub bytes: u64,
+    /// Bytes cleared.
+    pub cleared: u64,
+    /// Requests that cleared them.
+    pub requests: u64,
+    /// Bytes that the device was handed for that.
+    pub told: u64,
+    /// Streaming mappings made for that.
+    pub maps: u64,
+    /// Of them, bounced.
+    pub bounces: u64,
+    /// Bytes that the bounce pool copied for that.
+    pub bounced_bytes: u64,
+    /// Slots that the bounced mappings took, added up.
+    pub slots: u64,
+    /// Requests that failed, of all kinds.
+    pub failed: u64,
+    /// Blocks read back and compared.
+    pub compared: u64,
+    /// Of them, blocks that were not as they should be.
+    pub mismatched: u64,
+}
+
 /// One `exercise` step.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct ExerciseRow {
@@ -275,6 +306,9 @@ pub struct RunResult {
     pub io: Vec<IoRow>,
     /// The `copy` steps.
     pub copies: Vec<CopyRow>,
+    /// The `clear` steps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clears: Vec<ClearRow>,
     /// The `exercise` steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exercises: Vec<ExerciseRow>,
@@ -397,6 +431,7 @@ impl RunResult {
         let exercises = self.exercises.iter().map(|row| row.bytes).sum::<u64>();
         self.io.iter().map(|row| row.bytes).sum::<u64>()
             + exercises
+            + self.clears.iter().map(|row| row.bytes).sum::<u64>()
             + self.dma.iter().map(|row| row.bytes).sum::<u64>()
             + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
     }

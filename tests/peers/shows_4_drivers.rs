@@ -94,7 +94,9 @@ fn virtio_driver_verifies_on_two_queues_and_the_data_outlives_the_connection() {
 
 #[test]
 fn every_operation_of_blkio_is_done_or_refused_as_it_should_be_on_two_queues() {
-    let server = Server::start(["--memory", "64M", "--queues", "2"]);
+    let folder = lowzone_tests::image::Folder::new();
+    let path = image(folder.path());
+    let server = Server::start(["--image", path.to_str().unwrap(), "--queues", "2"]);
     let mut disk = BlkioDisk::connect(&server.socket(), 2, 1 << 20).unwrap();
     assert_eq!(disk.blkio.get_u64("capacity").unwrap(), DISK);
     for queue in 0..2 {
@@ -110,14 +112,71 @@ fn every_operation_of_blkio_is_done_or_refused_as_it_should_be_on_two_queues() {
         assert!(disk.pages.get(BLOCK, (1 << 20) - BLOCK).iter().all(|byte| *byte == 0));
         assert_eq!(disk.write(queue, DISK - 512, 0, 1024), EIO, "past the end");
         assert_eq!(disk.read(queue, DISK, 0, 512), EIO, "past the end");
-        assert_eq!(disk.write_zeroes(queue, start, 4096), EOPNOTSUPP, "not offered, and it knows");
-        assert_eq!(disk.discard(queue, start, 4096), EOPNOTSUPP, "not offered, and it knows");
+        assert_eq!(disk.write_zeroes(queue, DISK - 512, 1024), EIO, "past the end");
+        assert_eq!(disk.discard(queue, DISK, 512), EIO, "past the end");
         assert_eq!(disk.read(queue, DISK - 512, 0, 512), 0);
     }
     drop(disk);
     let (outcome, _) = server.stop();
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{outcome:?}");
-    assert!(outcome.stdout.contains("14 requests, 4 failed") && outcome.stdout.contains(" 0 faults"), "{outcome:?}");
+    assert!(outcome.stdout.contains("18 requests, 8 failed") && outcome.stdout.contains(" 0 faults"), "{outcome:?}");
+}
+
+#[test]
+fn what_blkio_clears_reads_as_zeros_its_neighbours_stay_and_an_image_gets_its_space_back() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = lowzone_tests::image::Folder::new();
+    let path = image(folder.path());
+    let server = Server::start(["--image", path.to_str().unwrap(), "--queues", "2"]);
+    let mut disk = BlkioDisk::connect(&server.socket(), 2, 1 << 20).unwrap();
+    let size = 1usize << 20;
+    for queue in 0..2 {
+        let (start, other) = ((queue as u64) << 20, 1 - queue);
+        disk.pages.put(0, &vec![0x5a; size]);
+        assert_eq!(disk.write(queue, start, 0, size), 0);
+        let cleared = [0x1000..0x3000usize, 0x8200..0x8400, 0x4_0000..0xc_0000];
+        let of = |range: &std::ops::Range<usize>| (start + range.start as u64, range.len() as u64);
+        let ((a, a_len), (b, b_len), (c, c_len)) = (of(&cleared[0]), of(&cleared[1]), of(&cleared[2]));
+        assert_eq!(disk.write_zeroes(queue, a, a_len), 0);
+        assert_eq!(disk.write_zeroes(other, b, b_len), 0);
+        assert_eq!(disk.discard(queue, c, c_len), 0);
+        assert_eq!(disk.read(other, start, 0, size), 0);
+        for (at, byte) in disk.pages.get(0, size).into_iter().enumerate() {
+            let zero = cleared.iter().any(|range| range.contains(&at));
+            assert_eq!(byte, if zero { 0 } else { 0x5a }, "{at:#x}");
+        }
+        assert_eq!(disk.flush(queue), 0);
+    }
+    drop(disk);
+    let (outcome, _) = server.stop();
+    assert!(outcome.code == Some(0) && outcome.stdout.contains("12 requests, 0 failed"), "{outcome:?}");
+    // Two megabytes were written and one of them discarded; what the file system keeps for itself is little.
+    let kept = fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(kept < 0x18_0000, "{kept} bytes of the image");
+}
+
+#[test]
+fn what_is_not_offered_is_refused_with_eopnotsupp() {
+    let server = Server::start(["--memory", "64M", "--queues", "2", "--no-discard"]);
+    let mut disk = BlkioDisk::connect(&server.socket(), 2, 1 << 20).unwrap();
+    for queue in 0..2 {
+        assert_eq!(disk.write_zeroes(queue, 0, 4096), EOPNOTSUPP, "not offered, and it knows");
+        assert_eq!(disk.discard(queue, 0, 4096), EOPNOTSUPP, "not offered, and it knows");
+        assert_eq!(disk.read(queue, 0, 0, 512), 0);
+    }
+    drop(disk);
+    let (outcome, _) = server.stop();
+    assert!(outcome.code == Some(0) && outcome.stdout.contains("2 requests, 0 failed"), "{outcome:?}");
+    // This driver asks though it was told that the device can't.
+    let server = Server::start(["--memory", "64M", "--no-discard"]);
+    let mut disk = Disk::connect(&server.socket(), 1, BLOCK, Wait::EventFd).unwrap();
+    disk.discard(0, 0, 512, 1);
+    assert_eq!(disk.one(0), EOPNOTSUPP);
+    disk.write_zeroes(0, 0, 512, 2);
+    assert_eq!(disk.one(0), EOPNOTSUPP);
+    drop(disk);
+    let (outcome, _) = server.stop();
+    assert!(outcome.code == Some(0) && outcome.stdout.contains("2 requests, 2 failed"), "{outcome:?}");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What a block device is told at its birth, and the features and configuration space that follow from it.
 //!
 //! Neighbours: [`super::blk`] builds the device from it. Mirrors virtio 1.2, 5.2.3 and 5.2.4. Left out: size_max,
-//! geometry, topology, write-back, discard and zones; their fields read zero.
+//! geometry, topology, write-back, secure erase and zones; their fields read zero.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 use crate::store::{SECTOR, Store};
@@ -12,6 +13,11 @@ use crate::virtio::{ACCESS_PLATFORM, EVENT_IDX, INDIRECT_DESC, VERSION_1};
 
 /// Bytes of the configuration space: up to and including the zoned fields.
 pub const LEN: usize = 96;
+
+/// Sectors that one range of DISCARD or WRITE_ZEROES may have: 16 MiB.
+pub const RANGE_SECTORS: u32 = 32768;
+/// Ranges that one such request may have.
+pub const RANGES: u32 = 64;
 
 /// How a block device is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub struct BlkOptions {
     pub indirect: bool,
     /// Offer ACCESS_PLATFORM: the driver shall use its DMA API.
     pub access_platform: bool,
+    /// Offer DISCARD and WRITE_ZEROES; a read-only device never does.
+    pub discard: bool,
     /// Requests that a queue works on at once, 1 or more.
     pub depth: usize,
 }
@@ -52,6 +60,7 @@ impl Default for BlkOptions {
             event_idx: true,
             indirect: true,
             access_platform: true,
+            discard: true,
             depth: 16,
         }
     }
@@ -61,6 +70,16 @@ impl BlkOptions {
     /// The segments offered: what was asked for, less what the queue can't hold.
     pub(crate) fn segments(&self) -> u32 {
         self.seg_max.min(u32::from(self.queue_size).saturating_sub(2))
+    }
+
+    /// Whether it refuses writes over `store`.
+    pub(crate) fn refuses_writes(&self, store: &Store) -> bool {
+        self.read_only || store.read_only()
+    }
+
+    /// Whether it knows DISCARD and WRITE_ZEROES over `store`.
+    pub(crate) fn clears(&self, store: &Store) -> bool {
+        self.discard && !self.refuses_writes(store)
     }
 
     /// The features offered over `store`.
@@ -74,8 +93,10 @@ impl BlkOptions {
             | bit(self.segments() > 0, VIRTIO_BLK_F_SEG_MAX)
             | bit(self.blk_size > 0, VIRTIO_BLK_F_BLK_SIZE)
             | bit(true, VIRTIO_BLK_F_FLUSH)
-            | bit(self.read_only || store.read_only(), VIRTIO_BLK_F_RO)
+            | bit(self.refuses_writes(store), VIRTIO_BLK_F_RO)
             | bit(self.queues > 1, VIRTIO_BLK_F_MQ)
+            | bit(self.clears(store), VIRTIO_BLK_F_DISCARD)
+            | bit(self.clears(store), VIRTIO_BLK_F_WRITE_ZEROES)
     }
 
     /// The configuration space over `store`.
@@ -86,6 +107,15 @@ impl BlkOptions {
         bytes[20..24].copy_from_slice(&self.blk_size.to_le_bytes());
         if self.queues > 1 {
             bytes[34..36].copy_from_slice(&self.queues.to_le_bytes());
+        }
+        if self.clears(store) {
+            let block = self.blk_size.max(512) / 512;
+            let words = [RANGE_SECTORS, RANGES, block, RANGE_SECTORS, RANGES];
+            for (to, word) in bytes[36..56].chunks_exact_mut(4).zip(words) {
+                to.copy_from_slice(&word.to_le_bytes());
+            }
+            // Zeros of ours may be a hole.
+            bytes[56] = 1;
         }
         bytes
     }
@@ -108,6 +138,7 @@ mod tests {
             event_idx: false,
             indirect: false,
             access_platform: false,
+            discard: false,
             ..BlkOptions::default()
         };
         let bare = 1 << 32 | 1 << 9;
@@ -120,6 +151,8 @@ mod tests {
         assert_eq!(with(BlkOptions { indirect: true, ..none }), 1 << 28);
         assert_eq!(with(BlkOptions { event_idx: true, ..none }), 1 << 29);
         assert_eq!(with(BlkOptions { access_platform: true, ..none }), 1 << 33);
+        assert_eq!(with(BlkOptions { discard: true, ..none }), 1 << 13 | 1 << 14);
+        assert_eq!(with(BlkOptions { discard: true, read_only: true, ..none }), 1 << 5, "nothing to clear");
     }
 
     #[test]
@@ -130,6 +163,10 @@ mod tests {
         assert_eq!(space[12..16], 62u32.to_le_bytes());
         assert_eq!(space[20..24], 4096u32.to_le_bytes());
         assert_eq!(space[34..36], 4u16.to_le_bytes());
+        let words: Vec<_> = space[36..56].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+        assert_eq!((words.as_slice(), space[56]), (&[32768, 64, 8, 32768, 64][..], 1));
+        let without = BlkOptions { discard: false, ..options }.space(&disk());
+        assert!(without[36..].iter().all(|byte| *byte == 0));
         assert_eq!(BlkOptions { queue_size: 1, ..options }.segments(), 0);
     }
 }

@@ -153,10 +153,13 @@ impl BlkQueues {
         if options.depth == 0 {
             return Err(DeviceError::Depth { depth: options.depth });
         }
-        let read_only = options.read_only || store.read_only();
         Ok(Self(Common {
             host,
-            disk: Disk { capacity: store.capacity(), read_only },
+            disk: Disk {
+                capacity: store.capacity(),
+                read_only: options.refuses_writes(&store),
+                clears: options.clears(&store),
+            },
             store,
             counters,
             script,

@@ -1,10 +1,11 @@
 //! The virtio block device: its facts, its configuration, its requests and the worker that serves a queue.
 //!
 //! [`blk`] builds one, function and workers, over a [`crate::store::Store`]. Mirrors virtio 1.2 section 5.2 and
-//! Linux's `drivers/block/virtio_blk.c`. Left out: discard, write zeroes, zones, lifetime, write-back switching.
+//! Linux's `drivers/block/virtio_blk.c`. Left out: secure erase, zones, lifetime, write-back switching.
 
 pub mod config;
 mod device;
+mod ranges;
 mod request;
 mod worker;
 

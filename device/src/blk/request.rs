@@ -2,14 +2,15 @@
 //!
 //! Nothing in a chain is trusted: the 16-byte header is gathered from however many readable descriptors, the status
 //! is the last writable byte, lengths and sectors are checked arithmetic. Neighbour: [`super::worker`], which moves
-//! the pieces. Mirrors virtio 1.2, 5.2.6.
+//! the pieces. [`super::ranges`], the lists of DISCARD and WRITE_ZEROES. Mirrors virtio 1.2, 5.2.6.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use vm_memory::GuestMemory;
 
+use super::ranges::{self, Kind, Range};
 use crate::misbehave::Mishap;
 use crate::pci::BusMaster;
 use crate::store::SECTOR;
@@ -28,7 +29,7 @@ pub(super) const OK: u8 = byte(VIRTIO_BLK_S_OK);
 /// Status of a request that failed.
 pub(super) const IOERR: u8 = byte(VIRTIO_BLK_S_IOERR);
 /// Status of a request the device does not know.
-const UNSUPP: u8 = byte(VIRTIO_BLK_S_UNSUPP);
+pub(super) const UNSUPP: u8 = byte(VIRTIO_BLK_S_UNSUPP);
 
 const fn byte(value: u32) -> u8 {
     assert!(value <= 0xff);
@@ -46,6 +47,10 @@ pub(super) enum Work {
     Flush,
     /// Write the device's name into memory.
     Id,
+    /// Read which ranges are to be cleared out of memory.
+    List(Kind),
+    /// Clear them in the store, one after another.
+    Clear,
     /// Nothing but the status.
     Done,
 }
@@ -64,6 +69,8 @@ pub(super) struct Piece {
 pub(super) struct Disk {
     pub capacity: u64,
     pub read_only: bool,
+    /// DISCARD and WRITE_ZEROES are known.
+    pub clears: bool,
 }
 
 /// A request in flight. It holds descriptors, never memory.
@@ -74,6 +81,8 @@ pub(super) struct Request {
     pub status: u8,
     /// Bytes of data written into the driver's memory.
     pub written: u32,
+    /// What is still to be cleared, the last first.
+    pub ranges: Vec<Range>,
     /// Its place in the order in which this queue's requests were popped.
     pub number: u64,
     /// What goes wrong with its completion, once that is drawn.
@@ -105,9 +114,22 @@ impl Request {
         let (readable, writable): (u64, u64) = (sum(false), sum(true));
         let (work, status) = (Work::Done, IOERR);
         let (at, left, segment, within, written) = (0, 0, 0, 0, 0);
-        let (mishap, drawn) = (None, false);
-        let mut request =
-            Self { chain, work, status, written, number, mishap, drawn, status_addr, at, left, segment, within };
+        let (mishap, drawn, ranges) = (None, false, Vec::new());
+        let mut request = Self {
+            chain,
+            work,
+            status,
+            written,
+            ranges,
+            number,
+            mishap,
+            drawn,
+            status_addr,
+            at,
+            left,
+            segment,
+            within,
+        };
         let mut header = [0; 16];
         if readable >= HEADER && request.gather(mem, &mut header) {
             request.plan(&header, readable - HEADER, writable - 1, disk);
@@ -115,10 +137,10 @@ impl Request {
         Ok(request)
     }
 
-    /// Reads the header from the front of the chain and leaves the cursor behind it. False if memory was refused.
-    fn gather<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>, header: &mut [u8; 16]) -> bool {
-        let mut rest = &mut header[..];
-        self.left = HEADER;
+    /// Reads bytes at the cursor and leaves it behind them. False if memory was refused.
+    fn gather<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>, to: &mut [u8]) -> bool {
+        let mut rest = to;
+        self.left = rest.len() as u64;
         while let Some(piece) = self.piece() {
             let len = usize::try_from(piece.len).unwrap_or(rest.len()).min(rest.len());
             let (part, behind) = rest.split_at_mut(len);
@@ -141,6 +163,8 @@ impl Request {
             VIRTIO_BLK_T_OUT => (Work::Write, out_len),
             VIRTIO_BLK_T_FLUSH => (Work::Flush, 0),
             VIRTIO_BLK_T_GET_ID => (Work::Id, in_len.min(ID_LEN)),
+            VIRTIO_BLK_T_DISCARD if disk.clears => (Work::List(Kind::Discard), out_len),
+            VIRTIO_BLK_T_WRITE_ZEROES if disk.clears => (Work::List(Kind::WriteZeroes), out_len),
             _ => {
                 self.status = UNSUPP;
                 return;
@@ -155,13 +179,28 @@ impl Request {
             }
             at = start;
         }
-        if work != Work::Write {
+        if matches!(work, Work::List(_)) && !ranges::is_list(len) {
+            return;
+        }
+        if matches!(work, Work::Read | Work::Id) {
             self.segment = self.chain.descs.iter().position(|seg| seg.write).unwrap_or(0);
             self.within = 0;
         }
         (self.at, self.left) = (at, len);
         self.status = OK;
         self.work = if len == 0 && work != Work::Flush { Work::Done } else { work };
+    }
+
+    /// Reads the list of ranges and checks all of it before any is cleared.
+    pub fn list<M: GuestMemory, T: Tap>(&mut self, mem: &BusMaster<M, T>, kind: Kind, capacity: u64) {
+        let mut bytes = vec![0; usize::try_from(self.left).unwrap_or(0)];
+        if !self.gather(mem, &mut bytes) {
+            return self.fail();
+        }
+        match ranges::parse(kind, &bytes, capacity) {
+            Ok(ranges) => (self.ranges, self.work) = (ranges, Work::Clear),
+            Err(status) => (self.status, self.work) = (status, Work::Done),
+        }
     }
 
     /// The next stretch to move: within one segment, at most [`CHUNK`] bytes.
@@ -189,6 +228,11 @@ impl Request {
         if self.left == 0 {
             self.work = Work::Done;
         }
+    }
+
+    /// Whether a flush that comes after it must wait for it.
+    pub fn changes_the_store(&self) -> bool {
+        matches!(self.work, Work::Write | Work::List(_) | Work::Clear)
     }
 
     /// Whether its data goes into the driver's memory.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
+use super::ranges::Range;
 use super::request::{Disk, Piece, Request, Work};
 use crate::counters::{Counters, Tally};
 use crate::misbehave::Script;
@@ -156,7 +157,7 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
             let Some(mut request) = self.flying.pop_front() else { return };
             // A flush covers the writes popped before it, so it gives its turn away until they are done.
             let number = request.number;
-            let early = |other: &Request| other.work == Work::Write && other.number < number;
+            let early = |other: &Request| other.changes_the_store() && other.number < number;
             if request.work == Work::Flush && self.flying.iter().any(early) {
                 self.flying.push_back(request);
                 continue;
@@ -168,6 +169,15 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
     }
 
     fn step(&mut self, request: &mut Request) {
+        match request.work {
+            Work::List(kind) => {
+                request.list(&self.mem, kind, self.common.disk.capacity);
+                self.note_fault();
+                return;
+            }
+            Work::Clear => return self.clear(request),
+            _ => {}
+        }
         let Some(piece) = request.piece() else {
             let flushed = request.work == Work::Flush && self.common.store.flush().is_ok();
             if flushed {
@@ -193,6 +203,19 @@ impl<M: GuestMemory, T: Tap> BlkWorker<M, T> {
             request.fail();
         } else {
             request.advance(piece.len);
+        }
+    }
+
+    /// Clears the next range of `request`.
+    fn clear(&mut self, request: &mut Request) {
+        if request.ranges.len() == 1 && self.draw(request, None) {
+            return;
+        }
+        let Some(Range { at, len, unmap }) = request.ranges.pop() else { return request.fail() };
+        if self.common.store.clear(at, len, unmap).is_err() {
+            request.fail();
+        } else if request.ranges.is_empty() {
+            request.work = Work::Done;
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-use super::{ImageStore, StoreError};
+use super::{ImageStore, StoreError, length};
 use crate::lock;
 
 const WRITE: u8 = 1;
@@ -47,6 +47,10 @@ impl LoggedStore {
 
     pub(super) fn write_at<B: BitmapSlice>(&self, offset: u64, from: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
         self.image.write_at(offset, from)?;
+        self.note(offset, from)
+    }
+
+    fn note<B: BitmapSlice>(&self, offset: u64, from: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
         let len = u32::try_from(from.len()).map_err(|_| StoreError::Size { size: from.len() as u64 })?;
         let mut entry = vec![0; HEADER + from.len()];
         entry[0] = WRITE;
@@ -54,6 +58,13 @@ impl LoggedStore {
         entry[9..13].copy_from_slice(&len.to_le_bytes());
         from.copy_to(&mut entry[HEADER..]);
         Ok(lock(&self.log).write_all(&entry)?)
+    }
+
+    /// Logged as zeros that are written: after a crash there may be any part of them.
+    pub(super) fn clear(&self, offset: u64, len: u64, unmap: bool) -> Result<(), StoreError> {
+        self.image.clear(offset, len, unmap)?;
+        let mut zeros = vec![0; length(offset, len, self.image.size)?];
+        self.note(offset, &VolatileSlice::from(&mut zeros[..]))
     }
 
     pub(super) fn flush(&self) -> Result<(), StoreError> {

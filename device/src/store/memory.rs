@@ -1,7 +1,7 @@
 //! `MemoryStore`: a store in the memory of the process, gone with it.
 //!
 //! Sparse: what was never written reads as zero and costs a pointer for each 64 KiB, so that a large disk is made at
-//! once. Neighbours: [`super::Store`]. Left out: giving written memory back.
+//! once. What is cleared by whole chunks is given back. Neighbours: [`super::Store`].
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-use super::{StoreError, check_range, check_size};
+use super::{StoreError, check_range, check_size, length};
 use crate::lock;
 
 /// Bytes that are allocated together.
@@ -69,6 +69,20 @@ impl MemoryStore {
             if let Some(slot) = chunks.get_mut(chunk) {
                 let bytes = slot.get_or_insert_with(|| vec![0; CHUNK].into_boxed_slice());
                 from.subslice(access.start, access.len())?.copy_to(&mut bytes[within]);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn clear(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let len = length(offset, len, self.size)?;
+        let start = self.start(offset, len)?;
+        let mut chunks = lock(&self.chunks);
+        for (chunk, within, _) in pieces(start, len) {
+            match chunks.get_mut(chunk) {
+                Some(slot) if within.len() == CHUNK => *slot = None,
+                Some(Some(bytes)) => bytes[within].fill(0),
+                _ => {}
             }
         }
         Ok(())

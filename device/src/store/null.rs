@@ -5,7 +5,7 @@
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-use super::{StoreError, check_range, check_size};
+use super::{StoreError, check_range, check_size, length};
 
 /// Bytes of zeroes that are copied at a time.
 const CHUNK: usize = 16 << 10;
@@ -47,6 +47,10 @@ impl NullStore {
 
     pub(super) fn write_at<B: BitmapSlice>(&self, offset: u64, from: &VolatileSlice<'_, B>) -> Result<(), StoreError> {
         check_range(offset, from.len(), self.size)
+    }
+
+    pub(super) fn clear(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        check_range(offset, length(offset, len, self.size)?, self.size)
     }
 }
 

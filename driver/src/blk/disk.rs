@@ -13,6 +13,7 @@ use lowzone_guest_mem::lock::Locked;
 use lowzone_guest_mem::zone::ZoneKind;
 use lowzone_guest_mem::{Cpu, PhysAddr};
 
+use crate::blk::clear::{Clearing, F_DISCARD, F_WRITE_ZEROES};
 use crate::blk::host::{Held, Host};
 use crate::blk::queue::{BlkQueue, Gauge, Pending, QueueStats};
 use crate::blk::request::{Completed, Request, SubmitError, SubmitFailure};
@@ -173,6 +174,7 @@ pub struct Disk {
     interrupts: Locked<Option<Interrupts>>,
     capacity: u64,
     features: u64,
+    clearing: Clearing,
     timeout: u64,
 }
 
@@ -218,6 +220,7 @@ impl Disk {
         let _span = cpu.span("init_vqs");
         let features = transport.negotiate(cpu, wanted_features(options))?;
         let (capacity, count) = read_config(cpu, &*transport, features, options)?;
+        let clearing = Clearing::read(cpu, &*transport, features)?;
         let mut vectors = if options.msix { host.vectors(cpu, count + 1).ok() } else { None };
         let mut queues = Vec::new();
         let gauge = Arc::new(Gauge::default());
@@ -236,7 +239,7 @@ impl Disk {
         match ready {
             Ok(lines) => {
                 let interrupts = Locked::new(Some(Interrupts { lines, vectors: vectors.take() }));
-                Ok(Self { host, core, interrupts, capacity, features, timeout: options.timeout })
+                Ok(Self { host, core, interrupts, capacity, features, clearing, timeout: options.timeout })
             }
             Err(error) => {
                 // What the device knows of must not be freed under it; a device that won't reset is cut off.
@@ -256,6 +259,11 @@ impl Disk {
     /// The agreed features.
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// What may be cleared.
+    pub(crate) fn clearing(&self) -> Clearing {
+        self.clearing
     }
 
     /// How many queues are in use.
@@ -373,6 +381,8 @@ fn wanted_features(options: &BlkOptions) -> u64 {
         | F_BLK_SIZE
         | F_FLUSH
         | F_MQ
+        | F_DISCARD
+        | F_WRITE_ZEROES
         | optional(options.indirect, F_INDIRECT_DESC)
         | optional(options.event_idx, F_EVENT_IDX)
 }

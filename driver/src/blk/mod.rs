@@ -4,6 +4,7 @@
 //! each. Rings, headers and status bytes are coherent, data is streaming (or whatever the caller shares). Mirrors drivers/block/virtio_blk.c; virtio 1.2,
 //! 5.2. Neighbours: `virtio`, `pci`. Left out: partitions, request merging, recovery after NEEDS_RESET.
 
+pub mod clear;
 pub mod disk;
 mod host;
 pub mod queue;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::lock::Locked;
 
+pub use clear::{ClearError, ClearLimits, SectorRange};
 pub use disk::{BlkOptions, Disk, RingPlace};
 pub use queue::{BlkQueue, Pending, QueueStats};
 pub use request::{BlkError, Completed, Data, Op, Request, SECTOR, SubmitError, SubmitFailure};

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 #[cfg(lowzone_mutants)]
 use lowzone_guest_mem::dma::misuse;
-use lowzone_guest_mem::dma::{Coherent, DmaDevice, FromDevice, ToDevice};
+use lowzone_guest_mem::dma::{Coherent, DmaDevice, FromDevice, MapError, ToDevice};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::lock::SpinLock;
 use lowzone_guest_mem::wait::WaitQueue;
-use lowzone_guest_mem::{Cpu, DmaAddr};
+use lowzone_guest_mem::{Cpu, DmaAddr, KBuf};
 
 use crate::blk::request::{BlkError, Completed, Data, Op, Payload, Request, SubmitError, SubmitFailure, verdict};
 use crate::driver::ProbeError;
@@ -240,12 +240,14 @@ impl BlkQueue {
     }
 
     fn map(&self, cpu: &Cpu<'_>, op: Op, data: Data) -> Result<(Payload, Option<DmaAddr>), SubmitError> {
-        let failed = |error: lowzone_guest_mem::dma::MapError<_>| {
+        let failed = |error: MapError<KBuf>| {
             #[cfg(lowzone_mutants)]
             if mutant::is(Mutant::DoubleFreeInRetry) {
                 misuse::free_buffer(cpu, &error.buf);
             }
-            SubmitError { data: Data::Streaming(error.buf), why: error.why.into() }
+            let (len, most) = (error.buf.len() as u64, self.dma.max_mapping_size());
+            let why = if len > most { SubmitFailure::TooLong { len, most } } else { error.why.into() };
+            SubmitError { data: Data::Streaming(error.buf), why }
         };
         #[cfg(lowzone_mutants)]
         if mutant::is(Mutant::MappingErrorUnchecked)

@@ -1,6 +1,6 @@
 //! One block request: what is asked, with which data, and how it ended.
 //!
-//! Neighbours: `queue` carries it out. Virtio 1.2, 5.2.6. Left out: discard, write zeroes, zones.
+//! Neighbours: `queue` carries it out. Virtio 1.2, 5.2.6. What a discard and zeroes are made of is in `clear`. Left out: secure erase, zones.
 
 use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::{Coherent, FromDevice, MapFailure, Mapped, RawMapping, ToDevice};
@@ -23,6 +23,10 @@ pub enum Op {
     Flush,
     /// Read the 20-byte serial.
     GetId,
+    /// Forget the ranges that the data names.
+    Discard,
+    /// Make the ranges that the data names read as zeros.
+    WriteZeroes,
 }
 
 impl Op {
@@ -32,6 +36,8 @@ impl Op {
             Self::Write => 1,
             Self::Flush => 4,
             Self::GetId => 8,
+            Self::Discard => 11,
+            Self::WriteZeroes => 13,
         }
     }
 
@@ -127,6 +133,14 @@ pub enum SubmitFailure {
     /// More data than a descriptor can name.
     #[error("{0} bytes in one request")]
     TooLarge(u64),
+    /// Too long ever to be bounced (`dma_max_mapping_size`), and out of the device's reach: trying again is of no use.
+    #[error("{len} bytes out of the device's reach, and a bounce holds {most}")]
+    TooLong {
+        /// Bytes of the data.
+        len: u64,
+        /// The longest mapping.
+        most: u64,
+    },
     /// The device is broken, gone or being removed.
     #[error("the device is no longer in service")]
     Dead,

@@ -63,6 +63,7 @@ fn device(env: &DeviceEnv<'_>) -> Result<Plugged, MakeError> {
         event_idx: spec.event_idx,
         indirect: spec.indirect,
         access_platform: spec.access_platform,
+        discard: spec.discard,
         ..DeviceOptions::default()
     };
     let hardware = Hardware { width: spec.width, beyond: env.beyond(), wide_bar: true };

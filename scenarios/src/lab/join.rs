@@ -4,7 +4,7 @@
 //! Interrupts come in at the same controller either way. Neighbours: `wire`, `kit`; `lab`, which runs steps on what is
 //! joined here.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use lowzone_device::Worker;
@@ -17,6 +17,7 @@ use lowzone_guest_mem::kernel::Machine;
 use super::{LabError, Slot};
 use crate::kit::{DeviceEnv, Kit};
 use crate::spec::{Device, Scenario, StoreSpec};
+use crate::wire::inproc::place;
 use crate::wire::qtest::map;
 use crate::wire::vhost_user::VhostUserError;
 use crate::wire::{InProc, Qemu, VhostUser, WireKind};
@@ -34,11 +35,11 @@ pub(super) struct Joined {
 /// Whose the devices are.
 pub(super) enum Peer {
     Qemu(Arc<Qemu>),
-    Socket(Arc<VhostUser>),
+    Sockets(Vec<Arc<VhostUser>>),
 }
 
 impl Peer {
-    /// Has `told` called once it is gone for good; one at a socket is connected to again, or its requests fail.
+    /// Has `told` called once it is gone for good; those at sockets are connected to again, or their requests fail.
     pub(super) fn on_failure(&self, told: impl Fn() + Send + Sync + 'static) {
         if let Self::Qemu(qemu) = self {
             qemu.on_failure(told);
@@ -49,7 +50,7 @@ impl Peer {
     pub(super) fn failure(&self) -> Option<String> {
         match self {
             Self::Qemu(qemu) => qemu.failure(),
-            Self::Socket(socket) => socket.failure(),
+            Self::Sockets(sockets) => sockets.iter().find_map(|socket| socket.failure()),
         }
     }
 }
@@ -65,7 +66,7 @@ pub(super) fn join(
     match wire {
         WireKind::InProc => in_process(kit, machine, controller, scenario),
         WireKind::Qemu => on_qemu(machine, controller, scenario),
-        WireKind::VhostUser(path) => at_socket(machine, controller, scenario, path),
+        WireKind::VhostUser(paths) => at_sockets(machine, controller, scenario, paths),
     }
 }
 
@@ -97,27 +98,32 @@ fn on_qemu(machine: &Machine, controller: &Arc<InProc>, scenario: &Scenario) -> 
     Ok(Joined { bus: bus.clone(), slots, workers: Vec::new(), peer: Some(Peer::Qemu(bus)) })
 }
 
-fn at_socket(
+fn at_sockets(
     machine: &Machine,
     controller: &Arc<InProc>,
     scenario: &Scenario,
-    path: &Path,
+    paths: &[PathBuf],
 ) -> Result<Joined, LabError> {
     machine.kernel().set_io_space(controller.clone());
-    let wire = Arc::new(VhostUser::connect(machine.kernel_ref(), controller.clone(), path)?);
-    let mut slots: Vec<Slot> = Vec::new();
-    for device in &scenario.device {
+    let (devices, sockets) = (scenario.device.len(), paths.len());
+    if devices != sockets {
+        return Err(VhostUserError::Sockets { devices, sockets }.into());
+    }
+    let (mut slots, mut wires): (Vec<Slot>, Vec<_>) = (Vec::new(), Vec::new());
+    for (index, (device, path)) in scenario.device.iter().zip(paths).enumerate() {
+        let wire = Arc::new(VhostUser::connect(machine.kernel_ref(), controller.clone(), path)?);
         let wanted = open_store(device, &slots)?.as_ref().map_or(0, Store::capacity);
         let has = wire.capacity().unwrap_or(0);
         if has < wanted {
-            return Err(VhostUserError::Small { path: path.to_owned(), has, wanted }.into());
+            return Err(VhostUserError::Small { path: path.clone(), has, wanted }.into());
         }
-        let dma = DmaDevice::new(machine.kernel_ref(), "virtio0");
+        let dma = DmaDevice::new(machine.kernel_ref(), &format!("virtio{index}"));
         let virtio = VirtioDevice { transport: wire.clone(), dma: dma.clone(), irqs: wire.irqs() };
-        let (at, _) = controller.next_slot();
+        let at = place(index);
         slots.push(Slot { capacity: has, virtio: Some(virtio), image: None, ..Slot::of(device, at, dma) });
+        wires.push(wire);
     }
-    Ok(Joined { bus: controller.clone(), slots, workers: Vec::new(), peer: Some(Peer::Socket(wire)) })
+    Ok(Joined { bus: controller.clone(), slots, workers: Vec::new(), peer: Some(Peer::Sockets(wires)) })
 }
 
 fn open_store(device: &Device, earlier: &[Slot]) -> Result<Option<Store>, LabError> {

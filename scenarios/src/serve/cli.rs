@@ -52,6 +52,9 @@ struct VirtioBlk {
     /// Refuse writes.
     #[arg(long)]
     read_only: bool,
+    /// Offer neither DISCARD nor WRITE_ZEROES; a disk that refuses writes never does.
+    #[arg(long)]
+    no_discard: bool,
     /// Write a record of every access to the peer's memory to this file, for `lowzone trace`.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -128,8 +131,8 @@ fn virtio_blk(options: &VirtioBlk) -> Result<Served, ServeError> {
         File::create(path).map_err(|source| TraceError::Open { name: name(), source })
     });
     let trace = trace.transpose()?;
-    let (number, began) = (0, tap::monotonic());
-    let config = Config { number, queues, queue_size, read_only, width, store, trace: trace.is_some(), began };
+    let (number, began, discard) = (0, tap::monotonic(), !options.no_discard);
+    let config = Config { number, queues, queue_size, read_only, discard, width, store, trace: trace.is_some(), began };
     // A store that can't be opened is told before anybody connects.
     config.open()?;
     server::run(&options.vhost_user, config, trace)

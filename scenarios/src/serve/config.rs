@@ -22,6 +22,8 @@ pub(super) struct Config {
     pub queue_size: u16,
     /// Refuse writes.
     pub read_only: bool,
+    /// Offer DISCARD and WRITE_ZEROES.
+    pub discard: bool,
     /// Address bits the device decodes.
     pub width: u8,
     /// Where the data is.
@@ -55,6 +57,7 @@ impl Config {
             queues: self.queues,
             queue_size: self.queue_size,
             read_only: self.read_only,
+            discard: self.discard,
             depth: usize::from(self.queue_size),
             ..BlkOptions::default()
         }

@@ -186,7 +186,17 @@ mod tests {
 
     fn config() -> Config {
         let store = super::super::config::StoreAt::Null(1 << 20);
-        Config { number: 1, queues: 2, queue_size: 64, read_only: false, width: 64, store, trace: false, began: 0 }
+        Config {
+            number: 1,
+            queues: 2,
+            queue_size: 64,
+            read_only: false,
+            discard: true,
+            width: 64,
+            store,
+            trace: false,
+            began: 0,
+        }
     }
 
     proptest! {

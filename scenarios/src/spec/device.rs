@@ -62,6 +62,10 @@ pub struct Device {
     /// Offers VIRTIO_F_ACCESS_PLATFORM, without which a driver hands it physical addresses. Default true.
     #[serde(default = "yes")]
     pub access_platform: bool,
+    /// Offers VIRTIO_BLK_F_DISCARD and VIRTIO_BLK_F_WRITE_ZEROES. Default false: a driver that finds them reads more
+    /// registers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub discard: bool,
     /// Logical block size it advertises, a power of two from 512 to 4096. Default 512.
     #[serde(default = "default_blk_size")]
     #[schemars(range(min = 512, max = 4096))]

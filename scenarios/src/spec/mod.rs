@@ -52,6 +52,6 @@ pub use schema::{schema, schema_with};
 pub use set::Set;
 pub use size::{Size, SizeError};
 pub use step::{
-    AllocGfp, CanaryStep, CopyStep, DEFAULT_BYTES, DmaDirection, DmaStep, ExerciseStep, HoldStep, IoStep, IrqAllocStep,
-    MapDirection, Memory, Pattern, ProbeStep, RawReadStep, RemoveStep, Step, StoryStep, Unmap,
+    AllocGfp, CanaryStep, ClearStep, Clearing, CopyStep, DEFAULT_BYTES, DmaDirection, DmaStep, ExerciseStep, HoldStep,
+    IoStep, IrqAllocStep, MapDirection, Memory, Pattern, ProbeStep, RawReadStep, RemoveStep, Step, StoryStep, Unmap,
 };

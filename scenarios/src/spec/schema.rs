@@ -130,7 +130,20 @@ mod tests {
         let verbs: Vec<_> = keys_of(&path("step[7]")).map(|known| known.path.leaf()).collect();
         assert_eq!(
             verbs,
-            ["probe", "io", "exercise", "dma", "copy", "raw_read", "irq_alloc", "canary", "hold", "story", "remove"]
+            [
+                "probe",
+                "io",
+                "exercise",
+                "dma",
+                "copy",
+                "clear",
+                "raw_read",
+                "irq_alloc",
+                "canary",
+                "hold",
+                "story",
+                "remove"
+            ]
         );
         assert!(at(&path("machine.width")).is_none());
     }

@@ -28,6 +28,8 @@ pub enum Step {
     Dma(DmaStep),
     /// Copies one device to another, reads the copy back and compares SHA-256.
     Copy(CopyStep),
+    /// Writes blocks, clears every second one without moving its data, and reads all back.
+    Clear(ClearStep),
     /// One read request by raw DMA calls, which can commit crimes a driver's types would not allow.
     RawRead(RawReadStep),
     /// One read request whose interrupt handler allocates memory.
@@ -51,6 +53,7 @@ impl Step {
             Self::Exercise(_) => "exercise",
             Self::Dma(_) => "dma",
             Self::Copy(_) => "copy",
+            Self::Clear(_) => "clear",
             Self::RawRead(_) => "raw_read",
             Self::IrqAlloc(_) => "irq_alloc",
             Self::Canary(_) => "canary",
@@ -245,6 +248,54 @@ pub struct CopyStep {
     pub depth: u32,
 }
 
+/// Writes blocks, clears every second one, and reads all back: the others must be as they were.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct ClearStep {
+    /// The device.
+    pub device: String,
+    /// What the result calls this step. Default: its verb and number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// How blocks are cleared. Default "write-zeroes".
+    #[serde(default)]
+    pub how: Clearing,
+    /// Blocks in all, 2 to 65536; one request clears one. Default 64.
+    #[serde(default = "default_blocks")]
+    #[schemars(range(min = 2, max = 65536))]
+    pub blocks: u64,
+    /// Bytes of each, a multiple of 512. Default "64K".
+    #[serde(default = "default_copy_bytes")]
+    pub bytes: Size,
+    /// Offset on the device of the first, a multiple of 512. Default 0.
+    #[serde(default)]
+    pub start: Size,
+}
+
+/// How a [`ClearStep`] clears blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clearing {
+    /// VIRTIO_BLK_T_WRITE_ZEROES: the device is told which sectors; they read as zeros.
+    #[default]
+    WriteZeroes,
+    /// VIRTIO_BLK_T_DISCARD: the device is told which sectors; what they read as nobody promises.
+    Discard,
+    /// Zeros are written as data, for comparison.
+    Write,
+}
+
+impl Clearing {
+    /// Its name in files and results.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteZeroes => "write-zeroes",
+            Self::Discard => "discard",
+            Self::Write => "write",
+        }
+    }
+}
+
 /// One 4096-byte read request by raw DMA calls; it fails or succeeds as one request, its data is not compared.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a table of options")]
@@ -335,6 +386,10 @@ const fn default_dma_bytes() -> Size {
 
 const fn default_depth() -> u32 {
     32
+}
+
+const fn default_blocks() -> u64 {
+    64
 }
 
 const fn default_copy_bytes() -> Size {

@@ -6,7 +6,7 @@ use super::check::{Checked, Fault, PAGE, SECTOR, bytes_within, known_device, mul
 use super::kind::{Kinds, find};
 use super::nearest::nearest;
 use super::path::KeyPath;
-use super::{CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, StoreSpec, StoryStep};
+use super::{ClearStep, CopyStep, IoStep, Memory, Pattern, Problem, Scenario, Size, Step, StoreSpec, StoryStep};
 
 /// What `kmalloc` gives at most; a request has one buffer.
 const MOST_REQUEST: u64 = 4 << 20;
@@ -17,6 +17,9 @@ const MOST_DMA: u64 = lowzone_driver::edu::MOST as u64;
 /// Where zone DMA32 ends.
 const MOST_HOLD: u64 = 4 << 30;
 const MOST_DEPTH: u64 = 65536;
+/// What stays small in memory.
+const MOST_BLOCKS: u64 = 65536;
+const MOST_CLEAR: u64 = 1 << 30;
 
 /// Checks all steps, in order.
 pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
@@ -38,7 +41,7 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
             _ => require(bound, &at, || Problem::NotBound { step: i, verb })?,
         }
         bound &= !matches!(step, Step::Remove(_));
-        if matches!(step, Step::Io(_) | Step::Copy(_) | Step::RawRead(_) | Step::IrqAlloc(_)) {
+        if matches!(step, Step::Io(_) | Step::Copy(_) | Step::Clear(_) | Step::RawRead(_) | Step::IrqAlloc(_)) {
             require(disks, &at, || Problem::NoDisks { verb, driver: driver.clone() })?;
         }
         if matches!(step, Step::Dma(_)) {
@@ -66,6 +69,10 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
                 device("from", &copy.from)?;
                 device("to", &copy.to)?;
                 copy_step(&at, copy, scenario)?;
+            }
+            Step::Clear(clear) => {
+                device("device", &clear.device)?;
+                clear_step(&at, clear, scenario)?;
             }
             Step::RawRead(raw) => {
                 device("device", &raw.device)?;
@@ -168,6 +175,22 @@ fn copy_step(at: &KeyPath, copy: &CopyStep, scenario: &Scenario) -> Checked {
     let (Some(need), Some(room)) = (size_of(&copy.from, scenario), size_of(&copy.to, scenario)) else { return Ok(()) };
     let (from, onto) = (copy.from.clone(), copy.to.clone());
     require(need <= room, &to, || Problem::CopyTooLarge { from, to: onto, need, room })
+}
+
+fn clear_step(at: &KeyPath, clear: &ClearStep, scenario: &Scenario) -> Checked {
+    within(&at.key("blocks"), clear.blocks, 2, MOST_BLOCKS)?;
+    bytes_within(&at.key("bytes"), clear.bytes, SECTOR, MOST_REQUEST)?;
+    multiple(&at.key("start"), clear.start, SECTOR)?;
+    let all = clear.blocks * clear.bytes.bytes();
+    let end = clear.start.0.saturating_add(all);
+    let size = size_of(&clear.device, scenario).unwrap_or(u64::MAX).min(clear.start.0.saturating_add(MOST_CLEAR));
+    if end > size {
+        let paths = ["blocks", "bytes", "start"].map(|key| at.key(key)).to_vec();
+        return Err(Fault::new(Problem::PastEnd { device: clear.device.clone(), end, size }, paths));
+    }
+    let writable = scenario.device(&clear.device).is_none_or(|device| !device.read_only);
+    let device = clear.device.clone();
+    require(writable, &at.key("device"), || Problem::ReadOnly { verb: "clear", device })
 }
 
 /// The bytes of a device, unless its image must tell.

@@ -132,7 +132,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[[step]]\nprboe = {}\n", "x.toml:3:1: unknown step 'prboe' / did you mean 'probe'?"),
         (
             "story = 's'\n[[step]]\n",
-            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, dma, copy, raw_read, irq_alloc, canary, hold, story, remove",
+            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, dma, copy, clear, raw_read, irq_alloc, canary, hold, story, remove",
         ),
         (
             "story = 's'\n[[step]]\nprobe = {}\nremove = {}\n",
@@ -536,4 +536,28 @@ fn what_is_written_reads_back() {
         let text = toml::to_string(&scenario).unwrap();
         assert_eq!(load(&source(&text), &[]).unwrap(), scenario, "{text}");
     }
+}
+
+#[test]
+fn a_clear_step_fits_its_device_and_takes_one_that_can_be_written() {
+    let text = |step: &str, device: &str| {
+        format!(
+            "story = 'x'\n[[device]]\nname = 'vda'\nkind = 'virtio-blk'\nsize = '1M'\n{device}\n[[step]]\nprobe = {{}}\n\
+             [[step]]\nclear = {{ device = 'vda', {step} }}\n"
+        )
+    };
+    let read = |step: &str, device: &str| {
+        let source = Source { name: "x.toml".into(), text: text(step, device) };
+        load(&source, &[]).map_err(|error| error.problem().to_string())
+    };
+    let good = read("blocks = 16", "discard = true").unwrap();
+    assert!(good.device[0].discard);
+    let Step::Clear(step) = &good.step[1] else { panic!("{:?}", good.step) };
+    assert_eq!((step.how, step.bytes.bytes(), step.start.bytes()), (Clearing::WriteZeroes, 64 << 10, 0));
+    assert!(!read("blocks = 16, how = 'discard'", "").unwrap().device[0].discard, "a file asks for it");
+    assert!(read("blocks = 17", "").unwrap_err().contains("vda"), "past the end");
+    assert!(read("blocks = 16, start = '512'", "").unwrap_err().contains("vda"), "past the end");
+    assert!(read("blocks = 16", "read_only = true").unwrap_err().contains("clear"));
+    assert!(read("blocks = 1", "").unwrap_err().contains("2 to 65536"));
+    assert!(read("bytes = 100", "").is_err() && read("how = 'erase'", "").is_err());
 }

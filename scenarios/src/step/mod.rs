@@ -1,11 +1,12 @@
 //! Steps: what each verb of a scenario does, as bodies for the world's CPUs.
 //!
-//! One noun a file: `bind` (probe, remove), `io`, `exercise`, `dma`, `copy`, `raw` (raw_read, irq_alloc), `canary`,
+//! One noun a file: `bind` (probe, remove), `io`, `exercise`, `dma`, `copy`, `clear`, `raw` (raw_read, irq_alloc), `canary`,
 //! `hold`, `story`, `flight` (a campaign's own); `data` is the buffers they share. Neighbours: `lab`, which runs the bodies;
 //! `driver::blk` and `driver::edu`, which they use as any caller would.
 
 mod bind;
 pub(crate) mod canary;
+mod clear;
 mod copy;
 mod data;
 mod dma;
@@ -35,6 +36,7 @@ pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> 
         Step::Exercise(work) => vec![exercise::body(bench, work, work.label.clone().unwrap_or_else(label))],
         Step::Dma(dma) => vec![dma::body(bench, dma, dma.label.clone().unwrap_or_else(label), number)],
         Step::Copy(copy) => vec![copy::body(bench, copy)],
+        Step::Clear(clear) => vec![clear::body(bench, clear, clear.label.clone().unwrap_or_else(label))],
         Step::RawRead(raw) => vec![raw::read(bench, raw)],
         Step::IrqAlloc(alloc) => vec![raw::irq_alloc(bench, alloc)],
         Step::Hold(hold) => vec![hold::body(bench, hold)],

@@ -309,8 +309,8 @@ impl InProc {
     }
 }
 
-/// Slot 0 is the host bridge's, as on a PC.
-fn place(slot: usize) -> Bdf {
+/// The place of the device with this number: the first is the host bridge's, as on a PC.
+pub(crate) fn place(slot: usize) -> Bdf {
     Bdf { bus: 0, device: u8::try_from(slot + 1).unwrap_or(u8::MAX), function: 0 }
 }
 

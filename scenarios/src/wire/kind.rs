@@ -33,8 +33,8 @@ pub enum WireKind {
     InProc,
     /// QEMU's devices in an emulator without a guest.
     Qemu,
-    /// The virtio block device that a peer serves at this socket.
-    VhostUser(PathBuf),
+    /// The virtio block devices that peers serve at these sockets, one for each of the scenario's, in its order.
+    VhostUser(Vec<PathBuf>),
 }
 
 /// Why a scenario is not run on a wire.
@@ -65,7 +65,7 @@ pub enum Skip {
         /// What would stand in for it.
         there: &'static str,
     },
-    /// Something that needs more than the one block device at a socket.
+    /// Something that needs more than block devices at sockets.
     #[error("can't be told over vhost-user: {0}")]
     Socket(&'static str),
     /// Nothing of it crosses the wire.
@@ -86,7 +86,37 @@ pub enum Skip {
 #[error("no wire '{0}'; there is: inproc, qemu, vhost-user=SOCKET")]
 pub struct UnknownWire(String);
 
+/// Wires that one run can't have together.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("one run has one wire, and {0} and {1} are two; only vhost-user=SOCKET is given once for each device")]
+pub struct TwoWires(WireKind, WireKind);
+
 impl WireKind {
+    /// The one wire that several stand for: that of the lab's own devices if there is none, and sockets one after another.
+    ///
+    /// ```
+    /// use lowzone::wire::WireKind;
+    ///
+    /// let given = ["vhost-user=a", "vhost-user=b"].map(|text| text.parse().unwrap());
+    /// assert_eq!(WireKind::join(&given), Ok(WireKind::VhostUser(vec!["a".into(), "b".into()])));
+    /// assert_eq!(WireKind::join(&[]), Ok(WireKind::InProc));
+    /// assert!(WireKind::join(&[WireKind::Qemu, given[0].clone()]).is_err());
+    /// ```
+    ///
+    /// # Errors
+    /// [`TwoWires`].
+    pub fn join(given: &[Self]) -> Result<Self, TwoWires> {
+        let Some((first, rest)) = given.split_first() else { return Ok(Self::InProc) };
+        rest.iter().try_fold(first.clone(), |all, next| match (all, next) {
+            (Self::VhostUser(mut paths), Self::VhostUser(more)) => {
+                paths.extend(more.iter().cloned());
+                Ok(Self::VhostUser(paths))
+            }
+            (all, next) if all == *next => Ok(all),
+            (all, next) => Err(TwoWires(all, next.clone())),
+        })
+    }
+
     /// Its name on the command line and in results.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -158,7 +188,7 @@ impl FromStr for WireKind {
         match text.split_once('=') {
             None if text == "inproc" => Ok(Self::InProc),
             None if text == "qemu" => Ok(Self::Qemu),
-            Some(("vhost-user", path)) if !path.is_empty() => Ok(Self::VhostUser(PathBuf::from(path))),
+            Some(("vhost-user", path)) if !path.is_empty() => Ok(Self::VhostUser(vec![PathBuf::from(path)])),
             _ => Err(UnknownWire(text.to_owned())),
         }
     }

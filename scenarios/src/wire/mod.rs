@@ -14,7 +14,7 @@ pub mod tap;
 pub mod vhost_user;
 
 pub use inproc::{InProc, Stir};
-pub use kind::{Skip, WireKind};
+pub use kind::{Skip, TwoWires, WireKind};
 pub use outside::Outside;
 pub use qtest::Qemu;
 pub use tap::LabTap;

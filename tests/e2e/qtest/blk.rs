@@ -1,6 +1,6 @@
 //! Our block driver on QEMU's virtio-blk-pci.
 
-use lowzone_driver::blk::{BlkDriver, BlkOptions, Data, Disk, Op, Request, SubmitError};
+use lowzone_driver::blk::{BlkDriver, BlkOptions, ClearError, Data, Disk, Op, Request, SectorRange, SubmitError};
 use lowzone_driver::driver::{bind, unbind};
 use lowzone_driver::virtio::{F_ACCESS_PLATFORM, F_EVENT_IDX, F_INDIRECT_DESC};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
@@ -49,6 +49,33 @@ pub(super) fn round_trips(cpu: &Cpu<'_>, disk: &Disk, rounds: usize) {
     submit(cpu, disk, 0, Request::flush()).unwrap();
 }
 
+/// Has the device clear sectors in the middle of others, by both kinds of request, and looks at all of them.
+pub(super) fn clears(cpu: &Cpu<'_>, disk: &Disk) {
+    let (sectors, filled) = (BYTES / 512, vec![0x5a; BYTES]);
+    let read = |at| {
+        let buf = KBuf::kmalloc(cpu, BYTES, GFP_KERNEL).unwrap();
+        let buf = streaming(submit(cpu, disk, 0, Request::read(at, Data::Streaming(buf))).unwrap());
+        let mut bytes = vec![0; BYTES];
+        buf.read_at(0, &mut bytes).unwrap();
+        bytes
+    };
+    for at in [0, disk.capacity() - sectors as u64] {
+        let mut buf = KBuf::kmalloc(cpu, BYTES, GFP_KERNEL).unwrap();
+        buf.write_at(0, &filled).unwrap();
+        drop(submit(cpu, disk, 0, Request::write(at, Data::Streaming(buf))).unwrap());
+        for unmap in [false, true] {
+            let range = SectorRange { sector: at + 2 + u64::from(unmap), sectors: 1 };
+            drop(submit(cpu, disk, 0, disk.write_zeroes(cpu, &[range], unmap).unwrap()).unwrap());
+        }
+        let range = SectorRange { sector: at + 6, sectors: 1 };
+        drop(submit(cpu, disk, 0, disk.discard(cpu, &[range]).unwrap()).unwrap());
+        let seen = read(at);
+        assert!(seen[..1024] == filled[..1024] && seen[2048..3072] == filled[2048..3072]);
+        assert!(seen[1024..2048].iter().all(|byte| *byte == 0));
+        assert!(seen[3584..] == filled[3584..], "what is behind the discarded sector stays");
+    }
+}
+
 /// Probes the driver, runs `body` on the disk, and removes it; nothing may be left.
 pub(super) fn with_disk(config: MachineConfig, peer: Peer, options: BlkOptions, body: impl FnOnce(&Cpu<'_>, &Disk)) {
     let rig = Rig::new(config, &[peer]);
@@ -80,8 +107,17 @@ fn every_offer_of_the_device_works() {
             assert_eq!(has(F_INDIRECT_DESC), indirect);
             assert_eq!((disk.capacity(), disk.queues()), (16384, 2));
             round_trips(cpu, disk, 40);
+            clears(cpu, disk);
         });
     }
+    let options = BlkPeer { discard: false, ..BlkPeer::default() };
+    with_disk(small(), memory(options), BlkOptions::default(), |cpu, disk| {
+        let range = [SectorRange { sector: 0, sectors: 1 }];
+        let refused = disk.discard(cpu, &range).unwrap_err();
+        assert_eq!(refused, ClearError::NotOffered { what: "DISCARD" });
+        let refused = disk.write_zeroes(cpu, &range, true).unwrap_err();
+        assert_eq!(refused, ClearError::NotOffered { what: "WRITE_ZEROES" });
+    });
 }
 
 #[test]

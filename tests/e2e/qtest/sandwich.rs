@@ -12,7 +12,7 @@ use lowzone_tests::peer;
 use lowzone_tests::program::{Outcome, command};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::blk::{round_trips, with_disk};
+use super::blk::{clears, round_trips, with_disk};
 use super::small;
 use lowzone::wire::qtest::{BlkPeer, Peer};
 
@@ -61,6 +61,7 @@ fn our_driver_and_our_device_meet_with_qemu_in_between() {
             assert_eq!((has(F_ACCESS_PLATFORM), has(F_EVENT_IDX)), (access_platform, event_idx));
             assert_eq!((disk.capacity(), disk.queues()), (16384, 2));
             round_trips(cpu, disk, 60);
+            clears(cpu, disk);
         });
     }
     let outcome = server.stop();

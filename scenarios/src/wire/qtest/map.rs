@@ -61,6 +61,7 @@ pub(crate) fn peer(device: &Device, capacity: u64) -> Peer {
         event_idx: device.event_idx,
         indirect: device.indirect,
         access_platform: device.access_platform,
+        discard: device.discard,
         blk_size: device.blk_size,
     };
     Peer::Blk { drive, options }

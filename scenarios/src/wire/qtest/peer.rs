@@ -51,6 +51,8 @@ pub struct BlkPeer {
     pub indirect: bool,
     /// Offers ACCESS_PLATFORM.
     pub access_platform: bool,
+    /// Offers DISCARD and WRITE_ZEROES. A device elsewhere says so itself.
+    pub discard: bool,
     /// Logical block size.
     pub blk_size: u32,
 }
@@ -65,6 +67,7 @@ impl Default for BlkPeer {
             event_idx: true,
             indirect: true,
             access_platform: true,
+            discard: true,
             blk_size: 512,
         }
     }
@@ -110,8 +113,9 @@ impl Peer {
                 let read_only = switch(options.read_only);
                 let drive = format!("{},node-name=drive{index},read-only={read_only}", drive.option(files)?);
                 let device = format!(
-                    "virtio-blk-pci,addr={slot:#x},drive=drive{index},logical_block_size={size},physical_block_size={size},{}",
+                    "virtio-blk-pci,addr={slot:#x},drive=drive{index},logical_block_size={size},physical_block_size={size},discard={clear},write-zeroes={clear},{}",
                     options.option(),
+                    clear = switch(options.discard),
                     size = options.blk_size
                 );
                 Ok(vec!["-blockdev".into(), drive, "-device".into(), device])
@@ -144,7 +148,7 @@ impl Drive {
             Self::Null { bytes } => Ok(format!("driver=null-co,read-zeroes=on,size={bytes}")),
             Self::Memory { bytes } => {
                 let file = scratch("drive", *bytes)?;
-                let option = format!("driver=file,locking=off,filename={}", path_of(&file));
+                let option = format!("driver=file,locking=off,discard=unmap,filename={}", path_of(&file));
                 files.push(file);
                 Ok(option)
             }

@@ -75,6 +75,16 @@ pub enum VhostUserError {
         /// Bytes of the scenario's.
         wanted: u64,
     },
+    /// Another number of sockets than devices.
+    #[error(
+        "a socket for each device, in their order: the scenario has {devices}, and --wire vhost-user names {sockets}"
+    )]
+    Sockets {
+        /// Devices of the scenario.
+        devices: usize,
+        /// Sockets that were named.
+        sockets: usize,
+    },
     /// All interrupt vectors are taken.
     #[error("no interrupt vectors for {queues} queues")]
     NoVectors {
