@@ -216,10 +216,7 @@ fn copy(kernel: KernelRef, at: PhysAddr, offset: u64, bytes: Bytes<'_>) -> Resul
 #[track_caller]
 pub fn kmap_local_page<'p>(cpu: &Cpu<'_>, pages: &'p Pages, index: u64) -> Result<KmapLocal<'p>, KmapError> {
     let (owner, kernel) = (cpu.owner(), cpu.kernel());
-    let at = match frame_of(pages, index) {
-        Ok(at) => at,
-        Err(error) => return Err(error),
-    };
+    let at = frame_of(pages, index)?;
     if let Some(virt) = kernel.config().arch.direct_map(at) {
         return Ok(KmapLocal { pages, at, virt, slot: None, owner });
     }
@@ -349,10 +346,7 @@ fn step(at: u64, most: usize) -> usize {
 
 #[track_caller]
 fn touch(cpu: &Cpu<'_>, pages: &Pages, index: u64, offset: u64, bytes: Bytes<'_>) -> Result<(), KmapError> {
-    let at = match frame_of(pages, index) {
-        Ok(at) => at,
-        Err(error) => return Err(error),
-    };
+    let at = frame_of(pages, index)?;
     if address(cpu.kernel(), at).is_none() {
         let pfn = at.pfn().get();
         let sites = vec![("touched at", cpu.owner()), ("allocated at", pages.owner())];

@@ -128,10 +128,7 @@ pub fn alloc_percpu<T: Zero>(cpu: &Cpu<'_>) -> Result<PerCpu<T>, PerCpuError> {
 /// As [`__alloc_percpu_gfp`], for the type's size and alignment.
 #[track_caller]
 pub fn alloc_percpu_gfp<T: Zero>(cpu: &Cpu<'_>, gfp: Gfp) -> Result<PerCpu<T>, PerCpuError> {
-    let place = match __alloc_percpu_gfp(cpu, size_of::<T>(), align_of::<T>(), gfp) {
-        Ok(place) => place,
-        Err(error) => return Err(error),
-    };
+    let place = __alloc_percpu_gfp(cpu, size_of::<T>(), align_of::<T>(), gfp)?;
     Ok(PerCpu::at(cpu, place, T::ZERO))
 }
 

@@ -236,7 +236,7 @@ impl PerCpuArea {
     #[cfg(test)]
     pub(super) fn corrupt(&mut self, place: Place) {
         if let Some(span) = self.chunks.get_mut(&place.chunk).and_then(|chunk| chunk.spans.get_mut(&place.start)) {
-            span.len += MODULES + DYNAMIC + span.len;
+            span.len += MODULES + DYNAMIC;
         }
     }
 }

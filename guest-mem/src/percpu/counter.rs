@@ -25,10 +25,7 @@ impl PercpuCounter {
     /// As [`alloc_percpu`].
     #[track_caller]
     pub fn new(cpu: &Cpu<'_>, count: i64) -> Result<Self, PerCpuError> {
-        let gathered = match alloc_percpu(cpu) {
-            Ok(gathered) => gathered,
-            Err(error) => return Err(error),
-        };
+        let gathered = alloc_percpu(cpu)?;
         let batch = BATCH.max(i64::from(cpu.kernel().config().cpus) * 2);
         Ok(Self { count: Locked::new(count), gathered, batch })
     }
