@@ -6,10 +6,13 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
+mod calm;
 mod cpus;
 mod explained;
 mod gfp;
+mod kmalloc;
 mod mempool;
 mod percpu;
+mod slab;
 mod table;
 mod vmalloc;
