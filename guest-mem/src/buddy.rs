@@ -162,6 +162,11 @@ impl Buddy {
 
     /// Gives back a block of this zone that was taken with this order.
     pub(crate) fn give(&mut self, pfn: u32, order: u8, frames: &Frames) {
+        self.give_at(pfn, order, false, frames);
+    }
+
+    /// The same; with `last` set the block is the last one of its list to be handed out (`FPI_TO_TAIL`).
+    pub(crate) fn give_at(&mut self, pfn: u32, order: u8, last: bool, frames: &Frames) {
         self.free += 1 << order;
         frames.clear(pfn);
         let (mut pfn, mut order) = (pfn, order);
@@ -174,7 +179,7 @@ impl Buddy {
             pfn &= buddy;
             order += 1;
         }
-        if merge_is_likely(pfn, order, frames) {
+        if last || merge_is_likely(pfn, order, frames) {
             self.push_back(pfn, order, frames);
         } else {
             self.push_front(pfn, order, frames);

@@ -22,10 +22,13 @@ use crate::site::{Owner, Scope, Site};
 use crate::trace::{Kind, Producer, Record, owner_word};
 
 mod context;
+mod memalloc;
 
 use context::HARDIRQ;
 pub(crate) use context::Off;
 pub use context::{BhOff, Context, IrqsOff, PreemptOff, RcuRead};
+use memalloc::Memalloc;
+pub use memalloc::MemallocScope;
 
 /// Carried by the unwinding of a CPU that can't go on; no message is printed for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +62,7 @@ pub struct Cpu<'w> {
     irq_off: Cell<u32>,
     rcu_depth: Cell<u32>,
     scope: Cell<Scope>,
+    memalloc: Cell<Memalloc>,
     /// Where the outermost atomic section began: the second call site of a sleep-in-atomic finding.
     atomic_since: Cell<Owner>,
     kernel: KernelRef,
@@ -93,6 +97,7 @@ impl<'w> Cpu<'w> {
             irq_off: Cell::new(0),
             rcu_depth: Cell::new(0),
             scope: Cell::new(Scope::ROOT),
+            memalloc: Cell::new(Memalloc::default()),
             atomic_since: Cell::new(Owner::default()),
             kernel,
             env,

@@ -64,6 +64,8 @@ pub enum Resource {
     PerCpu,
     /// A page of high memory that is mapped.
     Kmap,
+    /// A shrinker that is still registered.
+    Shrinker,
 }
 
 impl fmt::Display for Resource {
@@ -89,6 +91,7 @@ impl fmt::Display for Resource {
             Self::Thread => "kernel thread",
             Self::PerCpu => "per-CPU memory",
             Self::Kmap => "kmap",
+            Self::Shrinker => "shrinker",
         })
     }
 }
@@ -341,6 +344,17 @@ pub enum FindingKind {
         /// How many there would be.
         depth: usize,
     },
+    /// A request for pages that Linux warns of.
+    #[error("{0}")]
+    Gfp(crate::page::GfpWarning),
+    /// Where Linux kills a process to go on, and the lab has none.
+    #[error("Out of memory and no killable processes... (order {order}, {gfp})")]
+    OutOfMemory {
+        /// The order that was asked for.
+        order: u8,
+        /// The mask.
+        gfp: crate::gfp::Gfp,
+    },
     /// An interrupt that no handler claims.
     #[error("irq {irq}: nobody cared (try booting with the \"irqpoll\" option)")]
     NobodyCared {
@@ -478,6 +492,8 @@ impl FindingKind {
             Self::KunmapUnbalanced { .. } => "kunmap-unbalanced",
             Self::KunmapOrder { .. } => "kunmap-order",
             Self::KmapDepth { .. } => "kmap-depth",
+            Self::Gfp(warning) => warning.name(),
+            Self::OutOfMemory { .. } => "out-of-memory",
             Self::NobodyCared { .. } => "nobody-cared",
             Self::DriverPanic { .. } => "driver-panic",
             Self::Deadlock { .. } => "deadlock",
@@ -520,8 +536,9 @@ impl FindingKind {
                 Some("CONFIG_DEBUG_KMEMLEAK")
             }
             Self::SlabDamage(damage) => Some(damage.config()),
+            Self::BadFree(BadFree::Page(error)) => error.config(),
             Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
-            Self::GfpFixup { .. } | Self::NobodyCared { .. } => Some("any"),
+            Self::GfpFixup { .. } | Self::NobodyCared { .. } | Self::Gfp(_) => Some("any"),
             Self::CacheBusy { .. } | Self::CacheRefused { .. } => Some("any"),
             Self::MempoolZero => Some("CONFIG_DEBUG_VM"),
             Self::MempoolResizeZero | Self::KunmapUnbalanced { .. } => Some("any (an oops)"),
@@ -531,6 +548,7 @@ impl FindingKind {
             Self::PageFault { .. } | Self::NullDereference { .. } | Self::DriverPanic { .. } => Some("any (an oops)"),
             Self::Area(misuse) => misuse.linux(),
             Self::Io(misuse) => misuse.linux(),
+            Self::OutOfMemory { .. } => Some("any (and panics)"),
             Self::Deadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),
             _ => None,

@@ -65,6 +65,8 @@ const KIND_MASK: u32 = 0x3;
 const KIND_LARGE: u32 = 1;
 const KIND_SLAB: u32 = 2;
 const PAYLOAD_SHIFT: u32 = 8;
+/// One reference more to a block of pages, whose payload counts them.
+const REF: u32 = 1 << PAYLOAD_SHIFT;
 
 /// The frames of a block of order 10: the part of the table that comes into being at once.
 const CHUNK: usize = 1 << crate::buddy::MAX_ORDER;
@@ -185,6 +187,32 @@ impl Frames {
         words[2].compare_exchange(used, cached, Ordering::AcqRel, Ordering::Relaxed).ok().map(|_| owner)
     }
 
+    /// How many references the frame has: none if it is free, on a list or inside a block.
+    pub(crate) fn refs(&self, pfn: u32) -> u32 {
+        let marks = self.marks(pfn);
+        match (marks & STATE_MASK, (marks >> KIND_SHIFT) & KIND_MASK) {
+            (STATE_USED, 0) => 1 + (marks >> PAYLOAD_SHIFT),
+            (STATE_USED, _) => 1,
+            _ => 0,
+        }
+    }
+
+    /// Takes a further reference to the first frame of a block of pages.
+    pub(crate) fn get_ref(&self, pfn: u32) {
+        let _ = self
+            .update(pfn, |marks| (is_pages(marks) && marks >> PAYLOAD_SHIFT < PAYLOAD_END - 1).then_some(marks + REF));
+    }
+
+    /// Gives a reference back if there is more than one; the order of the block then, which stays.
+    pub(crate) fn put_ref(&self, pfn: u32) -> Option<u8> {
+        let before = self.update(pfn, |marks| (is_pages(marks) && marks >= REF).then(|| marks - REF));
+        before.map(order_of)
+    }
+
+    fn update(&self, pfn: u32, to: impl FnMut(u32) -> Option<u32>) -> Option<u32> {
+        self.words(pfn)?[2].fetch_update(Ordering::AcqRel, Ordering::Relaxed, to).ok()
+    }
+
     /// Forgets the frame.
     pub(crate) fn clear(&self, pfn: u32) {
         if self.words(pfn).is_some() {
@@ -226,6 +254,11 @@ const fn used_marks(order: u8) -> u32 {
     STATE_USED | (order as u32) << ORDER_SHIFT
 }
 
+/// Whether a frame begins an allocated block that was asked for as pages.
+const fn is_pages(marks: u32) -> bool {
+    marks & STATE_MASK == STATE_USED && (marks >> KIND_SHIFT) & KIND_MASK == 0
+}
+
 const fn cached_marks(order: u8) -> u32 {
     STATE_CACHED | (order as u32) << ORDER_SHIFT
 }
@@ -259,6 +292,19 @@ mod tests {
         assert!(frames == Frames::new(16));
         frames.set_used(16, 0, Kind::Pages, owner());
         assert_eq!(frames.get(16), Frame::Unmarked, "beyond the table");
+    }
+
+    #[test]
+    fn references_are_counted_and_the_last_is_not_given_back() {
+        let frames = Frames::new(16);
+        frames.set_used(4, 2, Kind::Pages, owner());
+        frames.get_ref(4);
+        frames.get_ref(5);
+        assert_eq!((frames.refs(4), frames.refs(5), frames.retire(4, 2)), (2, 0, None));
+        assert_eq!((frames.put_ref(4), frames.put_ref(4), frames.refs(4)), (Some(2), None, 1));
+        frames.set_used(8, 0, Kind::Slab { index: 9 }, owner());
+        frames.get_ref(8);
+        assert_eq!((frames.refs(8), frames.put_ref(8)), (1, None));
     }
 
     #[test]

@@ -224,6 +224,15 @@ impl Gfp {
         }
     }
 
+    /// The number of that zone on x86-64, where zone Movable has one of its own although it is empty (`gfp_zone`).
+    pub const fn zone_number(self) -> usize {
+        const MOVABLE: usize = 3;
+        match self.bits() & GFP_ZONEMASK.bits() {
+            0xa => MOVABLE,
+            _ => self.highest_zone(Arch::X86_64).index(),
+        }
+    }
+
     /// Whether a real kernel may fail such a request: atomic, large, or bound to a low zone. Any other is "too small to
     /// fail" and fails by injection only (semantics of the page allocator's slow path).
     pub const fn can_fail(self, order: u8, arch: Arch) -> bool {

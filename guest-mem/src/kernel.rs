@@ -25,6 +25,8 @@ use crate::mempool::{PoolBook, PoolUse};
 use crate::pcp::{PcpSettings, PerCpuPages};
 use crate::percpu::PerCpuArea;
 use crate::ram::{HIGH_START, Ram, RamError};
+use crate::reclaim::Shrinkers;
+use crate::refusal::{Refusals, Refused};
 use crate::site::Owner;
 use crate::slab::{CacheStats, SLABINFO_HEAD, SlabCaches};
 use crate::softirq::Softirqs;
@@ -32,7 +34,7 @@ use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
 use crate::vmalloc::{Areas, drain_deferred};
 use crate::workqueue::Queues;
-use crate::zone::{Layout, ZoneKind, ZoneStats, Zones};
+use crate::zone::{Allocated, Layout, ZoneKind, ZoneStats, Zones};
 
 mod machine;
 mod sanitize;
@@ -73,6 +75,8 @@ pub struct Kernel {
     pub(crate) memory: Locked<Memory>,
     pub(crate) pcp: PerCpuPages,
     pub(crate) vmalloc: Locked<Areas>,
+    pub(crate) shrinkers: Shrinkers,
+    pub(crate) refusals: Refusals,
     pub(crate) swiotlb: Locked<Option<Pool>>,
     pub(crate) devices: Locked<Vec<Arc<DeviceState>>>,
     io: Locked<Option<Arc<dyn IoSpace>>>,
@@ -128,6 +132,8 @@ impl Kernel {
             memory: Locked::new(Memory { zones, slabs }),
             pcp,
             vmalloc: Locked::new(Areas::new(config.arch.vmalloc(), config.cpus)),
+            shrinkers: Shrinkers::default(),
+            refusals: Refusals::default(),
             swiotlb: Locked::new(pool),
             devices: Locked::default(),
             io: Locked::default(),
@@ -323,6 +329,21 @@ impl Kernel {
         self.memory.lock().zones.stats()
     }
 
+    /// The zones that have memory, in the order in which a request that may use all of them asks (`build_zonelists`).
+    pub fn zonelist(&self) -> Vec<ZoneKind> {
+        self.zone_stats().iter().rev().filter(|zone| zone.managed > 0).map(|zone| zone.zone).collect()
+    }
+
+    /// A setting below `/proc/sys/vm`, as Linux prints it; `None` for one that means nothing here.
+    pub fn sysctl_vm(&self, name: &str) -> Option<String> {
+        self.pcp.shared().sysctl(name)
+    }
+
+    /// The allocated block that holds an address.
+    pub fn page_at(&self, at: PhysAddr) -> Option<Allocated> {
+        self.memory.lock().zones.lookup(at.pfn())
+    }
+
     /// For each zone what a CPU's lists of it may hold, and the pages that all CPUs' lists hold.
     pub fn pcp_stats(&self) -> [(PcpSettings, u64); ZoneKind::ALL.len()] {
         let counts = self.pcp.counts();
@@ -355,6 +376,16 @@ impl Kernel {
     /// overwritten is reported. Nothing to do on a machine without sanitizers.
     pub fn inspect_slabs(&self, by: Owner) {
         crate::kmalloc::object::inspect(self, by);
+    }
+
+    /// How often an allocation woke background reclaim (`kswapd`), which has nothing to do here.
+    pub fn kswapd_wakeups(&self) -> u64 {
+        self.pcp.shared().kswapd_wakeups()
+    }
+
+    /// Each request that was refused for want of memory, oldest first, and how many more there were than are kept.
+    pub fn refusals(&self) -> (Vec<Refused>, u64) {
+        self.refusals.all()
     }
 
     /// Slots of the bounce pool in use, and the most that ever were.
@@ -425,6 +456,8 @@ impl Kernel {
         self.pcp.reset();
         self.vmalloc.lock().reset();
         self.chores.store(false, Ordering::Relaxed);
+        self.shrinkers.reset();
+        self.refusals.reset();
         if let Some(pool) = self.swiotlb.lock().as_mut() {
             pool.reset();
         }

@@ -11,6 +11,16 @@ const BURST: u32 = 10;
 /// The interval in nanoseconds (`DEFAULT_RATELIMIT_INTERVAL`).
 const INTERVAL: u64 = 5_000_000_000;
 
+/// How much a place may print, and what it is called when it printed too much (`DEFINE_RATELIMIT_STATE`).
+pub(crate) struct Limit {
+    /// In nanoseconds.
+    pub(crate) interval: u64,
+    /// Texts in one interval.
+    pub(crate) burst: u32,
+    /// The function that is named with the number of texts that were dropped; empty for none.
+    pub(crate) function: &'static str,
+}
+
 /// One printed line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Line {
@@ -33,6 +43,20 @@ struct State {
     places: Vec<Place>,
 }
 
+impl State {
+    /// The index of a place, which is new if it never printed.
+    fn place(&mut self, now: u64, site: Site) -> usize {
+        self.places.iter().position(|p| p.site == site).unwrap_or_else(|| {
+            self.places.push(Place { site, begun: now, printed: 0, suppressed: 0 });
+            self.places.len() - 1
+        })
+    }
+
+    fn print(&mut self, now: u64, text: &str) {
+        self.lines.extend(text.lines().map(|line| Line { at: now, text: line.to_owned() }));
+    }
+}
+
 /// The log of one kernel.
 #[derive(Default)]
 pub struct KernelLog(Locked<State>);
@@ -42,35 +66,31 @@ impl KernelLog {
     ///
     /// The text is made only if it is printed.
     pub fn ratelimited(&self, now: u64, site: Site, text: impl FnOnce() -> String) {
-        self.limited(now, site, (BURST, INTERVAL), text);
+        self.limited(now, site, &Limit { interval: INTERVAL, burst: BURST, function: "" }, text);
     }
 
-    /// [`KernelLog::ratelimited`] with a place's own limit: so many lines in so many nanoseconds.
-    pub(crate) fn limited(&self, now: u64, site: Site, limit: (u32, u64), text: impl FnOnce() -> String) {
-        let (burst, interval) = limit;
+    /// Prints a text, unless this place printed its share already (`__ratelimit`).
+    pub(crate) fn limited(&self, now: u64, site: Site, limit: &Limit, text: impl FnOnce() -> String) {
         let mut state = self.0.lock();
-        let index = match state.places.iter().position(|p| p.site == site) {
-            Some(index) => index,
-            None => {
-                state.places.push(Place { site, begun: now, printed: 0, suppressed: 0 });
-                state.places.len() - 1
-            }
-        };
+        let index = state.place(now, site);
         let place = &mut state.places[index];
         let mut missed = 0;
-        if now.saturating_sub(place.begun) >= interval {
+        if now.saturating_sub(place.begun) >= limit.interval {
             missed = std::mem::take(&mut place.suppressed);
             (place.begun, place.printed) = (now, 0);
         }
-        if place.printed == burst {
+        if place.printed == limit.burst {
             place.suppressed += 1;
             return;
         }
         place.printed += 1;
         if missed > 0 {
-            state.lines.push(Line { at: now, text: format!("{missed} callbacks suppressed") });
+            let function = if limit.function.is_empty() { String::new() } else { format!("{}: ", limit.function) };
+            state.print(now, &format!("{function}{missed} callbacks suppressed"));
         }
-        state.lines.push(Line { at: now, text: text() });
+        // Made only if it is printed; nothing that it reads needs the log.
+        let text = text();
+        state.print(now, &text);
     }
 
     /// Prints a line the first time this place comes by (WARN_ONCE).
@@ -84,8 +104,7 @@ impl KernelLog {
 
     /// Prints a text, a line for each of its lines, however often (`printk`).
     pub fn print(&self, now: u64, text: &str) {
-        let lines = text.lines().map(|line| Line { at: now, text: line.to_owned() });
-        self.0.lock().lines.extend(lines);
+        self.0.lock().print(now, text);
     }
 
     /// Every line so far.
@@ -121,6 +140,19 @@ mod tests {
         let lines = log.lines();
         assert_eq!(lines[10].text, "15 callbacks suppressed");
         assert_eq!(lines[11].text, "later");
+    }
+
+    #[test]
+    fn a_limit_of_its_own_names_its_function() {
+        let log = KernelLog::default();
+        let limit = Limit { interval: 10, burst: 1, function: "warn_alloc" };
+        let site = Site::caller();
+        for now in 0..4 {
+            log.limited(now, site, &limit, || "two\nlines".into());
+        }
+        log.limited(10, site, &limit, || "more".into());
+        let lines: Vec<_> = log.lines().into_iter().map(|line| line.text).collect();
+        assert_eq!(lines, ["two", "lines", "warn_alloc: 3 callbacks suppressed", "more"]);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub mod page;
 pub mod pcp;
 pub mod percpu;
 pub mod ram;
+pub mod reclaim;
+pub mod refusal;
 pub mod site;
 pub mod slab;
 pub mod softirq;

@@ -13,9 +13,23 @@ use crate::fault::Request;
 use crate::finding::{BadFree, Finding, FindingKind};
 use crate::gfp::Gfp;
 use crate::kernel::{Kernel, KernelRef};
+use crate::reclaim::{Short, slowpath};
+use crate::refusal::{Refusal, Refused};
 use crate::site::Owner;
 use crate::trace::{Kind, Record, owner_word};
 use crate::zone::{AllocError, Block, FreeError, Pass, ZoneKind, block};
+
+mod api;
+pub mod misuse;
+mod report;
+mod warning;
+
+pub use api::{
+    __get_dma_pages, __get_free_page, __get_free_pages, ExactPages, PageRef, alloc_pages_bulk, alloc_pages_exact,
+    get_page, get_zeroed_page, page_count, split_page,
+};
+
+pub use warning::GfpWarning;
 
 /// 2^order contiguous page frames, freed when dropped.
 #[must_use = "the pages are freed when this is dropped"]
@@ -47,6 +61,7 @@ impl Pages {
 #[track_caller]
 pub(crate) fn take_block(cpu: &Cpu<'_>, order: u8, gfp: Gfp, class: Class, owner: Owner) -> Result<Block, AllocError> {
     if order > MAX_ORDER {
+        GfpWarning::OrderTooLarge { order }.report(cpu, gfp, owner);
         return Err(AllocError::TooLarge { order });
     }
     if gfp.may_sleep() {
@@ -63,8 +78,8 @@ pub(crate) fn take_block_quietly(
     class: Class,
     owner: Owner,
 ) -> Result<Block, AllocError> {
-    let block = ask_for_pages(cpu, Request { class, ..Request::pages(order, gfp) }, owner, |kernel| {
-        get_pages(kernel, cpu.producer().0, order, gfp, owner).map(|block| (block.pfn.phys(), block))
+    let block = ask_for_pages(cpu, Request { class, ..Request::pages(order, gfp) }, owner, |_, gfp| {
+        get_pages(cpu, order, gfp, owner).map(|block| (block.pfn.phys(), block))
     })?;
     if gfp.contains(Gfp::ZERO) {
         // The block came from a zone, so all of it is RAM.
@@ -73,17 +88,29 @@ pub(crate) fn take_block_quietly(
     Ok(block)
 }
 
-/// A block from the CPU's own lists or the zones.
-fn get_pages(kernel: &Kernel, cpu: u16, order: u8, gfp: Gfp, owner: Owner) -> Result<Block, AllocError> {
-    if !kernel.pcp.serves(order) {
-        return kernel.memory.lock().zones.alloc(order, gfp, owner);
+/// One attempt: a block from the CPU's own lists or the zones (`get_page_from_freelist`).
+fn attempt(cpu: &Cpu<'_>, (order, highest, pass): (u8, ZoneKind, Pass), owner: Owner) -> Option<Block> {
+    let kernel = cpu.kernel();
+    if kernel.pcp.serves(order) {
+        let what = (crate::frame::Kind::Pages, owner);
+        let taken = kernel.pcp.take(&kernel.memory, cpu.producer().0, (order, highest, pass), what);
+        return taken.map(|(pfn, zone)| block(pfn, order, zone));
     }
-    let zone = gfp.highest_zone(kernel.config().arch);
-    let mut taken = Pass::all(gfp).filter_map(|pass| {
-        kernel.pcp.take(&kernel.memory, cpu, (order, zone, pass), (crate::frame::Kind::Pages, owner))
-    });
-    let (pfn, zone) = taken.next().ok_or(AllocError::NoMemory { order, gfp, zone })?;
-    Ok(block(pfn, order, zone))
+    kernel.memory.lock().zones.take_for(order, highest, pass, owner)
+}
+
+/// Every attempt that needs no waiting.
+fn get_pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp, owner: Owner) -> Result<Block, AllocError> {
+    let highest = gfp.highest_zone(cpu.kernel().config().arch);
+    for pass in Pass::all(gfp) {
+        if let Some(block) = attempt(cpu, (order, highest, pass), owner) {
+            return Ok(block);
+        }
+        if pass == Pass::Low {
+            cpu.kernel().pcp.shared().below_low(gfp);
+        }
+    }
+    Err(AllocError::NoMemory { order, gfp, zone: highest })
 }
 
 /// Gives a block to the CPU's own list or back to its zone; tells who had it.
@@ -98,25 +125,45 @@ fn put_pages(kernel: &Kernel, pfn: Pfn, order: u8) -> Result<Owner, FreeError> {
     kernel.memory.lock().zones.free(pfn, order)
 }
 
-/// The page allocator as all its callers meet it: the point, then `take`, then the event.
+/// The page allocator as all its callers meet it: the point, then `take`, reclaim if it finds nothing, then the event.
 ///
-/// As in Linux, an injected failure leaves no event, and one of the allocator's own leaves one without an address.
+/// `take` tries once with the mask that it is given. As in Linux, an injected failure leaves no event, and one of the
+/// allocator's own leaves one without an address.
 pub(crate) fn ask_for_pages<T>(
     cpu: &Cpu<'_>,
     request: Request,
     owner: Owner,
-    take: impl FnOnce(&Kernel) -> Result<(PhysAddr, T), AllocError>,
+    mut take: impl FnMut(&Kernel, Gfp) -> Result<(PhysAddr, T), AllocError>,
 ) -> Result<T, AllocError> {
-    let Request { order, gfp, .. } = request;
+    let (order, gfp) = (request.order, cpu.gfp_context(request.gfp));
     let arch = cpu.kernel().config().arch;
-    let failed = cpu.pass(request, owner, gfp.can_fail(order, arch)) == Verdict::Fail;
+    let highest = gfp.highest_zone(arch);
+    let failed = cpu.pass(Request { gfp, ..request }, owner, gfp.can_fail(order, arch)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
-        return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone(arch) });
+        return Err(AllocError::NoMemory { order, gfp, zone: highest });
     }
-    let taken = take(cpu.kernel());
+    if gfp.contains(Gfp::NOFAIL) && order > 1 {
+        GfpWarning::NofailOrder { order }.report(cpu, gfp, owner);
+    }
+    let kernel = cpu.kernel();
+    let mut attempt = |gfp| take(kernel, if cpu.is_memalloc() { gfp | Gfp::MEMALLOC } else { gfp });
+    let taken = attempt(gfp).or_else(|_| {
+        let found = slowpath(cpu, Short { order, gfp, highest, owner }, &mut attempt);
+        found.inspect_err(|_| refused(cpu, order, gfp, owner))
+    });
     let at = taken.as_ref().map_or(0, |(at, _)| at.get());
     cpu.trace(Kind::MmPageAlloc, at, block_bytes(order), 0, owner_word(owner));
     taken.map(|(_, taken)| taken)
+}
+
+/// Books why a request found nothing, and prints what Linux would.
+fn refused(cpu: &Cpu<'_>, order: u8, gfp: Gfp, owner: Owner) {
+    let kernel = cpu.kernel();
+    let asked = if cpu.is_memalloc() { gfp | Gfp::MEMALLOC } else { gfp };
+    let listed = kernel.pcp_stats().map(|(_, pages)| pages);
+    let refusal = Refusal::pages(order, asked, gfp.highest_zone(kernel.config().arch), &kernel.zone_stats(), &listed);
+    kernel.refusals.book(Refused { at: cpu.now(), owner, device: None, refusal });
+    report::warn_alloc(cpu, order, gfp);
 }
 
 /// Gives a block back; `Drop` calls this, so it has no CPU and no point.
@@ -172,6 +219,22 @@ impl Pages {
         self.owner
     }
 
+    /// Its block and owner, not to be freed by this any more.
+    fn into_block(self) -> (Block, Owner) {
+        let Self { block, owner, .. } = *std::mem::ManuallyDrop::new(self);
+        (block, owner)
+    }
+
+    /// Frees it to the far end of its list, past the CPU's own.
+    fn free_to_tail(self) {
+        let kernel = self.kernel;
+        let (block, _) = self.into_block();
+        if let Some(kernel) = kernel.get() {
+            kernel.memory.lock().zones.release_last(block);
+            trace_page_free(kernel, block.pfn.phys(), block.order, Owner::default());
+        }
+    }
+
     /// The machine it belongs to.
     pub(crate) fn kernel(&self) -> KernelRef {
         self.kernel
@@ -186,5 +249,7 @@ impl Drop for Pages {
     }
 }
 
+#[cfg(test)]
+mod million;
 #[cfg(test)]
 mod tests;

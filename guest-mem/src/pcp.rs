@@ -184,6 +184,11 @@ impl PerCpuPages {
         order <= PCP_MAX_ORDER && !self.cpus.is_empty()
     }
 
+    /// What is known of the zones without their lock.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Each zone's settings.
     pub(crate) fn settings(&self) -> [PcpSettings; ZONES] {
         self.settings

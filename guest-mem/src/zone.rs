@@ -106,6 +106,8 @@ pub struct Allocated {
 pub struct ZoneStats {
     /// The zone.
     pub zone: ZoneKind,
+    /// The first frame of its span: frame 0 is the firmware's. 0 if it has no memory.
+    pub start_pfn: u32,
     /// Pages the allocator was given.
     pub managed: u64,
     /// Pages that are free.
@@ -185,6 +187,7 @@ impl Zones {
             zone.buddy.reset(&self.shared.frames);
         }
         self.publish_all();
+        self.shared.reset();
     }
 
     /// Allocates `1 << order` pages (`__alloc_pages`, without its waiting).
@@ -207,8 +210,18 @@ impl Zones {
                 self.shared.frames.set_used(pfn, order, kind, owner);
                 return Ok(block(pfn, order, zone));
             }
+            if pass == Pass::Low {
+                self.shared.below_low(gfp);
+            }
         }
         Err(AllocError::NoMemory { order, gfp, zone })
+    }
+
+    /// One attempt of a request for pages.
+    pub(crate) fn take_for(&mut self, order: u8, highest: ZoneKind, pass: Pass, owner: Owner) -> Option<Block> {
+        let (pfn, zone) = self.take(order, highest, pass)?;
+        self.shared.frames.set_used(pfn, order, Kind::Pages, owner);
+        Some(block(pfn, order, zone))
     }
 
     fn take(&mut self, order: u8, highest: ZoneKind, pass: Pass) -> Option<(u32, ZoneKind)> {
@@ -246,6 +259,25 @@ impl Zones {
         self.shared.publish(zone, &self.zones[zone].buddy);
     }
 
+    /// Makes single pages of an allocated block.
+    pub(crate) fn split(&mut self, block: Block, owner: Owner) {
+        let first = block.pfn.get();
+        for pfn in (first..first + (1 << block.order)).rev() {
+            if let Ok(pfn) = u32::try_from(pfn) {
+                self.shared.frames.set_used(pfn, 0, Kind::Pages, owner);
+            }
+        }
+    }
+
+    /// Gives an allocated page back as the last of its list to be handed out.
+    pub(crate) fn release_last(&mut self, block: Block) {
+        if let Ok(pfn) = u32::try_from(block.pfn.get()) {
+            let zone = block.zone.index();
+            self.zones[zone].buddy.give_at(pfn, block.order, true, &self.shared.frames);
+            self.shared.publish(zone, &self.zones[zone].buddy);
+        }
+    }
+
     /// The pages of a zone that are marked as lying on a CPU's list; takes time for what was touched.
     pub(crate) fn cached(&self, zone: ZoneKind) -> u64 {
         self.zones[zone.index()].buddy.cached(&self.shared.frames)
@@ -272,8 +304,29 @@ impl Zones {
         if was != order {
             return Err(FreeError::WrongOrder { pfn: raw, order, was });
         }
+        if self.put_ref(found.block, found.owner) {
+            return Ok(found.owner);
+        }
         self.release(found.block);
         Ok(found.owner)
+    }
+
+    /// Gives back a reference that was not the last: the first page stays, the others of its block are free
+    /// (`__free_pages`).
+    fn put_ref(&mut self, whole: Block, owner: Owner) -> bool {
+        let Ok(pfn) = u32::try_from(whole.pfn.get()) else { return false };
+        if self.shared.frames.put_ref(pfn).is_none() {
+            return false;
+        }
+        let more = self.shared.frames.refs(pfn) - 1;
+        if whole.order > 0 {
+            self.shared.frames.set_used(pfn, 0, Kind::Pages, owner);
+            (0..more).for_each(|_| self.shared.frames.get_ref(pfn));
+        }
+        for order in (0..whole.order).rev() {
+            self.put_back(whole.zone.index(), pfn + (1 << order), order);
+        }
+        true
     }
 
     /// Frees a block that was allocated and is not freed yet.
@@ -320,6 +373,7 @@ impl Zones {
             let zone = &self.zones[kind.index()];
             ZoneStats {
                 zone: kind,
+                start_pfn: if zone.managed > 0 { self.arch().span(kind).start.max(1) } else { 0 },
                 managed: zone.managed,
                 free: zone.buddy.free(),
                 free_by_order: zone.buddy.free_by_order(),

@@ -91,6 +91,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     stories(out, r)?;
     if verbose {
         queues(out, r)?;
+        refusals(out, r)?;
     }
     log(out, r, verbose)?;
     for finding in &r.findings {
@@ -287,6 +288,19 @@ fn queues(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
         ]);
     }
     if r.queues.is_empty() { Ok(()) } else { print(out, &mut t, 1) }
+}
+
+fn refusals(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    for row in &r.refusals {
+        let device = row.device.as_ref().map(|device| format!("{device}: ")).unwrap_or_default();
+        writeln!(out, "refused  {device}{}\n         asked at {}", row.text.replace('\n', "\n       "), row.site)?;
+    }
+    match (r.refusals.is_empty(), r.refusals_more) {
+        (true, _) => return Ok(()),
+        (_, 0) => {}
+        (_, more) => writeln!(out, "refused  … {more} more")?,
+    }
+    writeln!(out)
 }
 
 fn log(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::Result<()> {

@@ -14,6 +14,10 @@ use crate::spec::{CanaryState, Scenario};
 use crate::wire::WireKind;
 use crate::world::WorldKind;
 
+mod refusal;
+
+pub use refusal::{RefusalRow, SlotsRow, ZoneRow};
+
 /// The machine, in numbers.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct MachineRow {
@@ -341,6 +345,12 @@ pub struct RunResult {
     pub log: Vec<String>,
     /// Lines that the log's rate limit kept back.
     pub log_suppressed: u64,
+    /// What was refused for want of memory, zone by zone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<RefusalRow>,
+    /// Refusals beyond those that are kept.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub refusals_more: u64,
     /// Whether an image changed in size while it was in use.
     pub input_changed: bool,
     /// What a step could not do.
@@ -357,6 +367,10 @@ pub struct RunResult {
     pub interrupted: bool,
     /// The digest of all events, 16 hexadecimal digits; empty in threads, where it would mean nothing.
     pub digest: String,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl RunResult {
@@ -416,6 +430,9 @@ impl RunResult {
         self.findings = kernel.findings().iter().map(row).collect();
         self.log.splice(0..0, kernel.log().lines().into_iter().map(|line| line.text));
         self.log_suppressed = kernel.log().suppressed();
+        let (refusals, more) = kernel.refusals();
+        self.refusals = refusals.iter().map(RefusalRow::of).collect();
+        self.refusals_more = more;
         self.swiotlb_peak = kernel.swiotlb_usage().1;
         self.events = kernel.trace().events();
         if self.world == WorldKind::Lockstep.name() {

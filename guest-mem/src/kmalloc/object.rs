@@ -82,17 +82,19 @@ fn take(cpu: &Cpu<'_>, cache: u32, gfp: Gfp, len: usize, owner: Owner) -> Result
 /// Makes a slab: its pages, what is watched in them, its objects.
 fn grow(cpu: &Cpu<'_>, cache: u32, refill: Refill, owner: Owner) -> Result<(), AllocError> {
     let kernel = cpu.kernel();
-    let (block, objects, index) = ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |kernel| {
-        let memory = &mut *kernel.memory.lock();
-        let index = memory.slabs.grow(&mut memory.zones, refill, owner)?;
-        let none = AllocError::NoMemory {
-            order: refill.order(),
-            gfp: refill.gfp,
-            zone: refill.gfp.highest_zone(kernel.config().arch),
-        };
-        let (block, objects) = memory.slabs.slab_block(index).ok_or(none)?;
-        Ok((block.pfn.phys(), (block, objects, index)))
-    })?;
+    let (block, objects, index) =
+        ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |kernel, gfp| {
+            let refill = refill.with(gfp);
+            let memory = &mut *kernel.memory.lock();
+            let index = memory.slabs.grow(&mut memory.zones, refill, owner)?;
+            let none = AllocError::NoMemory {
+                order: refill.order(),
+                gfp: refill.gfp,
+                zone: refill.gfp.highest_zone(kernel.config().arch),
+            };
+            let (block, objects) = memory.slabs.slab_block(index).ok_or(none)?;
+            Ok((block.pfn.phys(), (block, objects, index)))
+        })?;
     let (described, ctor) = {
         let memory = kernel.memory.lock();
         (memory.slabs.described(cache), memory.slabs.ctor(cache))
@@ -117,7 +119,7 @@ fn grow(cpu: &Cpu<'_>, cache: u32, refill: Refill, owner: Owner) -> Result<(), A
 /// Whole pages, for what no cache is large enough.
 pub(crate) fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
     let request = Request::pages(large_order(len)?, large_mask(gfp));
-    let object = ask_for_pages(cpu, request, owner, |kernel| {
+    let object = ask_for_pages(cpu, request, owner, |kernel, gfp| {
         alloc_large(&mut kernel.memory.lock().zones, len, gfp, owner).map(|object| (object.phys, object))
     })?;
     Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))

@@ -85,10 +85,15 @@ pub(crate) struct Refill {
     cache: u32,
     shape: Shape,
     /// The mask that reaches the page allocator.
-    pub gfp: Gfp,
+    pub(crate) gfp: Gfp,
 }
 
 impl Refill {
+    /// The same with another mask.
+    pub(crate) const fn with(self, gfp: Gfp) -> Self {
+        Self { gfp, ..self }
+    }
+
     /// The order of the block.
     pub(crate) const fn order(&self) -> u8 {
         self.shape.order

@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::addr::VirtAddr;
 use crate::cpu::Cpu;
 use crate::gfp::Gfp;
+use crate::klog::Limit;
 use crate::site::Site;
 
 /// Why there is no vmalloc or vmap area; Linux's NULL in each case.
@@ -151,13 +152,13 @@ pub enum NotMapped {
 }
 
 /// `warn_alloc` prints a line in ten seconds.
-const WARN_LIMIT: (u32, u64) = (1, 10_000_000_000);
+const WARN_LIMIT: Limit = Limit { interval: 10_000_000_000, burst: 1, function: "warn_alloc" };
 
 /// `warn_alloc`: what the kernel's log says about an error, unless the mask forbids it. `driver` is the task's name.
 pub(super) fn warn_alloc(cpu: &Cpu<'_>, gfp: Gfp, error: VmallocError) -> VmallocError {
     if !gfp.contains(Gfp::NOWARN) {
         let text = || format!("driver: {error}, mode:{:#x}({gfp}), nodemask=(null)", gfp.bits());
-        cpu.kernel().log().limited(cpu.now(), Site::caller(), WARN_LIMIT, text);
+        cpu.kernel().log().limited(cpu.now(), Site::caller(), &WARN_LIMIT, text);
     }
     error
 }

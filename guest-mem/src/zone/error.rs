@@ -55,7 +55,10 @@ pub enum FreeError {
         head: u64,
     },
     /// The block belongs to `kmalloc`.
-    #[error("page {pfn:#x} belongs to kmalloc")]
+    #[error(
+        "BUG: Bad page state in process insmod  pfn:{pfn:05x}: page dumped because: PAGE_FLAGS_CHECK_AT_FREE flag(s) \
+         set (it belongs to kmalloc)"
+    )]
     Kmalloc {
         /// The block's first page.
         pfn: u64,
@@ -66,6 +69,20 @@ pub enum FreeError {
         /// The page.
         pfn: u64,
     },
+}
+
+impl FreeError {
+    /// The kernel option under which Linux prints something, or `None` where it stays silent.
+    pub const fn config(&self) -> Option<&'static str> {
+        match self {
+            // VM_BUG_ON_PAGE(page_ref_count(page) == 0); without it the count goes negative.
+            Self::NotAllocated { .. } | Self::Inside { .. } => Some("CONFIG_DEBUG_VM"),
+            Self::WrongOrder { .. } => None,
+            // PAGE_FLAGS_CHECK_AT_FREE, when the page leaves the CPU's list.
+            Self::Kmalloc { .. } => Some("any (BUG: Bad page state)"),
+            Self::NotRam { .. } => Some("any (an oops)"),
+        }
+    }
 }
 
 /// An invariant of the page allocator that does not hold.

@@ -6,10 +6,12 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::watermark::{RESERVE_RATIO, SCALE_FACTOR};
 use super::{Marks, Pass, ZONES, ZoneKind};
 use crate::arch::Arch;
 use crate::buddy::Buddy;
 use crate::frame::Frames;
+use crate::gfp::Gfp;
 
 /// How much of a zone is free, as of its last change.
 #[derive(Default)]
@@ -25,11 +27,13 @@ pub(crate) struct Shared {
     pub(super) marks: Marks,
     arch: Arch,
     gauges: [Gauge; ZONES],
+    /// How often background reclaim was woken.
+    kswapd: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn new(frames: Frames, marks: Marks, arch: Arch) -> Self {
-        Self { frames, marks, arch, gauges: Default::default() }
+        Self { frames, marks, arch, gauges: Default::default(), kswapd: AtomicU64::new(0) }
     }
 
     /// Tells how much of a zone is free now; its lock is held.
@@ -45,6 +49,47 @@ impl Shared {
         let free = self.gauges[index].pages.load(Ordering::Relaxed);
         pass.admits(free, order, self.marks.zones[index], reserve)
             && (order == 0 || self.gauges[index].orders.load(Ordering::Relaxed) >> order != 0)
+    }
+
+    /// Whether some zone would give a block if `more` pages were free in it.
+    pub(crate) fn would_admit(&self, highest: ZoneKind, order: u8, pass: Pass, more: u64) -> bool {
+        (0..=highest.index()).any(|index| {
+            let free = self.gauges[index].pages.load(Ordering::Relaxed);
+            let reserve = self.marks.protection[index][highest.index()];
+            let marks = self.marks.zones[index];
+            // A zone without memory has no marks.
+            marks.high > 0 && pass.admits(free + more, order, marks, reserve)
+        })
+    }
+
+    /// A request found no zone above its low mark: background reclaim is woken if the mask says so.
+    pub(crate) fn below_low(&self, gfp: Gfp) {
+        if gfp.contains(Gfp::KSWAPD_RECLAIM) {
+            self.kswapd.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often background reclaim was woken.
+    pub(crate) fn kswapd_wakeups(&self) -> u64 {
+        self.kswapd.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what was counted.
+    pub(super) fn reset(&self) {
+        self.kswapd.store(0, Ordering::Relaxed);
+    }
+
+    /// A setting of the page allocator as `/proc/sys/vm` has it.
+    pub(crate) fn sysctl(&self, name: &str) -> Option<String> {
+        Some(match name {
+            "min_free_kbytes" => self.marks.min_free_kbytes.to_string(),
+            "lowmem_reserve_ratio" => RESERVE_RATIO.map(|ratio| ratio.to_string()).join("\t"),
+            "watermark_scale_factor" => SCALE_FACTOR.to_string(),
+            // Defaults of what is left out: no mark is boosted, nothing is overcommitted, high follows the low mark.
+            "watermark_boost_factor" => "15000".to_owned(),
+            "overcommit_memory" | "percpu_pagelist_high_fraction" => "0".to_owned(),
+            _ => return None,
+        })
     }
 
     /// The zone that a managed frame lies in.

@@ -14,12 +14,12 @@ use crate::addr::PAGE_SIZE;
 use crate::gfp::Gfp;
 
 /// `vm.lowmem_reserve_ratio`; 0 = none.
-const RESERVE_RATIO: [u64; ZONES] = [256, 256, 32, 0];
+pub(super) const RESERVE_RATIO: [u64; ZONES] = [256, 256, 32, 0];
 /// Bounds of the minimum mark of HighMem, which needs none for the kernel's sake.
 const HIGHMEM_MIN: std::ops::RangeInclusive<u64> = 32..=128;
 const HIGHMEM: usize = ZoneKind::HighMem.index();
 /// `vm.watermark_scale_factor`, in ten-thousandths of a zone.
-const SCALE_FACTOR: u64 = 10;
+pub(super) const SCALE_FACTOR: u64 = 10;
 /// Bounds of `vm.min_free_kbytes` as computed.
 const MIN_FREE_KBYTES: std::ops::RangeInclusive<u64> = 128..=262_144;
 
@@ -119,20 +119,24 @@ impl Pass {
         gfp.contains(Gfp::MEMALLOC) && !gfp.contains(Gfp::NOMEMALLOC)
     }
 
-    /// Whether a zone with `free` pages and these marks may give a block of `order`, at most 10.
-    ///
-    /// `reserve` is what it keeps from the request. Whether it has a block that large is another matter.
-    pub const fn admits(self, free: u64, order: u8, marks: Watermarks, reserve: u64) -> bool {
-        let mark = match self {
-            Self::NoMark => return true,
+    /// The pages that it must leave free in a zone with these marks.
+    pub const fn mark(self, marks: Watermarks) -> u64 {
+        match self {
             Self::Low => marks.low,
             Self::Min { high: false, .. } => marks.min,
             Self::Min { high: true, atomic } => {
                 let half = marks.min - marks.min / 2;
                 if atomic { half - half / 4 } else { half }
             }
-        };
-        free.saturating_sub((1 << order) - 1) > mark + reserve
+            Self::NoMark => 0,
+        }
+    }
+
+    /// Whether a zone with `free` pages and these marks may give a block of `order`, at most 10.
+    ///
+    /// `reserve` is what it keeps from the request. Whether it has a block that large is another matter.
+    pub const fn admits(self, free: u64, order: u8, marks: Watermarks, reserve: u64) -> bool {
+        matches!(self, Self::NoMark) || free.saturating_sub((1 << order) - 1) > self.mark(marks) + reserve
     }
 }
 

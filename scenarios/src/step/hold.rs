@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use lowzone_guest_mem::PhysAddr;
-use lowzone_guest_mem::gfp::{GFP_DMA32, GFP_KERNEL};
+use lowzone_guest_mem::gfp::{__GFP_NOWARN, GFP_DMA32, GFP_KERNEL};
 use lowzone_guest_mem::page::alloc_pages;
 use lowzone_guest_mem::zone::ZoneKind;
 
@@ -24,7 +24,7 @@ pub(super) fn body(bench: &Arc<Bench>, step: &HoldStep) -> Body {
         let _span = cpu.span("hold");
         for order in (0..=LARGEST).rev() {
             // What lies higher goes back at once.
-            while let Ok(pages) = alloc_pages(cpu, order, GFP_KERNEL | GFP_DMA32) {
+            while let Ok(pages) = alloc_pages(cpu, order, GFP_KERNEL | GFP_DMA32 | __GFP_NOWARN) {
                 if pages.phys() >= below || pages.zone() != ZoneKind::Dma32 {
                     break;
                 }

@@ -10,11 +10,12 @@ use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
 use crate::dma::ledger::Unmapped;
 use crate::dma::mapping::{Kind as MappingKind, NewMapping};
-use crate::dma::swiotlb::{Constraints, SwiotlbError};
+use crate::dma::swiotlb::{Constraints, SLOT_SIZE, SwiotlbError};
 use crate::env::{Class, Verdict};
 use crate::fault::Request;
 use crate::kbuf::KBuf;
 use crate::kernel::Kernel;
+use crate::refusal::{Refusal, Refused};
 use crate::site::{Owner, Site};
 use crate::trace::{Kind, owner_word};
 
@@ -102,7 +103,10 @@ impl DmaDevice {
             Some(pool) => pool.map(cpu.id(), orig, size, Constraints::default()),
             None => return Err(no_pool),
         };
-        let slot = slot.inspect_err(|error| warn_full(kernel, self, *error))?;
+        let slot = slot.inspect_err(|error| {
+            warn_full(kernel, self, *error);
+            self.book_refusal(cpu, *error, owner);
+        })?;
         let bounce = self.bus_address(slot.phys);
         if !Self::capable(bounce, len, mask) {
             release_slots(kernel, slot.phys, len);
@@ -116,6 +120,16 @@ impl DmaDevice {
         counters.bounced_bytes += len;
         counters.bounced_slots += u64::from(slot.count);
         Ok((slot.phys, true))
+    }
+
+    /// The pool had no room.
+    fn book_refusal(&self, cpu: &Cpu<'_>, error: SwiotlbError, owner: Owner) {
+        let (SwiotlbError::Full { size, total, used } | SwiotlbError::TooLarge { size, total, used }) = error else {
+            return;
+        };
+        let refusal = Refusal::Slots { bytes: size, wanted: size.div_ceil(SLOT_SIZE), total, used };
+        let device = Some(self.name().to_owned());
+        cpu.kernel().refusals.book(Refused { at: cpu.now(), owner, device, refusal });
     }
 
     /// The unmapping under [`Mapped::unmap`], its `Drop` and misuse.

@@ -51,7 +51,8 @@ impl Env for World {
     }
 
     fn emit(&self, finding: Finding) {
-        panic!("{finding:?}");
+        // One row asks for more than there is, which Linux warns of too.
+        assert_eq!(finding.kind.name(), "order-too-large", "{finding:?}");
     }
 }
 

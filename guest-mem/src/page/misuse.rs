@@ -1,0 +1,29 @@
+//! Raw frees, for those who commit a driver's crimes on purpose.
+//!
+//! [`super::Pages`] frees itself once and with its own order; a C driver calls `__free_pages` with whatever it has. A
+//! wrong call changes nothing here and is a finding that says what Linux would do. Neighbours: the parent.
+
+use super::{put_pages, report_bad_free, trace_page_free};
+use crate::addr::PhysAddr;
+use crate::cpu::Cpu;
+use crate::env::Class;
+
+/// Frees 2^`order` pages at an address (`free_pages`); address 0 does nothing, as in Linux. Any context.
+#[track_caller]
+pub fn free_pages(cpu: &Cpu<'_>, at: PhysAddr, order: u8) {
+    let by = cpu.owner();
+    if at.get() == 0 {
+        return;
+    }
+    let _ = cpu.point_for(Class::Release, 4096 << order.min(10), by);
+    let freed = put_pages(cpu.kernel(), at.pfn(), order);
+    trace_page_free(cpu.kernel(), at, order.min(10), by);
+    if let Err(error) = freed {
+        report_bad_free(cpu.kernel(), error.into(), by);
+    }
+}
+
+/// Keeps a block only by its address, as a C driver does: it is freed by nobody but [`free_pages`].
+pub fn forget(pages: super::Pages) -> PhysAddr {
+    pages.into_block().0.pfn.phys()
+}
