@@ -93,7 +93,7 @@ pub trait Driver: Send + Sync {
     /// Takes a function into service. Process context.
     ///
     /// # Errors
-    /// [`ProbeError`]; nothing is left behind then.
+    /// [`ProbeError`]; nothing is left behind then but managed resources, which are released after it.
     fn probe(&self, cpu: &Cpu<'_>, device: &Arc<PciDevice>) -> Result<(), ProbeError>;
 
     /// Takes it out of service and gives everything back. Process context.
@@ -116,18 +116,20 @@ pub fn bind(cpu: &Cpu<'_>, driver: &dyn Driver, device: &Arc<PciDevice>) -> Resu
     match driver.probe(cpu, device) {
         Ok(()) => Ok(true),
         Err(error) => {
+            device.devres().release_all(cpu);
             device.dma().released(cpu);
             Err(error)
         }
     }
 }
 
-/// Removes the driver from `device` (`device_release_driver`); mappings left live are reported.
+/// Removes the driver from `device` (`device_release_driver`): its managed resources go after it, and mappings left live are reported.
 #[track_caller]
 pub fn unbind(cpu: &Cpu<'_>, driver: &dyn Driver, device: &PciDevice) {
     {
         let _span = cpu.span("remove");
         driver.remove(cpu, device);
     }
+    device.devres().release_all(cpu);
     device.dma().released(cpu);
 }

@@ -7,12 +7,14 @@
 
 use std::sync::Arc;
 
+use lowzone_guest_mem::devres::Devres;
 use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::env::{Class, Verdict};
 use lowzone_guest_mem::finding::Resource;
 use lowzone_guest_mem::iomem::{IoMem, IoremapError, ioremap};
 use lowzone_guest_mem::iospace::Width;
 use lowzone_guest_mem::kernel::KernelRef;
+use lowzone_guest_mem::zone::AllocError;
 use lowzone_guest_mem::{Cpu, PhysAddr};
 use thiserror::Error;
 
@@ -142,6 +144,7 @@ pub struct PciDevice {
     id: PciId,
     bars: Vec<PciBar>,
     dma: DmaDevice,
+    devres: Devres,
 }
 
 /// Finds every function 0 of bus 0 and places its BARs; `dma` gives the DMA side of each it wants.
@@ -166,7 +169,7 @@ pub fn enumerate(
         }
         let Some(dma) = dma(at) else { continue };
         let bars = place_bars(&**bus, at, &mut next, end)?;
-        found.push(Arc::new(PciDevice { bus: bus.clone(), at, id, bars, dma }));
+        found.push(Arc::new(PciDevice { bus: bus.clone(), at, id, bars, dma, devres: Devres::default() }));
     }
     Ok(found)
 }
@@ -235,6 +238,33 @@ impl PciDevice {
     /// The device as the DMA API sees it.
     pub fn dma(&self) -> &DmaDevice {
         &self.dma
+    }
+
+    /// What its driver has taken that goes with the driver: undone at unbind, and when a probe fails.
+    pub fn devres(&self) -> &Devres {
+        &self.devres
+    }
+
+    /// [`PciDevice::enable`], undone when the driver goes (`pcim_enable_device`). Process context.
+    ///
+    /// # Errors
+    /// [`AllocError`] for want of the note; it is not enabled then.
+    #[track_caller]
+    pub fn pcim_enable(self: &Arc<Self>, cpu: &Cpu<'_>) -> Result<(), AllocError> {
+        let device = Arc::downgrade(self);
+        self.devres.add_action(cpu, move |_| device.upgrade().into_iter().for_each(|device| device.disable()))?;
+        self.enable();
+        Ok(())
+    }
+
+    /// Maps a whole BAR until the driver goes (`pcim_iomap`). Process context.
+    ///
+    /// # Errors
+    /// [`PciError::NoBar`], [`PciError::Ioremap`].
+    #[track_caller]
+    pub fn pcim_iomap(&self, cpu: &Cpu<'_>, index: u8) -> Result<Arc<IoMem>, PciError> {
+        let bar = self.bar(index)?;
+        Ok(self.devres.ioremap(cpu, bar.at, bar.len)?)
     }
 
     /// Reads its config space.

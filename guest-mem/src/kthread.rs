@@ -2,7 +2,7 @@
 //!
 //! A thread is an actor of the world, bound to one CPU, which it shares with the CPU's first task: one of a CPU's tasks
 //! runs at a time, and one that is atomic keeps the CPU. Its stack is [`STACK`] bytes of pages, as
-//! CONFIG_VMAP_STACK has it, so nothing on it may be given to a device ([`crate::stack`]). Whoever starts a thread stops
+//! CONFIG_VMAP_STACK has it. Whoever starts a thread stops
 //! it: one that is left over is a leak. Mirrors kernel/kthread.c. Neighbours: `env`, which starts it; `workqueue`, `irq`,
 //! which have threads of their own. Left out: priorities, moving to another CPU, parking, signals.
 
@@ -48,6 +48,7 @@ struct State {
 }
 
 /// The thread as its own function sees it.
+#[cfg_attr(test, derive(Default))]
 pub struct Current {
     state: Arc<State>,
 }

@@ -12,6 +12,7 @@ pub mod addr;
 pub mod arch;
 pub mod buddy;
 pub mod cpu;
+pub mod devres;
 pub mod dma;
 pub mod env;
 pub mod fault;

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod calm;
+mod contexts;
 mod cpus;
 mod explained;
 mod gfp;

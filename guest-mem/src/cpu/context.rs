@@ -313,4 +313,6 @@ impl BhOff<'_, '_> {
 }
 
 #[cfg(test)]
+mod table;
+#[cfg(test)]
 mod tests;

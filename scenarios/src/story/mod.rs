@@ -5,6 +5,8 @@
 //! scenario expects. Neighbours: `step::story`, which runs the parts; `spec`, which knows the names only; the files
 //! under `files/alloc`. Left out: devices; a story that needs one is a driver's.
 
+mod contexts;
+mod devres;
 mod ioremap;
 mod telling;
 mod vmalloc;
@@ -28,6 +30,8 @@ pub(crate) struct Story {
 
 /// All stories, by name.
 pub(crate) const STORIES: &[Story] = &[
+    Story { name: "contexts", mistakes: contexts::MISTAKES, parts: || alone(contexts::tell) },
+    Story { name: "devres", mistakes: &["manual-free"], parts: || alone(devres::tell) },
     Story {
         name: "ioremap",
         mistakes: &["no-read-back", "after-iounmap", "outside", "ram", "double-release"],
