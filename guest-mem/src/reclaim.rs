@@ -19,14 +19,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::PhysAddr;
 use crate::cpu::Cpu;
-use crate::env::Class;
+use crate::env::{Class, Key, Wake};
 use crate::finding::{FindingKind, Resource};
 use crate::gfp::Gfp;
 use crate::kernel::KernelRef;
 use crate::lock::Locked;
 use crate::page::GfpWarning;
 use crate::site::Owner;
-use crate::wait::WaitQueue;
 use crate::zone::{AllocError, Pass, ZoneKind};
 
 #[cfg(test)]
@@ -181,7 +180,7 @@ pub(crate) fn slowpath<T>(
             if let Ok(taken) = attempt(gfp | Gfp::HIGH) {
                 return Ok(taken);
             }
-            if !tick(cpu) {
+            if !tick(cpu, short.owner) {
                 return short.refused();
             }
         }
@@ -224,7 +223,7 @@ impl Rounds {
         }
         self.dry = if progress > 0 && !short.costly() { 0 } else { self.dry + 1 };
         if self.dry <= MAX_RECLAIM_RETRIES && could_help(cpu, short) {
-            return Err(if tick(cpu) { Next::Again } else { Next::GiveUp });
+            return Err(if tick(cpu, short.owner) { Next::Again } else { Next::GiveUp });
         }
         self.out_of_memory(cpu, short, attempt)
     }
@@ -243,7 +242,7 @@ impl Rounds {
         }
         // Without __GFP_FS nobody is killed, but the step counts as progress: others may free something meanwhile.
         if !gfp.contains(Gfp::FS) && self.dry <= MAX_RECLAIM_RETRIES {
-            return Err(if tick(cpu) { Next::Again } else { Next::GiveUp });
+            return Err(if tick(cpu, owner) { Next::Again } else { Next::GiveUp });
         }
         if !self.warned {
             self.warned = true;
@@ -286,10 +285,12 @@ fn could_help(cpu: &Cpu<'_>, short: Short) -> bool {
     cpu.kernel().pcp.shared().would_admit(short.highest, short.order, Pass::second(short.gfp), reclaimable)
 }
 
-/// Sleeps a tick, during which others may free something; tells whether the CPU lives on.
-fn tick(cpu: &Cpu<'_>) -> bool {
-    // The caller's context was judged when it asked.
-    !matches!(WaitQueue::new().wait_until(cpu, TICK, || false), Err(crate::wait::WaitError::Dying))
+/// Sleeps a tick, during which others may free something; tells whether the CPU lives on. The caller's context was
+/// judged when it asked.
+fn tick(cpu: &Cpu<'_>, owner: Owner) -> bool {
+    let _ = cpu.point_for(Class::Wait, TICK, owner);
+    let ticket = cpu.prepare(Key::fresh());
+    cpu.park(ticket, Some(cpu.now() + TICK)) != Wake::Dying
 }
 
 /// Asks every shrinker that the mask allows, ever more urgently, until enough is freed; tells how many pages
