@@ -22,6 +22,13 @@ macro_rules! embedded {
 pub(crate) const DEFAULT: &str = "block/low-zone";
 
 pub(crate) const ENTRIES: &[Entry] = embedded![
+    "alloc/contexts",
+    "alloc/contexts-lock-without-irqsave",
+    "alloc/contexts-mutex-in-tasklet",
+    "alloc/contexts-work-waits-for-itself",
+    "alloc/contexts-wrong-unlock",
+    "alloc/devres",
+    "alloc/devres-manual-free",
     "alloc/ioremap",
     "alloc/ioremap-after-iounmap",
     "alloc/ioremap-double-release",
