@@ -293,12 +293,12 @@ fn queues(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
 fn refusals(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
     for row in &r.refusals {
         let device = row.device.as_ref().map(|device| format!("{device}: ")).unwrap_or_default();
-        writeln!(out, "refused  {device}{}\n         asked at {}", row.text.replace('\n', "\n       "), row.site)?;
+        writeln!(out, "memory   {device}{}\n         asked at {}", row.text.replace('\n', "\n       "), row.site)?;
     }
     match (r.refusals.is_empty(), r.refusals_more) {
         (true, _) => return Ok(()),
         (_, 0) => {}
-        (_, more) => writeln!(out, "refused  … {more} more")?,
+        (_, more) => writeln!(out, "memory   … {more} more refusals")?,
     }
     writeln!(out)
 }

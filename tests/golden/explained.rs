@@ -40,6 +40,27 @@ pub struct Explained {
 const MOST: usize = 20;
 const EXPLAINED: &[Explained] = &[
     Explained {
+        table: "buddy",
+        row: "main 24x_order0_pfns Normal",
+        column: "pfns",
+        cause: Cause::Accident,
+        why: "what was in use of zone Normal, and which pages its lists held, is not known",
+    },
+    Explained {
+        table: "buddy",
+        row: "main 12x_order5_pfns Normal",
+        column: "pfns",
+        cause: Cause::Accident,
+        why: "what was in use of zone Normal is not known",
+    },
+    Explained {
+        table: "drain_runs",
+        row: "drain0 dma32_only GFP_KERNEL|GFP_DMA32|NORETRY DMA32",
+        column: "last",
+        cause: Cause::Accident,
+        why: "a counter that lagged by 3 let DMA give its last pages early; they come at the very end otherwise",
+    },
+    Explained {
         table: "vmalloc_misc",
         row: "consecutive_4096_4096_8192",
         column: "gap_ab",

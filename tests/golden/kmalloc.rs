@@ -81,7 +81,7 @@ fn golden_kmalloc() {
         };
         on(MachineConfig::default(), |cpu| {
             let roundup = ("roundup", kmalloc_size_roundup(size).to_string());
-            let mut dirty = kmalloc(cpu, size.min(8192).max(1), gfp).unwrap();
+            let mut dirty = kmalloc(cpu, size.clamp(1, 8192), gfp).unwrap();
             dirty.write_at(0, &vec![0xff; dirty.len()]).unwrap();
             drop(dirty);
             let count = if size > 8192 { 4 } else { 48 };

@@ -9,10 +9,12 @@
 mod calm;
 mod contexts;
 mod cpus;
+mod drain;
 mod explained;
 mod gfp;
 mod kmalloc;
 mod mempool;
+mod pages;
 mod percpu;
 mod slab;
 mod table;

@@ -7,7 +7,9 @@
 
 mod contexts;
 mod devres;
+mod gfp;
 mod ioremap;
+mod pages;
 mod telling;
 mod vmalloc;
 mod zones;
@@ -32,11 +34,13 @@ pub(crate) struct Story {
 pub(crate) const STORIES: &[Story] = &[
     Story { name: "contexts", mistakes: contexts::MISTAKES, parts: || alone(contexts::tell) },
     Story { name: "devres", mistakes: &["manual-free"], parts: || alone(devres::tell) },
+    Story { name: "gfp", mistakes: &["stale-state"], parts: gfp::parts },
     Story {
         name: "ioremap",
         mistakes: &["no-read-back", "after-iounmap", "outside", "ram", "double-release"],
         parts: || alone(ioremap::tell),
     },
+    Story { name: "pages", mistakes: &["double-free"], parts: || alone(pages::tell) },
     Story {
         name: "vmalloc",
         mistakes: &["dma-map", "overrun", "double-vfree", "use-after-vfree", "under-lock"],
