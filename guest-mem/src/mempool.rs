@@ -27,7 +27,10 @@ mod property;
 #[cfg(test)]
 mod tests;
 
-pub use backing::{Backing, Kmalloc, PageBlocks, mempool_create_kmalloc_pool, mempool_create_page_pool};
+pub use backing::{
+    Backing, Kmalloc, PageBlocks, SlabObjects, mempool_create_kmalloc_pool, mempool_create_page_pool,
+    mempool_create_slab_pool,
+};
 pub use book::{PoolBook, PoolUse, Verdict};
 /// How long a waiter sleeps before it asks the backing allocator again: 5 s, in nanoseconds.
 pub const RETRY_NS: u64 = 5_000_000_000;
@@ -108,7 +111,7 @@ pub struct Mempool<B: Backing> {
 pub fn mempool_create<B: Backing>(cpu: &Cpu<'_>, min_nr: usize, backing: B) -> Result<Mempool<B>, MempoolError> {
     cpu.might_sleep("mempool_create");
     let none = |have| MempoolError::Create { min_nr, have };
-    // The errors of closures and `?` would hide the caller.
+    // Closures would hide the caller.
     let Ok(header) = KBuf::kmalloc(cpu, HEADER, GFP_KERNEL) else { return Err(none(0)) };
     let Ok(array) = KBuf::kmalloc(cpu, min_nr.saturating_mul(8), GFP_KERNEL) else { return Err(none(0)) };
     let mut elements = Vec::with_capacity(min_nr);

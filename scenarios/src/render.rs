@@ -89,6 +89,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     transfers(out, r)?;
     copies(out, r)?;
     stories(out, r)?;
+    mempools(out, r)?;
     if verbose {
         queues(out, r)?;
         refusals(out, r)?;
@@ -271,6 +272,26 @@ fn stories(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
         print(out, &mut t, usize::MAX)?;
     }
     Ok(())
+}
+
+fn mempools(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    if r.mempools.is_empty() {
+        return Ok(());
+    }
+    let mut t = table(&["mempool", "reserve", "allocs", "dips", "refused", "waits", "never needed", "verdict"]);
+    for row in &r.mempools {
+        t.add_row([
+            format!("{} {}", row.kind, row.owner),
+            format!("{} x {}", row.min_nr, bytes(row.element)),
+            row.allocs.to_string(),
+            row.dips.to_string(),
+            row.refused.to_string(),
+            row.waits.to_string(),
+            bytes(row.idle_bytes),
+            row.verdict.clone(),
+        ]);
+    }
+    print(out, &mut t, 1)
 }
 
 fn queues(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {

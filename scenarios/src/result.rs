@@ -5,6 +5,7 @@
 
 use lowzone_guest_mem::fault::{FaultAttr, Tally};
 use lowzone_guest_mem::kernel::Kernel;
+use lowzone_guest_mem::mempool::PoolUse;
 use lowzone_guest_mem::site::Owner;
 use lowzone_guest_mem::stats;
 use serde::Serialize;
@@ -187,6 +188,31 @@ pub struct DmaRow {
     pub compared: bool,
 }
 
+/// What one mempool cost and gave.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct MempoolRow {
+    /// What it takes its elements from.
+    pub kind: &'static str,
+    /// Who made it.
+    pub owner: String,
+    /// Elements to keep in reserve.
+    pub min_nr: u64,
+    /// Bytes of one element.
+    pub element: u64,
+    /// Elements handed out.
+    pub allocs: u64,
+    /// Of these, from the reserve.
+    pub dips: u64,
+    /// Requests that got NULL.
+    pub refused: u64,
+    /// Sleeps for an element.
+    pub waits: u64,
+    /// Bytes of the reserve that were never needed.
+    pub idle_bytes: u64,
+    /// Whether it was worth its memory.
+    pub verdict: String,
+}
+
 /// One CPU's part in a `story` step.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct StoryRow {
@@ -322,6 +348,8 @@ pub struct RunResult {
     /// The `story` steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stories: Vec<StoryRow>,
+    /// Mempools, in the order they were made.
+    pub mempools: Vec<MempoolRow>,
     /// The devices.
     pub devices: Vec<DeviceRow>,
     /// The queues.
@@ -421,6 +449,7 @@ impl RunResult {
     /// Takes what the kernel knows once the steps are over.
     pub(crate) fn conclude(&mut self, kernel: &Kernel, virtual_ns: u64, interrupted: bool) {
         kernel.inspect_slabs(Owner::default());
+        self.mempools = kernel.mempools().iter().map(mempool).collect();
         self.leaks =
             stats::leaks(kernel).iter().map(|leak| leak.finding(virtual_ns, Owner::default()).to_string()).collect();
         let row = |finding: &lowzone_guest_mem::finding::Finding| FindingRow {
@@ -451,5 +480,20 @@ impl RunResult {
             + self.clears.iter().map(|row| row.bytes).sum::<u64>()
             + self.dma.iter().map(|row| row.bytes).sum::<u64>()
             + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
+    }
+}
+
+fn mempool(pool: &PoolUse) -> MempoolRow {
+    MempoolRow {
+        kind: pool.kind,
+        owner: pool.created.to_string(),
+        min_nr: pool.min_nr,
+        element: pool.element,
+        allocs: pool.allocs,
+        dips: pool.dips,
+        refused: pool.refused,
+        waits: pool.waits,
+        idle_bytes: pool.idle_bytes(),
+        verdict: pool.verdict().to_string(),
     }
 }

@@ -5,7 +5,12 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use lowzone_guest_mem::gfp::{__GFP_ZERO, GFP_ATOMIC, GFP_KERNEL, GFP_NOWAIT, Gfp};
 use lowzone_guest_mem::kernel::MachineConfig;
-use lowzone_guest_mem::mempool::{Backing, Mempool, mempool_create};
+use lowzone_guest_mem::kmalloc::ksize;
+use lowzone_guest_mem::kmem_cache::kmem_cache_create;
+use lowzone_guest_mem::mempool::{
+    Backing, Mempool, mempool_create, mempool_create_kmalloc_pool, mempool_create_page_pool, mempool_create_slab_pool,
+};
+use lowzone_guest_mem::slab::SlabFlags;
 use lowzone_guest_mem::wait::{Completion, sleep};
 use lowzone_guest_mem::zone::{AllocError, ZoneKind};
 use lowzone_guest_mem::{Cpu, KBuf};
@@ -312,4 +317,55 @@ fn golden_mempool() {
         outputs
     });
     assert!(told.next().is_none(), "the sequence is longer than the table");
+}
+
+const KINDS: Golden = Golden {
+    name: "mempool_kind",
+    text: include_str!("mempool_kind.tsv"),
+    inputs: &["boot", "kind"],
+    compare: &["ksize", "min_nr", "curr_nr", "cache", "zone"],
+};
+
+fn sizes<B: Backing>(pool: &Mempool<B>) -> Outputs {
+    vec![("min_nr", pool.min_nr().to_string()), ("curr_nr", pool.curr_nr().to_string())]
+}
+
+/// A pool of three by each of the usual kinds.
+fn kind(cpu: &Cpu<'_>, kind: &str) -> Outputs {
+    let mut row;
+    match kind {
+        "kmalloc" => {
+            let pool = mempool_create_kmalloc_pool(cpu, 3, 128).unwrap();
+            row = sizes(&pool);
+            let element = pool.alloc(cpu, GFP_KERNEL).unwrap();
+            row.push(("ksize", ksize(&element).to_string()));
+            pool.free(cpu, element);
+        }
+        "slab" => {
+            let cache = kmem_cache_create(cpu, "oracle_mp", 100, 0, SlabFlags::empty(), None).unwrap();
+            let pool = mempool_create_slab_pool(cpu, 3, Arc::new(cache)).unwrap();
+            row = sizes(&pool);
+            row.push(("cache", pool.backing().0.name().to_owned()));
+        }
+        "page" => {
+            let pool = mempool_create_page_pool(cpu, 3, 0).unwrap();
+            row = sizes(&pool);
+            let page = pool.alloc(cpu, GFP_KERNEL).unwrap();
+            row.push(("zone", page.zone().to_string()));
+            pool.free(cpu, page);
+        }
+        other => panic!("no such kind: {other}"),
+    }
+    row
+}
+
+#[test]
+fn golden_mempool_kind() {
+    KINDS.run(|row| {
+        let (to, from) = mpsc::channel();
+        let name = row.get("kind").to_owned();
+        let body = move |cpu: &Cpu<'_>| to.send(kind(cpu, &name)).unwrap();
+        cpus::run(MachineConfig::default(), vec![Box::new(body)], |kernel| assert!(kernel.findings().is_empty()));
+        from.try_recv().unwrap()
+    });
 }

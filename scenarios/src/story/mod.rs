@@ -8,8 +8,11 @@
 mod contexts;
 mod devres;
 mod gfp;
+mod highmem;
 mod ioremap;
+mod mempool;
 mod pages;
+mod percpu;
 mod telling;
 mod vmalloc;
 mod zones;
@@ -35,12 +38,15 @@ pub(crate) const STORIES: &[Story] = &[
     Story { name: "contexts", mistakes: contexts::MISTAKES, parts: || alone(contexts::tell) },
     Story { name: "devres", mistakes: &["manual-free"], parts: || alone(devres::tell) },
     Story { name: "gfp", mistakes: &["stale-state"], parts: gfp::parts },
+    Story { name: "highmem", mistakes: &["no-kmap", "unmap-order"], parts: || alone(highmem::tell) },
     Story {
         name: "ioremap",
         mistakes: &["no-read-back", "after-iounmap", "outside", "ram", "double-release"],
         parts: || alone(ioremap::tell),
     },
+    Story { name: "mempool", mistakes: &["elements-out"], parts: mempool::parts },
     Story { name: "pages", mistakes: &["double-free"], parts: || alone(pages::tell) },
+    Story { name: "percpu", mistakes: &["preemptible"], parts: percpu::parts },
     Story {
         name: "vmalloc",
         mistakes: &["dma-map", "overrun", "double-vfree", "use-after-vfree", "under-lock"],
