@@ -8,6 +8,9 @@
 mod contexts;
 mod devres;
 mod ioremap;
+mod kmalloc;
+mod kmem_cache;
+mod sanitizers;
 mod telling;
 mod vmalloc;
 mod zones;
@@ -37,6 +40,9 @@ pub(crate) const STORIES: &[Story] = &[
         mistakes: &["no-read-back", "after-iounmap", "outside", "ram", "double-release"],
         parts: || alone(ioremap::tell),
     },
+    Story { name: "kmalloc", mistakes: &["double-free"], parts: || alone(kmalloc::tell) },
+    Story { name: "kmem-cache", mistakes: &["destroy-busy", "wrong-cache"], parts: || alone(kmem_cache::tell) },
+    Story { name: "sanitizers", mistakes: &["overflow", "use-after-free"], parts: || alone(sanitizers::tell) },
     Story {
         name: "vmalloc",
         mistakes: &["dma-map", "overrun", "double-vfree", "use-after-vfree", "under-lock"],
