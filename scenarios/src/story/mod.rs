@@ -10,9 +10,12 @@ mod devres;
 mod gfp;
 mod highmem;
 mod ioremap;
+mod kmalloc;
+mod kmem_cache;
 mod mempool;
 mod pages;
 mod percpu;
+mod sanitizers;
 mod telling;
 mod vmalloc;
 mod zones;
@@ -44,9 +47,12 @@ pub(crate) const STORIES: &[Story] = &[
         mistakes: &["no-read-back", "after-iounmap", "outside", "ram", "double-release"],
         parts: || alone(ioremap::tell),
     },
+    Story { name: "kmalloc", mistakes: &["double-free"], parts: || alone(kmalloc::tell) },
+    Story { name: "kmem-cache", mistakes: &["destroy-busy", "wrong-cache"], parts: || alone(kmem_cache::tell) },
     Story { name: "mempool", mistakes: &["elements-out"], parts: mempool::parts },
     Story { name: "pages", mistakes: &["double-free"], parts: || alone(pages::tell) },
     Story { name: "percpu", mistakes: &["preemptible"], parts: percpu::parts },
+    Story { name: "sanitizers", mistakes: &["overflow", "use-after-free"], parts: || alone(sanitizers::tell) },
     Story {
         name: "vmalloc",
         mistakes: &["dma-map", "overrun", "double-vfree", "use-after-vfree", "under-lock"],
