@@ -324,6 +324,16 @@ impl Kernel {
         self.memory.lock().zones.buddyinfo()
     }
 
+    /// `/proc/zoneinfo`.
+    pub fn zoneinfo(&self) -> String {
+        crate::zone::zoneinfo::zoneinfo(self)
+    }
+
+    /// The zone of an address, or `None` if nothing that is managed lies there.
+    pub fn zone_of(&self, at: PhysAddr) -> Option<ZoneKind> {
+        self.memory.lock().zones.zone_of(at.pfn())
+    }
+
     /// The numbers of all zones (`/proc/zoneinfo`).
     pub fn zone_stats(&self) -> [ZoneStats; ZoneKind::ALL.len()] {
         self.memory.lock().zones.stats()

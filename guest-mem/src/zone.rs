@@ -30,6 +30,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 pub mod watermark;
+pub(crate) mod zoneinfo;
 
 pub use error::{AllocError, FreeError, InvalidZones};
 pub use layout::{Layout, LayoutError};
@@ -352,6 +353,11 @@ impl Zones {
 
     fn allocated(&self, pfn: u32, order: u8, kind: Kind, owner: Owner) -> Allocated {
         Allocated { block: block(pfn, order, self.arch().zone_of_frame(pfn)), owner, kind }
+    }
+
+    /// Where its memory lies.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The zone of a page, or `None` if it is not managed.

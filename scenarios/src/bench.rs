@@ -4,7 +4,7 @@ mod load;
 pub(crate) mod peers;
 
 use std::io::Write;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -89,4 +89,17 @@ pub(crate) fn explore(seconds: u64) -> Result<ExitCode, CliError> {
         rate(u128::from(done), begun.elapsed())
     )?;
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// The program that measures allocators: other crates' calls are unsafe, so it is the tests'.
+const ALLOCATORS: &str = "lowzone-bench-alloc";
+
+/// Compares our allocators with others', in a program of its own.
+pub(crate) fn alloc(seconds: u64) -> Result<ExitCode, CliError> {
+    let program = std::env::current_exe().map_err(CliError::Output)?.with_file_name(ALLOCATORS);
+    if !program.is_file() {
+        return Err(CliError::NoProgram(program));
+    }
+    let status = Command::new(program).arg(seconds.to_string()).status().map_err(CliError::Output)?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -20,7 +20,7 @@ use crate::spec::{Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
 use crate::wire::{Skip, TwoWires, WireKind};
 use crate::world::WorldKind;
-use crate::{bench, compare, expect, explore, fresh, matrix, mutants, progress, render, serve, trace};
+use crate::{bench, compare, expect, explore, fresh, inspect, matrix, mutants, progress, render, serve, tour, trace};
 
 /// A laboratory for the memory half of device drivers.
 ///
@@ -53,6 +53,10 @@ enum Command {
     List,
     /// Print the JSON Schema of scenario files, for editors.
     Schema,
+    /// Run a scenario up to a step, and print what /proc would say of its memory there.
+    Inspect(inspect::Inspect),
+    /// Walk through the allocators as LDD3 does, on a live kernel, and compare them in a table.
+    Tour(tour::Tour),
     /// Look into the record of a run.
     Trace(trace::cli::Trace),
     /// Be a device for a driver in another process: a virtual machine, a library.
@@ -115,6 +119,13 @@ enum BenchWhat {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Our allocators beside mimalloc, jemalloc, glibc's, buddy_system_allocator and bitmap-allocator: nanoseconds of an
+    /// allocation and a free, ratios of interleaved rounds, sanitizers off and on.
+    Alloc {
+        /// How long to measure, in seconds.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+    },
     /// Requests a second beside programs that others wrote: our device and qemu-storage-daemon's under the crate
     /// virtio-driver, our driver and that crate on qemu-storage-daemon's disk; ratios of interleaved rounds.
     Peers {
@@ -162,6 +173,10 @@ pub(crate) enum CliError {
     Peers(#[from] bench::peers::PeersError),
     #[error(transparent)]
     Serve(#[from] serve::ServeError),
+    #[error("{} is not there: cargo build --release -p lowzone-tests", .0.display())]
+    NoProgram(PathBuf),
+    #[error("{scenario} has {steps} steps: there is no step {step}")]
+    NoStep { scenario: String, step: usize, steps: usize },
     #[error("{name}: {source}")]
     Read { name: String, source: std::io::Error },
     #[error("no scenario '{name}'{}", nearest.as_deref().map(|n| format!(": did you mean '{n}'?")).unwrap_or_default())]
@@ -195,6 +210,8 @@ pub fn main(kit: Kit) -> ExitCode {
         #[cfg(lowzone_mutants)]
         Some(Command::Seeded) => mutants::seeded(),
         Some(Command::Matrix(options)) => matrix::run(kit, &options),
+        Some(Command::Inspect(options)) => inspect::run(kit, &options),
+        Some(Command::Tour(options)) => tour::run(&options),
         Some(Command::List) => list(kit),
         Some(Command::Schema) => print_schema(kit),
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
@@ -202,6 +219,7 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Serve(options)) => serve::cli::run(&options).map_err(CliError::from),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Explore { seconds } })) => bench::explore(seconds),
+        Some(Command::Bench(Bench { what: BenchWhat::Alloc { seconds } })) => bench::alloc(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Peers { seconds } })) => bench::peers::run(seconds),
     };
     match outcome {

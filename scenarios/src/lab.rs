@@ -20,6 +20,8 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use lowzone_device::misbehave::Script;
+use lowzone_driver::pci::PciDevice;
+use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig};
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
@@ -205,12 +207,7 @@ impl Lab {
 
     /// Does every step, in order, and tells what was seen. After a step whose driver died, only the leak check follows.
     pub fn run(&mut self) -> RunResult {
-        let steps = self.scenario.step.clone();
-        for (index, verb) in (1_u64..).zip(&steps) {
-            if self.step(verb, index).iter().any(|&exit| exit != Exit::Finished) {
-                break;
-            }
-        }
+        self.run_to(usize::MAX);
         self.finish()
     }
 
@@ -218,6 +215,31 @@ impl Lab {
     pub(crate) fn step(&mut self, verb: &Step, number: u64) -> Vec<Exit> {
         self.world.mark(self.machine.kernel_ref(), number);
         self.run_bodies(step::bodies(&self.bench, verb, number))
+    }
+
+    /// Does the first so many steps, or all of them, in order; stops early where a driver died.
+    pub(crate) fn run_to(&mut self, last: usize) {
+        let steps = self.scenario.step.clone();
+        for (index, verb) in (1_u64..).zip(steps.iter().take(last)) {
+            if self.step(verb, index).iter().any(|&exit| exit != Exit::Finished) {
+                break;
+            }
+        }
+    }
+
+    /// Runs a body on CPU 0, with the devices that were found, after the first step and before the others; ends the run.
+    pub(crate) fn run_after_first(
+        &mut self,
+        body: impl FnOnce(&Cpu<'_>, &[Arc<PciDevice>]) + Send + 'static,
+    ) -> RunResult {
+        let steps = self.scenario.step.clone();
+        self.run_to(1);
+        let found = lock(&self.bench.found).clone();
+        self.run_bodies(vec![Box::new(move |cpu| body(cpu, &found))]);
+        for (index, verb) in (1_u64..).zip(&steps).skip(1) {
+            self.step(verb, index);
+        }
+        self.finish()
     }
 
     /// Leaves every disk with requests that nobody waits for.

@@ -142,6 +142,16 @@ impl Layout {
             .filter(|range| !range.is_empty())
     }
 
+    /// From a zone's first managed frame to behind its last; `None` if it has none.
+    pub(crate) fn span_of(&self, zone: ZoneKind) -> Option<Range<u32>> {
+        let (mut first, mut end) = (None, 0);
+        for range in self.zone_ranges(zone) {
+            first = first.or(Some(range.start));
+            end = range.end;
+        }
+        first.map(|first| first..end)
+    }
+
     /// One more than the highest managed frame.
     pub(crate) fn end(&self) -> u32 {
         self.ranges.last().map_or(0, |range| range.end)

@@ -7,6 +7,7 @@
 
 mod contexts;
 mod devres;
+mod exhaustion;
 mod gfp;
 mod highmem;
 mod ioremap;
@@ -16,6 +17,7 @@ mod mempool;
 mod pages;
 mod percpu;
 mod sanitizers;
+mod scull;
 mod telling;
 mod vmalloc;
 mod zones;
@@ -38,9 +40,14 @@ pub(crate) struct Story {
 
 /// All stories, by name.
 pub(crate) const STORIES: &[Story] = &[
+    Story { name: "atomic-reserve", mistakes: &["insist"], parts: || alone(exhaustion::atomic_reserve) },
+    Story { name: "cache-full", mistakes: &[], parts: || alone(exhaustion::cache_full) },
     Story { name: "contexts", mistakes: contexts::MISTAKES, parts: || alone(contexts::tell) },
     Story { name: "devres", mistakes: &["manual-free"], parts: || alone(devres::tell) },
+    Story { name: "dma32-dry", mistakes: &[], parts: || alone(exhaustion::dma32_dry) },
+    Story { name: "fragmented", mistakes: &[], parts: || alone(exhaustion::fragmented) },
     Story { name: "gfp", mistakes: &["stale-state"], parts: gfp::parts },
+    Story { name: "greedy-neighbour", mistakes: &[], parts: || alone(exhaustion::neighbour) },
     Story { name: "highmem", mistakes: &["no-kmap", "unmap-order"], parts: || alone(highmem::tell) },
     Story {
         name: "ioremap",
@@ -51,8 +58,12 @@ pub(crate) const STORIES: &[Story] = &[
     Story { name: "kmem-cache", mistakes: &["destroy-busy", "wrong-cache"], parts: || alone(kmem_cache::tell) },
     Story { name: "mempool", mistakes: &["elements-out"], parts: mempool::parts },
     Story { name: "pages", mistakes: &["double-free"], parts: || alone(pages::tell) },
+    Story { name: "pages-left", mistakes: &[], parts: || alone(exhaustion::pages_left) },
     Story { name: "percpu", mistakes: &["preemptible"], parts: percpu::parts },
     Story { name: "sanitizers", mistakes: &["overflow", "use-after-free"], parts: || alone(sanitizers::tell) },
+    Story { name: "scullc", mistakes: &["no-trim"], parts: || alone(scull::scullc) },
+    Story { name: "scullp", mistakes: &[], parts: || alone(scull::scullp) },
+    Story { name: "scullv", mistakes: &[], parts: || alone(scull::scullv) },
     Story {
         name: "vmalloc",
         mistakes: &["dma-map", "overrun", "double-vfree", "use-after-vfree", "under-lock"],
