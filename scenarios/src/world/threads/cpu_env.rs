@@ -150,6 +150,8 @@ impl<'s> CpuEnv<'s> {
         self.give_baton();
         self.doze_with_baton(state, until, irqs_on, over);
         self.take_baton();
+        // The turn may have been long in coming.
+        self.refresh();
     }
 
     fn doze_with_baton(&self, state: State, until: Option<u64>, irqs_on: bool, over: impl Fn() -> bool) {
