@@ -22,6 +22,7 @@ use crate::kernel::{Kernel, KernelRef};
 use crate::page::{give_block, take_block_quietly};
 use crate::site::Owner;
 use crate::slab::CacheId;
+use crate::trace::{Kind as TraceKind, owner_word};
 
 mod access;
 mod areas;
@@ -165,7 +166,13 @@ fn slab_point(cpu: &Cpu<'_>, size: u64, gfp: Gfp, owner: Owner) -> bool {
     let gfp = gfp - GFP_ZONEMASK - Gfp::ZERO;
     let id = usize::try_from(size).ok().and_then(|size| CacheId::serving(size, gfp));
     let request = id.map_or(Request::slab(size, gfp, None), |id| Request::object_of(id, gfp));
-    cpu.pass(request, owner, gfp.can_fail(0, cpu.kernel().config().arch)) == Verdict::Fail && !gfp.contains(Gfp::NOFAIL)
+    let failed = cpu.pass(request, owner, gfp.can_fail(0, cpu.kernel().config().arch)) == Verdict::Fail;
+    let failed = failed && !gfp.contains(Gfp::NOFAIL);
+    if !failed {
+        // The object itself is not modelled: its event has no address.
+        cpu.trace(TraceKind::KmemCacheAlloc, 0, usize::try_from(size).unwrap_or(usize::MAX), 0, owner_word(owner));
+    }
+    failed
 }
 
 /// The pages of an area, one by one (`__vmalloc_area_node`).

@@ -173,7 +173,7 @@ pub(crate) enum CliError {
     Peers(#[from] bench::peers::PeersError),
     #[error(transparent)]
     Serve(#[from] serve::ServeError),
-    #[error("{} is not there: cargo build --release -p lowzone-tests", .0.display())]
+    #[error("{} is not there: cargo build --release -p lowzone-tests --features rivals", .0.display())]
     NoProgram(PathBuf),
     #[error("{scenario} has {steps} steps: there is no step {step}")]
     NoStep { scenario: String, step: usize, steps: usize },
