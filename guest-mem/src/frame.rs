@@ -5,7 +5,7 @@
 //! never touched, so that the table of an 8 GiB machine costs nothing until it is used.
 //!
 //! The words are atomic, so that the marks of a block that no list of a zone holds may change without the allocator's
-//! lock: a CPU hands out a page of its own lists, and takes it back, by its marks alone ([`Frames::retire`] decides who
+//! lock: a CPU hands out a page of its own lists, and takes it back, by its marks alone (`Frames::retire` decides who
 //! of two frees is the first). Free blocks change under the allocator's lock only.
 //!
 //! Neighbours: [`crate::buddy`] links free blocks through it, [`crate::zone`] and [`crate::slab`] keep there who

@@ -125,7 +125,7 @@ pub fn alloc_percpu<T: Zero>(cpu: &Cpu<'_>) -> Result<PerCpu<T>, PerCpuError> {
 /// [`alloc_percpu`] with a mask: one that may not sleep gets only what is populated. Context as the mask says.
 ///
 /// # Errors
-/// As [`__alloc_percpu_gfp`], for the type's size and alignment.
+/// As `__alloc_percpu_gfp`, for the type's size and alignment.
 #[track_caller]
 pub fn alloc_percpu_gfp<T: Zero>(cpu: &Cpu<'_>, gfp: Gfp) -> Result<PerCpu<T>, PerCpuError> {
     let place = __alloc_percpu_gfp(cpu, size_of::<T>(), align_of::<T>(), gfp)?;

@@ -110,7 +110,7 @@ impl Workqueue {
     /// A queue that runs several works at once (`alloc_workqueue`). Process context.
     ///
     /// # Errors
-    /// [`NoQueue`] when the world fails the point.
+    /// `NoQueue` when the world fails the point.
     #[track_caller]
     pub fn new(cpu: &Cpu<'_>) -> Result<Self, NoQueue> {
         Self::with_most(cpu, MOST)
