@@ -10,6 +10,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+mod dma;
+
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Context;
 use crate::dma::ledger::{Misuse, Violation};
@@ -19,6 +21,7 @@ use crate::site::Owner;
 use crate::slab::{Damage, Watched};
 use crate::vmalloc::{AreaMisuse, NotMapped};
 use crate::workqueue::BadWork;
+use dma::{misuse_name, violation_name};
 
 /// A resource kind that the leak check knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
@@ -553,33 +556,6 @@ impl FindingKind {
             Self::Hang { .. } => Some("CONFIG_SOFTLOCKUP_DETECTOR"),
             _ => None,
         }
-    }
-}
-
-fn misuse_name(misuse: &Misuse) -> &'static str {
-    match misuse {
-        Misuse::FreesInvalid => "unmap-error-value",
-        Misuse::FreesUnallocated { .. } => "unmap-not-mapped",
-        Misuse::Size { .. } => "unmap-size",
-        Misuse::Function { .. } => "unmap-function",
-        Misuse::CpuAddress { .. } => "free-cpu-address",
-        Misuse::Direction { .. } => "unmap-direction",
-        Misuse::Unchecked { .. } => "map-error-unchecked",
-        Misuse::SyncsUnallocated { .. } => "sync-not-mapped",
-        Misuse::SyncDirection { .. } => "sync-direction",
-        Misuse::SyncsReadOnly { .. } => "sync-read-only",
-        Misuse::SyncsWriteOnly { .. } => "sync-write-only",
-        Misuse::Pending { .. } => "pending-dma",
-    }
-}
-
-fn violation_name(violation: &Violation) -> &'static str {
-    match violation {
-        Violation::AfterUnmap { .. } => "after-unmap",
-        Violation::WrongDirection { .. } => "wrong-direction",
-        Violation::Outside { .. } => "outside-mapping",
-        Violation::Unmapped { .. } => "not-mapped",
-        Violation::WhileCpuOwns { .. } => "while-cpu-owns",
     }
 }
 

@@ -8,6 +8,7 @@ use lowzone_guest_mem::dma::{Dir, misuse};
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::gfp::{GFP_KERNEL, Gfp};
 use lowzone_guest_mem::irq::request_irq;
+use lowzone_guest_mem::wait::sleep;
 use lowzone_guest_mem::{Cpu, KBuf};
 
 use super::data;
@@ -62,6 +63,10 @@ fn raw_read(cpu: &Cpu<'_>, bench: &Bench, step: &RawReadStep) -> Result<(), Stri
     outcome.map(|_| ())
 }
 
+/// How often, and how long each time, an interrupt is waited for that has ended its request already.
+const LOOKS: u32 = 50;
+const LOOK_NS: u64 = 1_000_000;
+
 /// Allocates in hard-interrupt context, with whatever mask it was given, at its first interrupt: how many there are is
 /// the device's affair.
 struct AllocInHandler {
@@ -89,7 +94,8 @@ pub(super) fn irq_alloc(bench: &Arc<Bench>, step: &IrqAllocStep) -> Body {
         let gfp = data::mask(step.gfp);
         // The last line is a queue's: with MSI-X the first is the configuration's.
         let Some(irq) = disk.irqs().last().copied() else { return bench.failed("irq_alloc: no interrupt".to_owned()) };
-        let line = match request_irq(cpu, irq, Arc::new(AllocInHandler { gfp, done: AtomicBool::new(false) })) {
+        let handler = Arc::new(AllocInHandler { gfp, done: AtomicBool::new(false) });
+        let line = match request_irq(cpu, irq, handler.clone()) {
             Ok(line) => line,
             Err(error) => return bench.failed(error.to_string()),
         };
@@ -101,6 +107,12 @@ pub(super) fn irq_alloc(bench: &Arc<Bench>, step: &IrqAllocStep) -> Body {
         };
         if let Err(why) = raw_read(cpu, &bench, &raw) {
             bench.failed(format!("irq_alloc: {why}"));
+        }
+        // The driver's own handler may have ended the request while another CPU is still to call ours.
+        for _ in 0..LOOKS {
+            if handler.done.load(Ordering::Relaxed) || sleep(cpu, LOOK_NS).is_err() {
+                break;
+            }
         }
         line.free(cpu);
     })
