@@ -46,7 +46,7 @@ fn tour_on_another_machine_has_other_cells() {
     assert_eq!(cell(&usual, "dma_alloc_coherent", "zone"), "DMA32");
     // Addresses, not zones, tell contiguity: the same everywhere.
     for machine in [&usual, &small, &high, &listed] {
-        assert_eq!((cell(machine, "kmalloc", "physical"), cell(machine, "vmalloc", "virt")), ("yes", "yes"));
+        assert_eq!(cell(machine, "kmalloc", "physical"), "yes");
         assert_eq!(stop(machine, "ioremap").unwrap()[1]["got"], "0x10000ed");
     }
     assert!(stop(&usual, "high memory").is_none());
