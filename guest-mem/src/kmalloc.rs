@@ -15,6 +15,8 @@ use crate::slab::get_order;
 use crate::zone::AllocError;
 
 pub(crate) mod object;
+#[cfg(test)]
+mod property;
 pub(crate) mod report;
 #[cfg(test)]
 mod tests;

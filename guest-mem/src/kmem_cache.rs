@@ -27,6 +27,8 @@ use crate::trace::{Kind, owner_word};
 use crate::zone::AllocError;
 
 #[cfg(test)]
+mod property;
+#[cfg(test)]
 mod tests;
 
 pub use crate::slab::{Construct, Ctor, SlabFlags};

@@ -16,6 +16,8 @@ use crate::finding::Finding;
 use crate::kernel::{Kernel, KernelRef, Machine, MachineConfig};
 use crate::timer::Timers;
 
+pub(crate) mod shadow;
+
 type Script = Box<dyn FnOnce(&Solo)>;
 
 /// The world.
