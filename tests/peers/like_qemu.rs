@@ -10,18 +10,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::raw::{
-    Raw, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR, SET_VRING_ENABLE,
-    SET_VRING_KICK, SET_VRING_NUM, halves, words,
+    Raw, SET_BACKEND_REQ_FD, SET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_PROTOCOL_FEATURES, SET_VRING_ADDR,
+    SET_VRING_BASE, SET_VRING_CALL, SET_VRING_ENABLE, SET_VRING_KICK, SET_VRING_NUM, halves, words,
 };
 use crate::server::Server;
+use lowzone_tests::image::Folder;
 use lowzone_tests::pages::Pages;
 
 const GET_FEATURES: u32 = 1;
-const SET_VRING_BASE: u32 = 10;
 const GET_VRING_BASE: u32 = 11;
-const SET_VRING_CALL: u32 = 13;
 const GET_PROTOCOL_FEATURES: u32 = 15;
-const SET_BACKEND_REQ_FD: u32 = 21;
 const GET_CONFIG: u32 = 24;
 
 const LOW: u64 = 0x10_0000;
@@ -46,6 +44,18 @@ struct Front {
 }
 
 impl Front {
+    /// One that has agreed on everything, with its queue running.
+    fn running(server: &Server) -> Self {
+        let mut raw = Raw::greeted(&server.socket());
+        raw.ask(GET_FEATURES, &[]);
+        raw.tell(SET_FEATURES, &words(&[1 << 32 | 1 << 30]), &[]);
+        let (low, high) = (Pages::new(SIZE), Pages::new(SIZE));
+        let mut front = Self { raw, low, high, kick: bell(), call: bell(), next: 0 };
+        front.table(0);
+        front.start(0, 0);
+        front
+    }
+
     /// Sends the table; `shift` moves where the regions seem to be in this process.
     fn table(&mut self, shift: u64) {
         let mut body = halves(&[2, 0]);
@@ -147,4 +157,36 @@ fn memory_changes_under_a_running_queue_and_a_stopped_one_goes_on_where_it_was()
     let (outcome, _) = server.stop();
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{outcome:?}");
     assert!(outcome.stdout.contains("4 requests, 1 failed; 1024 bytes read, 512 written"), "{outcome:?}");
+}
+
+#[test]
+fn a_ring_whose_file_is_cut_ends_its_connection_and_the_image_has_what_was_done() {
+    let folder = Folder::new();
+    let image = folder.file("disk.img", &[5; 1 << 20]);
+    let server = Server::start(["--image", image.to_str().unwrap()]);
+    for sector in 0..3 {
+        let mut front = Front::running(&server);
+        front.low.put(0, &[0xc0 + u8::try_from(sector).unwrap(); 512]);
+        assert_eq!(front.request(true, sector), 0);
+        // The device looks at the ring when it is told, and the ring isn't there any more.
+        front.high.file.set_len(0).unwrap();
+        front.kick.write_all(&1_u64.to_ne_bytes()).unwrap();
+        front.raw.wait_to_be_left();
+    }
+    // A good one reads what the others wrote.
+    let mut front = Front::running(&server);
+    for sector in 0..3 {
+        assert_eq!(front.request(false, sector), 0);
+        assert_eq!(front.low.get(0, 512), [0xc0 + u8::try_from(sector).unwrap(); 512]);
+    }
+    assert_eq!(front.stop(), 3);
+    drop(front);
+    let (outcome, _) = server.stop();
+    let cut = "ended: the file behind its memory was cut while it was in use (SIGBUS)";
+    let lines: Vec<_> = (1..4).map(|nth| format!("lowzone: serve: connection {nth}: {cut}")).collect();
+    assert_eq!(outcome.stderr.lines().collect::<Vec<_>>(), lines);
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let bytes = std::fs::read(&image).unwrap();
+    let wanted = [[0xc0; 512], [0xc1; 512], [0xc2; 512]].concat();
+    assert!(bytes[..1536] == wanted && bytes[1536..].iter().all(|byte| *byte == 5));
 }

@@ -7,6 +7,7 @@
 
 mod bad_peers;
 mod bench;
+mod crimes;
 mod libblkio;
 mod like_qemu;
 mod raw;

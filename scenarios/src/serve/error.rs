@@ -43,6 +43,8 @@ pub(crate) enum ServeError {
     Foreign { code: u32, flags: u32 },
     #[error("message {code} is none that this device knows")]
     Unknown { code: u32 },
+    #[error("message {name} is not served: nothing of the kind was offered")]
+    Unserved { name: String },
     #[error("IOTLB messages are not served: the peer put the device behind a vIOMMU")]
     Iotlb,
     #[error("message {name} claims {size} bytes: at most {limit}")]
@@ -53,6 +55,10 @@ pub(crate) enum ServeError {
     Stalled { got: usize, seconds: u64 },
     #[error("message {name}: {source}")]
     Message { name: String, source: vhost::vhost_user::Error },
+    #[error("message {name} of {size} bytes: its length or what is in it is wrong")]
+    Malformed { name: String, size: u32 },
+    #[error("message {name}: {has} files came with it, and {wanted} belong to it")]
+    Files { name: String, has: usize, wanted: usize },
     #[error("message {name}: features {wanted:#x} were not offered")]
     Features { name: &'static str, wanted: u64 },
     #[error("queue {index} of {queues}")]

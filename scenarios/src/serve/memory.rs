@@ -25,6 +25,8 @@ const PAGE: u64 = 4096;
 /// A memory region that can't be used.
 #[derive(Debug, Error)]
 pub(crate) enum MemoryError {
+    #[error("a table of {claims} regions in {size} bytes: 1 to {SLOTS} of 32 bytes each, after the first 8")]
+    Table { claims: u32, size: usize },
     #[error("more than {SLOTS} regions")]
     Slots,
     #[error("a region of no bytes at {guest:#x}")]
@@ -37,6 +39,10 @@ pub(crate) enum MemoryError {
     Short { guest: u64, needed: u64, has: u64 },
     #[error("regions of {size:#x} bytes at {guest:#x} and of {other_size:#x} at {other:#x} overlap")]
     Overlap { guest: u64, size: u64, other: u64, other_size: u64 },
+    #[error(
+        "regions of {size:#x} bytes at {guest:#x} and of {other_size:#x} at {other:#x} overlap in the peer, at {at:#x}"
+    )]
+    Shared { guest: u64, size: u64, other: u64, other_size: u64, at: u64 },
     #[error("no region of {size:#x} bytes at {guest:#x} to remove")]
     Missing { guest: u64, size: u64 },
     #[error("the region of {size:#x} bytes at {guest:#x} can't be mapped: {source}")]
@@ -73,8 +79,8 @@ fn overlap(a: u64, a_size: u64, b: u64, b_size: u64) -> bool {
 }
 
 impl Wanted {
-    /// Checks what can be checked without the other regions; the file's size too.
-    fn check(&self, file: &File) -> Result<(), MemoryError> {
+    /// Checks the numbers alone; where the region ends in its file.
+    pub fn plain(&self) -> Result<u64, MemoryError> {
         let Self { guest, user, size, offset } = *self;
         if size == 0 {
             return Err(MemoryError::Empty { guest });
@@ -86,6 +92,12 @@ impl Wanted {
         if !offset.is_multiple_of(PAGE) {
             return Err(MemoryError::Offset { guest, offset });
         }
+        Ok(needed)
+    }
+
+    /// Checks what can be checked without the other regions; the file's size too.
+    fn check(&self, file: &File) -> Result<(), MemoryError> {
+        let (guest, needed) = (self.guest, self.plain()?);
         let has = file.metadata().map_err(|source| MemoryError::File { guest, source })?.len();
         if needed > has {
             return Err(MemoryError::Short { guest, needed, has });
@@ -103,8 +115,12 @@ impl Memory {
             return Err(MemoryError::Slots);
         }
         for Region { at: other, .. } in &self.0 {
-            if overlap(guest, size, other.guest, other.size) || overlap(user, size, other.user, other.size) {
-                return Err(MemoryError::Overlap { guest, size, other: other.guest, other_size: other.size });
+            let Wanted { guest: there, user: theirs, size: other_size, .. } = *other;
+            if overlap(guest, size, there, other_size) {
+                return Err(MemoryError::Overlap { guest, size, other: there, other_size });
+            }
+            if overlap(user, size, theirs, other_size) {
+                return Err(MemoryError::Shared { guest, size, other: there, other_size, at: user.max(theirs) });
             }
         }
         let len = usize::try_from(size).map_err(|_| MemoryError::Wraps { guest, user, size })?;

@@ -13,6 +13,7 @@
 //! Mirrors QEMU's `docs/interop/vhost-user.rst`. Left out: packed rings, in-flight tracking across a crash of ours,
 //! live migration, a vIOMMU's IOTLB messages, several connections at once.
 
+mod claims;
 pub(crate) mod cli;
 mod config;
 mod error;

@@ -4,8 +4,9 @@
 //! first and starts it where it was: then nothing is in flight. Neighbours: [`super::vhost_user`] sets it up,
 //! [`super::poller`] is the thread. Mirrors the section "Starting and stopping rings" of vhost-user.rst.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -31,8 +32,10 @@ pub(crate) enum QueueError {
     Base { base: u32 },
     #[error("its {what} lies at {user:#x} in the peer, which is in no memory region")]
     Place { what: &'static str, user: u64 },
-    #[error("its {what} lies at {guest:#x}: a multiple of {align} is needed")]
-    Align { what: &'static str, guest: u64, align: u64 },
+    #[error("its {what} lies at {at:#x}: a multiple of {align} is needed")]
+    Align { what: &'static str, at: u64, align: u64 },
+    #[error("its {what} is no eventfd but {found}")]
+    NoEventFd { what: &'static str, found: String },
     #[error("the log of writes is not served")]
     Logged,
     #[error("{what}: {source}")]
@@ -78,12 +81,20 @@ pub(super) struct Vring {
     running: Option<(Arc<Halt>, JoinHandle<u16>)>,
 }
 
-/// Takes a file of the peer's; reading and writing it never waits, whatever it is.
-fn unblocked(file: Option<File>) -> Result<Option<File>, QueueError> {
-    let failed = |what| move |error: rustix::io::Errno| QueueError::System { what, source: error.into() };
+/// How the system names every eventfd.
+const EVENTFD: &str = "anon_inode:[eventfd]";
+
+/// Takes an eventfd of the peer's; reading and writing it never waits. Anything else is refused: a file would be ready
+/// for ever, and be written to.
+fn eventfd(what: &'static str, file: Option<File>) -> Result<Option<File>, QueueError> {
+    let failed = |source: io::Error| QueueError::System { what, source };
     if let Some(file) = &file {
-        let flags = fcntl_getfl(file).map_err(failed("its doorbell"))?;
-        fcntl_setfl(file, flags | OFlags::NONBLOCK).map_err(failed("its doorbell"))?;
+        let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(failed)?;
+        if name.as_os_str() != EVENTFD {
+            return Err(QueueError::NoEventFd { what, found: name.display().to_string() });
+        }
+        let flags = fcntl_getfl(file).map_err(|error| failed(error.into()))?;
+        fcntl_setfl(file, flags | OFlags::NONBLOCK).map_err(|error| failed(error.into()))?;
     }
     Ok(file)
 }
@@ -121,17 +132,17 @@ impl Vring {
     /// The doorbell; the queue is started by it, if it is enabled.
     pub fn set_kick(&mut self, file: Option<File>) -> Result<(), QueueError> {
         self.stop();
-        self.kick = unblocked(file)?.map_or(Kick::None, |file| Kick::File(Arc::new(file)));
+        self.kick = eventfd("doorbell", file)?.map_or(Kick::None, |file| Kick::File(Arc::new(file)));
         Ok(())
     }
 
     pub fn set_call(&self, file: Option<File>) -> Result<(), QueueError> {
-        self.bell.set_call(unblocked(file)?);
+        self.bell.set_call(eventfd("call", file)?);
         Ok(())
     }
 
     pub fn set_error(&self, file: Option<File>) -> Result<(), QueueError> {
-        self.bell.set_error(unblocked(file)?);
+        self.bell.set_error(eventfd("error signal", file)?);
         Ok(())
     }
 
@@ -192,7 +203,7 @@ impl Vring {
     fn ring(&self, place: Place, memory: &Memory, features: u64) -> Result<QueueConfig, QueueError> {
         let guest = |what, user, align| {
             let guest = memory.guest(user).ok_or(QueueError::Place { what, user })?;
-            if guest.is_multiple_of(align) { Ok(guest) } else { Err(QueueError::Align { what, guest, align }) }
+            if guest.is_multiple_of(align) { Ok(guest) } else { Err(QueueError::Align { what, at: guest, align }) }
         };
         Ok(QueueConfig {
             size: self.size,

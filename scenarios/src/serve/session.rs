@@ -2,7 +2,7 @@
 //!
 //! The peer's socket is standard input and the link to the server standard output. When the server closes its side of
 //! the link the connection is ended: what is on the rings is answered first. A message's first bytes are looked at
-//! before the `vhost` crate takes it, so that what is wrong with it can be told. Neighbours: [`super::server`] starts
+//! before the `vhost` crate takes it, so that what is wrong with it can be told; so does [`super::claims`]. Neighbours: [`super::server`] starts
 //! it, [`super::vhost_user`] is the device.
 
 use std::io::{self, Read, Write};
@@ -19,6 +19,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use super::claims;
 use super::config::Config;
 use super::error::ServeError;
 use super::link::Link;
@@ -79,7 +80,9 @@ fn messages(peer: UnixStream, backend: &Arc<Mutex<Backend>>) -> Result<(), Serve
     let seen = peer.try_clone().map_err(ServeError::system("the connection"))?;
     let mut handler = BackendReqHandler::from_stream(peer, backend.clone());
     while let Some(header) = header(&seen)? {
-        let name = check(header)?;
+        let code = check(header)?;
+        let size = header[2];
+        claims::check(&seen, code, usize::try_from(size).unwrap_or(LIMIT))?;
         match handler.handle_request() {
             Ok(()) => {}
             Err(source) => {
@@ -87,7 +90,10 @@ fn messages(peer: UnixStream, backend: &Arc<Mutex<Backend>>) -> Result<(), Serve
                 return Err(trouble.unwrap_or(match source {
                     // Gone while it was answered.
                     Error::Disconnected | Error::SocketBroken(_) => return Ok(()),
-                    source => ServeError::Message { name, source },
+                    Error::InvalidMessage | Error::InvalidParam => {
+                        ServeError::Malformed { name: format!("{code:?}"), size }
+                    }
+                    source => ServeError::Message { name: format!("{code:?}"), source },
                 }));
             }
         }
@@ -147,8 +153,8 @@ fn gone(peer: &UnixStream) -> bool {
     poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
 }
 
-/// The name of a message that may be handled.
-fn check([code, flags, size]: [u32; 3]) -> Result<String, ServeError> {
+/// The message of a header, if it may be handled.
+fn check([code, flags, size]: [u32; 3]) -> Result<FrontendReq, ServeError> {
     if flags & !NEED_REPLY != VERSION {
         return Err(ServeError::Foreign { code, flags });
     }
@@ -156,11 +162,42 @@ fn check([code, flags, size]: [u32; 3]) -> Result<String, ServeError> {
     if code == IOTLB {
         return Err(ServeError::Iotlb);
     }
-    let name = format!("{known:?}");
     if usize::try_from(size).unwrap_or(usize::MAX) > LIMIT {
-        return Err(ServeError::Oversized { name, size, limit: LIMIT });
+        return Err(ServeError::Oversized { name: format!("{known:?}"), size, limit: LIMIT });
     }
-    Ok(name)
+    if !is_served(known) {
+        return Err(ServeError::Unserved { name: format!("{known:?}") });
+    }
+    Ok(known)
+}
+
+/// Whether a message belongs to what is offered.
+const fn is_served(code: FrontendReq) -> bool {
+    use FrontendReq as Req;
+    matches!(
+        code,
+        Req::GET_FEATURES
+            | Req::SET_FEATURES
+            | Req::SET_OWNER
+            | Req::RESET_OWNER
+            | Req::SET_MEM_TABLE
+            | Req::SET_VRING_NUM
+            | Req::SET_VRING_ADDR
+            | Req::SET_VRING_BASE
+            | Req::GET_VRING_BASE
+            | Req::SET_VRING_KICK
+            | Req::SET_VRING_CALL
+            | Req::SET_VRING_ERR
+            | Req::GET_PROTOCOL_FEATURES
+            | Req::SET_PROTOCOL_FEATURES
+            | Req::GET_QUEUE_NUM
+            | Req::SET_VRING_ENABLE
+            | Req::SET_BACKEND_REQ_FD
+            | Req::GET_CONFIG
+            | Req::GET_MAX_MEM_SLOTS
+            | Req::ADD_MEM_REG
+            | Req::REM_MEM_REG
+    )
 }
 
 /// VHOST_USER_IOTLB_MSG.
@@ -175,8 +212,8 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_header_is_told() {
         let say = |header| check(header).unwrap_err().to_string();
-        assert_eq!(check([1, 1, 0]).unwrap(), "GET_FEATURES");
-        assert_eq!(check([2, 9, 8]).unwrap(), "SET_FEATURES");
+        assert_eq!(check([1, 1, 0]).unwrap(), FrontendReq::GET_FEATURES);
+        assert_eq!(check([2, 9, 8]).unwrap(), FrontendReq::SET_FEATURES);
         assert!(say([0x2054_4547, 0x5448_202f, 0]).starts_with("no vhost-user: a message begins with 0x20544547"));
         assert!(say([1, 5, 0]).starts_with("no vhost-user"), "a reply is no request");
         assert_eq!(say([4242, 1, 0]), "message 4242 is none that this device knows");
