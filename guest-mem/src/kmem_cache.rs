@@ -20,7 +20,7 @@ use crate::kbuf::KBuf;
 use crate::kernel::{Kernel, KernelRef};
 use crate::kmalloc::object::{empty_quarantine, put_many, release, small, take_many};
 use crate::kmalloc::report;
-use crate::page::trace_page_free;
+use crate::page::give_block_by;
 use crate::site::Owner;
 use crate::slab::{CacheStats, Geometry, KMALLOC_MAX_SIZE, Wish};
 use crate::trace::{Kind, owner_word};
@@ -214,7 +214,7 @@ impl KmemCache {
             let memory = &mut *memory;
             memory.slabs.shrink(&mut memory.zones, self.cache)
         };
-        blocks.iter().for_each(|block| trace_page_free(cpu.kernel(), block.pfn.phys(), block.order, owner));
+        blocks.iter().for_each(|block| give_block_by(cpu.kernel(), block.pfn.phys(), block.order, owner));
         left
     }
 
@@ -268,7 +268,7 @@ fn shut_down(kernel: &Kernel, cache: u32, name: &'static str, by: Owner) {
         let memory = &mut *memory;
         memory.slabs.destroy(&mut memory.zones, cache)
     };
-    destroyed.blocks.iter().for_each(|block| trace_page_free(kernel, block.pfn.phys(), block.order, by));
+    destroyed.blocks.iter().for_each(|block| give_block_by(kernel, block.pfn.phys(), block.order, by));
     if !destroyed.remaining.is_empty() {
         report::still_busy(kernel, name, &destroyed.remaining, by);
     }

@@ -79,7 +79,7 @@ pub(crate) fn take_block_quietly(
     owner: Owner,
 ) -> Result<Block, AllocError> {
     let block = ask_for_pages(cpu, Request { class, ..Request::pages(order, gfp) }, owner, |_, gfp| {
-        get_pages(cpu, order, gfp, owner).map(|block| (block.pfn.phys(), block))
+        get_pages(cpu, order, gfp, (crate::frame::Kind::Pages, owner)).map(|block| (block.pfn.phys(), block))
     })?;
     if gfp.contains(Gfp::ZERO) {
         // The block came from a zone, so all of it is RAM.
@@ -88,22 +88,24 @@ pub(crate) fn take_block_quietly(
     Ok(block)
 }
 
+/// What a block is to serve, and for whom.
+type Purpose = (crate::frame::Kind, Owner);
+
 /// One attempt: a block from the CPU's own lists or the zones (`get_page_from_freelist`).
-fn attempt(cpu: &Cpu<'_>, (order, highest, pass): (u8, ZoneKind, Pass), owner: Owner) -> Option<Block> {
-    let kernel = cpu.kernel();
+fn attempt(cpu: &Cpu<'_>, what: (u8, ZoneKind, Pass), purpose: Purpose) -> Option<Block> {
+    let (kernel, order) = (cpu.kernel(), what.0);
     if kernel.pcp.serves(order) {
-        let what = (crate::frame::Kind::Pages, owner);
-        let taken = kernel.pcp.take(&kernel.memory, cpu.producer().0, (order, highest, pass), what);
+        let taken = kernel.pcp.take(&kernel.memory, cpu.producer().0, what, purpose);
         return taken.map(|(pfn, zone)| block(pfn, order, zone));
     }
-    kernel.memory.lock().zones.take_for(order, highest, pass, owner)
+    kernel.memory.lock().zones.take_for(what, purpose)
 }
 
 /// Every attempt that needs no waiting.
-fn get_pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp, owner: Owner) -> Result<Block, AllocError> {
+pub(crate) fn get_pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp, purpose: Purpose) -> Result<Block, AllocError> {
     let highest = gfp.highest_zone(cpu.kernel().config().arch);
     for pass in Pass::all(gfp) {
-        if let Some(block) = attempt(cpu, (order, highest, pass), owner) {
+        if let Some(block) = attempt(cpu, (order, highest, pass), purpose) {
             return Ok(block);
         }
         if pass == Pass::Low {
@@ -168,14 +170,19 @@ fn refused(cpu: &Cpu<'_>, order: u8, gfp: Gfp, owner: Owner) {
 
 /// Gives a block back; `Drop` calls this, so it has no CPU and no point.
 pub(crate) fn give_block(kernel: &Kernel, at: PhysAddr, order: u8) {
+    give_block_by(kernel, at, order, Owner::default());
+}
+
+/// As [`give_block`], by somebody who is known.
+pub(crate) fn give_block_by(kernel: &Kernel, at: PhysAddr, order: u8, by: Owner) {
     let freed = put_pages(kernel, at.pfn(), order);
-    trace_page_free(kernel, at, order, Owner::default());
+    trace_page_free(kernel, at, order, by);
     if let Err(error) = freed {
-        report_bad_free(kernel, error.into(), Owner::default());
+        report_bad_free(kernel, error.into(), by);
     }
 }
 
-pub(crate) fn trace_page_free(kernel: &Kernel, at: PhysAddr, order: u8, by: Owner) {
+fn trace_page_free(kernel: &Kernel, at: PhysAddr, order: u8, by: Owner) {
     trace_release(kernel, Kind::MmPageFree, at, block_bytes(order), by);
 }
 
@@ -195,7 +202,7 @@ pub(crate) fn report_bad_free(kernel: &Kernel, error: BadFree, by: Owner) {
 }
 
 fn block_bytes(order: u8) -> usize {
-    4096 << order
+    4096 << order.min(MAX_ORDER)
 }
 
 impl Pages {

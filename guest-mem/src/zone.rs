@@ -219,10 +219,21 @@ impl Zones {
     }
 
     /// One attempt of a request for pages.
-    pub(crate) fn take_for(&mut self, order: u8, highest: ZoneKind, pass: Pass, owner: Owner) -> Option<Block> {
+    pub(crate) fn take_for(
+        &mut self,
+        (order, highest, pass): (u8, ZoneKind, Pass),
+        (kind, owner): (Kind, Owner),
+    ) -> Option<Block> {
         let (pfn, zone) = self.take(order, highest, pass)?;
-        self.shared.frames.set_used(pfn, order, Kind::Pages, owner);
+        self.shared.frames.set_used(pfn, order, kind, owner);
         Some(block(pfn, order, zone))
+    }
+
+    /// Says what an allocated block serves from now on.
+    pub(crate) fn assign(&mut self, block: Block, kind: Kind, owner: Owner) {
+        if let Ok(pfn) = u32::try_from(block.pfn.get()) {
+            self.shared.frames.set_used(pfn, block.order, kind, owner);
+        }
     }
 
     fn take(&mut self, order: u8, highest: ZoneKind, pass: Pass) -> Option<(u32, ZoneKind)> {

@@ -7,15 +7,16 @@ use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
 use crate::env::Verdict;
 use crate::fault::Request;
+use crate::frame::Kind as Purpose;
 use crate::gfp::{GFP_SLAB_BUG_MASK, Gfp};
 use crate::kernel::{Kernel, Memory};
 use crate::kmalloc::report::{self, Fix, SlabReport};
-use crate::page::{ask_for_pages, report_bad_free, trace_page_free, trace_release};
+use crate::page::{ask_for_pages, get_pages, give_block_by, report_bad_free, trace_release};
 use crate::site::Owner;
 use crate::slab::debug::{bury, exhume, mend};
-use crate::slab::{Construct, Freed, KfreeError, Object, Refill, SlabFlags, alloc_large, large_mask, large_order};
+use crate::slab::{Construct, Freed, KfreeError, Object, Refill, SlabFlags, large_kind, large_mask, large_order};
 use crate::trace::Kind;
-use crate::zone::{AllocError, Block};
+use crate::zone::{AllocError, Allocated, Block};
 
 /// An object of a cache, which may have to grow first. The flag: `__GFP_DMA32` or `__GFP_HIGHMEM` were dropped on the way
 /// to the page allocator.
@@ -82,23 +83,20 @@ fn take(cpu: &Cpu<'_>, cache: u32, gfp: Gfp, len: usize, owner: Owner) -> Result
 /// Makes a slab: its pages, what is watched in them, its objects.
 fn grow(cpu: &Cpu<'_>, cache: u32, refill: Refill, owner: Owner) -> Result<(), AllocError> {
     let kernel = cpu.kernel();
-    let (block, objects, index) =
-        ask_for_pages(cpu, Request::pages(refill.order(), refill.gfp), owner, |kernel, gfp| {
-            let refill = refill.with(gfp);
-            let memory = &mut *kernel.memory.lock();
-            let index = memory.slabs.grow(&mut memory.zones, refill, owner)?;
-            let none = AllocError::NoMemory {
-                order: refill.order(),
-                gfp: refill.gfp,
-                zone: refill.gfp.highest_zone(kernel.config().arch),
-            };
-            let (block, objects) = memory.slabs.slab_block(index).ok_or(none)?;
-            Ok((block.pfn.phys(), (block, objects, index)))
-        })?;
-    let (described, ctor) = {
-        let memory = kernel.memory.lock();
-        (memory.slabs.described(cache), memory.slabs.ctor(cache))
+    let (order, gfp) = (refill.order(), refill.gfp);
+    let block = ask_for_pages(cpu, Request::pages(order, gfp), owner, |_, gfp| {
+        get_pages(cpu, order, gfp, (Purpose::Pages, owner)).map(|block| (block.pfn.phys(), block))
+    })?;
+    let (adopted, described, ctor) = {
+        let memory = &mut *kernel.memory.lock();
+        let adopted = memory.slabs.adopt(&mut memory.zones, refill, block, owner);
+        (adopted, memory.slabs.described(cache), memory.slabs.ctor(cache))
     };
+    let Some(index) = adopted else {
+        give_block_by(kernel, block.pfn.phys(), order, owner);
+        return Err(AllocError::NoMemory { order, gfp, zone: gfp.highest_zone(kernel.config().arch) });
+    };
+    let objects = refill.objects();
     if let Some((_, geometry)) = described {
         let (base, bytes) = (block.pfn.phys(), PAGE_SIZE << block.order);
         if geometry.is_watched() {
@@ -118,9 +116,11 @@ fn grow(cpu: &Cpu<'_>, cache: u32, refill: Refill, owner: Owner) -> Result<(), A
 
 /// Whole pages, for what no cache is large enough.
 pub(crate) fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
-    let request = Request::pages(large_order(len)?, large_mask(gfp));
-    let object = ask_for_pages(cpu, request, owner, |kernel, gfp| {
-        alloc_large(&mut kernel.memory.lock().zones, len, gfp, owner).map(|object| (object.phys, object))
+    let order = large_order(len)?;
+    let kind = large_kind(len);
+    let object = ask_for_pages(cpu, Request::pages(order, large_mask(gfp)), owner, |_, gfp| {
+        let block = get_pages(cpu, order, gfp, (kind, owner))?;
+        Ok((block.pfn.phys(), Object::large(&Allocated { block, owner, kind })))
     })?;
     Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))
 }
@@ -139,7 +139,7 @@ pub(crate) fn release(kernel: &Kernel, phys: PhysAddr, kind: Kind, from: Option<
             let bytes = if kind == Kind::Kfree { freed.requested } else { freed.class_size };
             trace_release(kernel, kind, phys, usize::try_from(bytes).unwrap_or(0), by);
             for block in pages {
-                trace_page_free(kernel, block.pfn.phys(), block.order, by);
+                give_block_by(kernel, block.pfn.phys(), block.order, by);
             }
         }
         Err(error) => {
@@ -169,7 +169,8 @@ fn give_back(
     let memory = &mut *memory;
     let (object, spot) = memory.slabs.find_live(&memory.zones, phys)?;
     let Some(spot) = spot else {
-        object.block().into_iter().for_each(|block| memory.zones.release(block));
+        // Of two who free it at once, the second finds a page that is no longer kmalloc's.
+        object.block().into_iter().for_each(|block| memory.zones.assign(block, Purpose::Pages, object.owner));
         return Ok((object, object.block().into_iter().collect()));
     };
     let cache = memory.slabs.cache_at(spot).unwrap_or(u32::MAX);
@@ -230,7 +231,7 @@ pub(crate) fn empty_quarantine(kernel: &Kernel, by: Owner) {
         let_go(kernel, &mut memory, true, &mut reports)
     };
     for block in pages {
-        trace_page_free(kernel, block.pfn.phys(), block.order, by);
+        give_block_by(kernel, block.pfn.phys(), block.order, by);
     }
     reports.into_iter().for_each(|report| report.tell(kernel, ("seen at", by)));
 }

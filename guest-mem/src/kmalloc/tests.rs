@@ -7,6 +7,7 @@ use crate::finding::{FindingKind, Resource};
 use crate::gfp::{GFP_ATOMIC, GFP_DMA, GFP_KERNEL};
 use crate::kernel::{MachineConfig, Sanitize};
 use crate::testing::Lab;
+use crate::zone::ZoneKind;
 
 fn lab(sanitize: Sanitize) -> Lab {
     Lab::of(MachineConfig { sanitize, ..MachineConfig::default() })
@@ -233,4 +234,32 @@ fn sanitized_objects_keep_their_promises() {
     assert!(lab.findings().is_empty() && lab.leaks().is_empty(), "{:?}", lab.findings());
     std::mem::forget(kmalloc(&cpu, 77, GFP_KERNEL));
     assert_eq!(lab.leaks(), [Resource::Slab]);
+}
+
+#[test]
+fn slabs_and_large_objects_come_from_the_cpu_s_lists_and_go_back_to_them() {
+    let lab = Lab::of(MachineConfig { pcp: true, ..MachineConfig::default() });
+    let cpu = lab.cpu();
+    let listed = || lab.kernel().pcp_stats()[ZoneKind::Normal.index()].1;
+    let free = || lab.kernel().zone_stats()[ZoneKind::Normal.index()].free;
+    let all = free();
+    let object = kmalloc(&cpu, 64, GFP_KERNEL).unwrap();
+    assert_eq!((all - free(), listed()), (63, 62), "a batch of pages, one of them a slab");
+    let large = kmalloc(&cpu, 9000, GFP_KERNEL).unwrap();
+    assert_eq!((all - free(), listed()), (63 + 60, 62 + 56), "15 blocks of order 2, one of them it");
+    let at = large.phys();
+    kfree(large);
+    assert_eq!((all - free(), listed()), (63 + 60, 62 + 60), "its block went on the list");
+    assert_eq!(kmalloc(&cpu, 9000, GFP_KERNEL).unwrap().phys(), at, "and is the first to be used again");
+    misuse::kfree(&cpu, at);
+    assert_eq!(lab.findings(), ["bad-free"]);
+    kfree(object);
+    let objects: Vec<_> = (0..64 * 20).map(|_| kmalloc(&cpu, 64, GFP_KERNEL).unwrap()).collect();
+    let before = listed();
+    drop(objects);
+    assert!(listed() > before, "more slabs were empty than are kept: {before} pages, then {}", listed());
+    lab.kernel().validate().unwrap();
+    lab.kernel().drain_all_pages();
+    lab.kernel().validate().unwrap();
+    assert!(lab.leaks().is_empty());
 }

@@ -127,7 +127,7 @@ pub fn alloc_pages_bulk(cpu: &Cpu<'_>, count: usize, gfp: Gfp) -> Vec<Pages> {
     }
     let mut pages = Vec::with_capacity(count);
     while pages.len() < count
-        && let Some(block) = super::attempt(cpu, (0, zone, Pass::Low), owner)
+        && let Some(block) = super::attempt(cpu, (0, zone, Pass::Low), (crate::frame::Kind::Pages, owner))
     {
         cpu.trace(Kind::MmPageAlloc, block.pfn.phys().get(), 4096, 0, owner_word(owner));
         if gfp.contains(Gfp::ZERO) {

@@ -3,7 +3,7 @@
 //! [`super::Pages`] frees itself once and with its own order; a C driver calls `__free_pages` with whatever it has. A
 //! wrong call changes nothing here and is a finding that says what Linux would do. Neighbours: the parent.
 
-use super::{put_pages, report_bad_free, trace_page_free};
+use super::give_block_by;
 use crate::addr::PhysAddr;
 use crate::cpu::Cpu;
 use crate::env::Class;
@@ -16,11 +16,7 @@ pub fn free_pages(cpu: &Cpu<'_>, at: PhysAddr, order: u8) {
         return;
     }
     let _ = cpu.point_for(Class::Release, 4096 << order.min(10), by);
-    let freed = put_pages(cpu.kernel(), at.pfn(), order);
-    trace_page_free(cpu.kernel(), at, order.min(10), by);
-    if let Err(error) = freed {
-        report_bad_free(cpu.kernel(), error.into(), by);
-    }
+    give_block_by(cpu.kernel(), at, order, by);
 }
 
 /// Keeps a block only by its address, as a C driver does: it is freed by nobody but [`free_pages`].

@@ -89,14 +89,14 @@ pub(crate) struct Refill {
 }
 
 impl Refill {
-    /// The same with another mask.
-    pub(crate) const fn with(self, gfp: Gfp) -> Self {
-        Self { gfp, ..self }
-    }
-
     /// The order of the block.
     pub(crate) const fn order(&self) -> u8 {
         self.shape.order
+    }
+
+    /// How many objects its slab will have.
+    pub(crate) const fn objects(&self) -> u16 {
+        self.shape.objects
     }
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct Spot {
 
 /// What became of an object that was freed.
 pub(crate) enum Freed {
-    /// It went back, and perhaps the pages of its slab with it.
+    /// It went back; perhaps the pages of its slab are to be freed now.
     Back(Option<Block>),
     /// It is held back in the quarantine.
     Held,
@@ -169,8 +169,11 @@ impl SlabCaches {
             return Ok(Allocation::Object { object, fixed_up: false });
         }
         for refill in self.refills(id.number(), gfp) {
-            if let Ok(index) = self.grow(zones, refill, owner) {
-                self.open(cpu, index);
+            if let Ok(block) = zones.alloc(refill.order(), refill.gfp, owner) {
+                match self.adopt(zones, refill, block, owner) {
+                    Some(index) => self.open(cpu, index),
+                    None => zones.release(block),
+                }
                 break;
             }
         }
@@ -206,31 +209,27 @@ impl SlabCaches {
         [Refill { cache, shape, gfp: first }, Refill { cache, shape: smallest, gfp }]
     }
 
-    /// Gets pages for a slab that no object is taken from yet; tells its number.
-    ///
-    /// # Errors
-    ///
-    /// [`AllocError::NoMemory`].
-    pub(crate) fn grow(&mut self, zones: &mut Zones, refill: Refill, owner: Owner) -> Result<u32, AllocError> {
-        let Refill { cache, shape, gfp } = refill;
-        let none = AllocError::NoMemory { order: shape.order, gfp, zone: gfp.highest_zone(zones.arch()) };
+    /// Makes a slab of pages that were got for it, and that no object is taken from yet; tells its number. `None`: the
+    /// pages stay as they are.
+    pub(crate) fn adopt(&mut self, zones: &mut Zones, refill: Refill, block: Block, owner: Owner) -> Option<u32> {
+        let Refill { cache, shape, .. } = refill;
         let index = self.spare.last().copied().unwrap_or(self.fresh);
         if index >= PAYLOAD_END {
-            return Err(none);
+            return None;
         }
-        let geometry = self.caches.get(cache as usize).ok_or(none)?.geometry;
-        let block = zones.alloc_as(shape.order, gfp, owner, Kind::Slab { index })?;
+        let geometry = self.caches.get(cache as usize)?.geometry;
         if self.spare.pop().is_none() {
             self.fresh += 1;
         }
+        zones.assign(block, Kind::Slab { index }, owner);
         match self.slabs.get_mut(index as usize) {
             Some(slab) => slab.start(block, cache, shape.objects, &geometry),
             None => self.slabs.push(Slab::new(block, cache, shape.objects, &geometry)),
         }
-        Ok(index)
+        Some(index)
     }
 
-    /// Lets the cache take objects from a slab that [`SlabCaches::grow`] got.
+    /// Lets the cache take objects from a slab that [`SlabCaches::adopt`] made.
     pub(crate) fn open(&mut self, cpu: usize, index: u32) {
         let cache = self.slabs.get(index as usize).map_or(NIL, |slab| slab.cache);
         if let Some(cache) = self.caches.get_mut(cache as usize) {
@@ -238,9 +237,9 @@ impl SlabCaches {
         }
     }
 
-    /// The block of a slab and the objects in it.
-    pub(crate) fn slab_block(&self, index: u32) -> Option<(Block, u16)> {
-        self.slabs.get(index as usize).map(|slab| (slab.block, slab.objects))
+    /// A slab's block.
+    fn slab_block(&self, index: u32) -> Option<Block> {
+        self.slabs.get(index as usize).map(|slab| slab.block)
     }
 
     /// Frees an object by its first byte (`kfree`); tells what it was.
@@ -253,7 +252,10 @@ impl SlabCaches {
     pub fn free(&mut self, zones: &mut Zones, phys: PhysAddr) -> Result<Object, KfreeError> {
         let (object, spot) = self.find_live(zones, phys)?;
         match spot {
-            Some(spot) => drop(self.put(zones, spot, Owner::default())),
+            Some(spot) => match self.put(zones, spot, Owner::default()) {
+                Freed::Back(Some(block)) => zones.release(block),
+                Freed::Back(None) | Freed::Held => {}
+            },
             None => object.block().into_iter().for_each(|block| zones.release(block)),
         }
         Ok(object)
@@ -302,14 +304,15 @@ impl SlabCaches {
         Freed::Back(self.give(zones, spot))
     }
 
-    /// Takes an object back that is live or held; tells the pages that went with it.
+    /// Takes an object back that is live or held; tells the pages of its slab if that is no more: they are to be freed as
+    /// pages.
     pub(crate) fn give(&mut self, zones: &mut Zones, spot: Spot) -> Option<Block> {
         let slab = self.slabs.get(spot.index as usize)?;
         let (cache, block) = (slab.cache, slab.block);
         let cache = self.caches.get_mut(cache as usize)?;
         cache.give(&mut self.slabs, spot.index, spot.slot).then(|| {
             self.spare.push(spot.index);
-            zones.release(block);
+            zones.assign(block, Kind::Pages, Owner::default());
             block
         })
     }
@@ -388,11 +391,16 @@ impl SlabCaches {
 }
 
 /// `kmalloc_large`: whole pages, rounded up to a power of two.
-pub(crate) fn alloc_large(zones: &mut Zones, size: usize, gfp: Gfp, owner: Owner) -> Result<Object, AllocError> {
+fn alloc_large(zones: &mut Zones, size: usize, gfp: Gfp, owner: Owner) -> Result<Object, AllocError> {
     let order = large_order(size)?;
-    let kind = Kind::Large { requested: u32::try_from(size).unwrap_or(u32::MAX) };
+    let kind = large_kind(size);
     let block = zones.alloc_as(order, large_mask(gfp), owner, kind)?;
     Ok(Object::large(&Allocated { block, owner, kind }))
+}
+
+/// What the block of such a request is marked with; at most 4 MiB.
+pub(crate) fn large_kind(size: usize) -> Kind {
+    Kind::Large { requested: u32::try_from(size).unwrap_or(u32::MAX) }
 }
 
 /// The order of the block that serves a request beyond the caches.

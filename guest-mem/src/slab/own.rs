@@ -8,13 +8,14 @@ use super::slab::Place;
 use super::{CACHES, CacheStats, Geometry, KMALLOC_MAX_SIZE, Object, SlabCaches, SlabFlags, Spot, Wish};
 use crate::addr::PhysAddr;
 use crate::buddy::MAX_ORDER;
+use crate::frame::Kind;
 use crate::gfp::Gfp;
 use crate::site::Owner;
 use crate::zone::{Block, Zones};
 
 /// What became of a cache that was to be destroyed.
 pub(crate) struct Destroyed {
-    /// Pages that went back.
+    /// Pages to be freed.
     pub blocks: Vec<Block>,
     /// Slabs that stay because objects in them are live.
     pub remaining: Vec<Remaining>,
@@ -57,15 +58,14 @@ impl SlabCaches {
         u32::try_from(index).ok()
     }
 
-    /// Gives empty slabs back (`kmem_cache_shrink`): their pages, and whether any slab is left.
+    /// Lets go of empty slabs (`kmem_cache_shrink`): their pages, to be freed, and whether any slab is left.
     pub(crate) fn shrink(&mut self, zones: &mut Zones, cache: u32) -> (Vec<Block>, bool) {
         let Some(of) = self.caches.get_mut(cache as usize) else { return (Vec::new(), false) };
         let mut gone = of.flush(&mut self.slabs);
         gone.extend(of.discard(&mut self.slabs));
         let left = of.slabs > 0;
-        let blocks =
-            gone.iter().filter_map(|&index| self.slab_block(index)).map(|(block, _)| block).collect::<Vec<_>>();
-        blocks.iter().for_each(|&block| zones.release(block));
+        let blocks = gone.iter().filter_map(|&index| self.slab_block(index)).collect::<Vec<_>>();
+        blocks.iter().for_each(|&block| zones.assign(block, Kind::Pages, Owner::default()));
         self.spare.extend(gone);
         (blocks, left)
     }
@@ -90,7 +90,7 @@ impl SlabCaches {
                     of.abandon(&mut self.slabs, index);
                 }
                 blocks.push(block);
-                zones.release(block);
+                zones.assign(block, Kind::Pages, Owner::default());
                 self.spare.push(index);
             }
         }

@@ -139,11 +139,14 @@ fn of_two_slabs_that_two_cpus_bring_at_once_none_is_lost() {
     let id = id.number();
     assert!(bench.kmalloc.take(id, 0, 1024, owner(1)).is_none());
     let refills = [0; 2].map(|_| bench.kmalloc.refills(id, GFP_KERNEL)[0]);
-    let slabs = refills.map(|refill| bench.kmalloc.grow(&mut bench.zones, refill, owner(1)).unwrap());
+    let slabs = refills.map(|refill| {
+        let block = bench.zones.alloc(refill.order(), refill.gfp, owner(1)).unwrap();
+        bench.kmalloc.adopt(&mut bench.zones, refill, block, owner(1)).unwrap()
+    });
     bench.check();
     slabs.iter().for_each(|&slab| bench.kmalloc.open(0, slab));
     bench.check();
-    let bases = slabs.map(|slab| bench.kmalloc.slab_block(slab).unwrap().0.pfn.phys().get());
+    let bases = slabs.map(|slab| bench.kmalloc.slab_block(slab).unwrap().pfn.phys().get());
     assert_ne!(bases[0], bases[1], "two slabs");
     let taken = [0; 2].map(|_| bench.alloc(1024));
     assert_eq!(taken, [bases[0], bases[0] + 1024], "the first one serves until it is full");
