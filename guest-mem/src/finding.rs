@@ -18,7 +18,7 @@ use crate::dma::ledger::{Misuse, Violation};
 use crate::iomem::IoMisuse;
 use crate::lock::BadUnlock;
 use crate::site::Owner;
-use crate::slab::{Damage, Watched};
+use crate::slab::{Damage, KfreeError, LARGE, Watched};
 use crate::vmalloc::{AreaMisuse, NotMapped};
 use crate::workqueue::BadWork;
 use dma::{misuse_name, violation_name};
@@ -414,8 +414,8 @@ impl SlabDamage {
     const fn name(&self) -> &'static str {
         match self.damage.what {
             Watched::LeftRedzone | Watched::RightRedzone => "red-zone",
-            Watched::Poison | Watched::EndPoison | Watched::ObjectPadding | Watched::AlignmentPadding => "poison",
             Watched::Quarantine => "use-after-free",
+            _ => "poison",
         }
     }
 
@@ -423,10 +423,8 @@ impl SlabDamage {
     const fn config(&self) -> &'static str {
         match self.damage.what {
             Watched::LeftRedzone | Watched::RightRedzone => "CONFIG_SLUB_DEBUG (slub_debug=FZ)",
-            Watched::Poison | Watched::EndPoison | Watched::ObjectPadding | Watched::AlignmentPadding => {
-                "CONFIG_SLUB_DEBUG (slub_debug=FP)"
-            }
             Watched::Quarantine => "CONFIG_KASAN",
+            _ => "CONFIG_SLUB_DEBUG (slub_debug=FP)",
         }
     }
 }
@@ -452,7 +450,7 @@ pub enum BadFree {
     Page(#[from] crate::zone::FreeError),
     /// From kfree.
     #[error("bad kfree: {0}")]
-    Slab(#[from] crate::slab::KfreeError),
+    Slab(#[from] KfreeError),
 }
 
 impl FindingKind {
@@ -540,6 +538,7 @@ impl FindingKind {
             }
             Self::SlabDamage(damage) => Some(damage.config()),
             Self::BadFree(BadFree::Page(error)) => error.config(),
+            Self::BadFree(BadFree::Slab(KfreeError::Double { cache: LARGE, .. })) => Some("CONFIG_KASAN"),
             Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
             Self::GfpFixup { .. } | Self::NobodyCared { .. } | Self::Gfp(_) => Some("any"),
             Self::CacheBusy { .. } | Self::CacheRefused { .. } => Some("any"),

@@ -33,6 +33,13 @@ pub enum Kind {
         /// Number of the slab in its [`crate::slab::SlabCaches`], below 2^24.
         index: u32,
     },
+    /// A `kmalloc` that was freed and is held back in the quarantine.
+    Held {
+        /// Bytes that were asked for, at least one.
+        requested: u32,
+    },
+    /// Never to be used again: it was in a bad state when it was freed.
+    Bad,
 }
 
 /// What the frame table says about one frame.
@@ -64,6 +71,8 @@ const KIND_SHIFT: u32 = 6;
 const KIND_MASK: u32 = 0x3;
 const KIND_LARGE: u32 = 1;
 const KIND_SLAB: u32 = 2;
+/// Nobody's: held back with the bytes as payload, or bad with none.
+const KIND_NOBODY: u32 = 3;
 const PAYLOAD_SHIFT: u32 = 8;
 /// One reference more to a block of pages, whose payload counts them.
 const REF: u32 = 1 << PAYLOAD_SHIFT;
@@ -112,6 +121,8 @@ impl Frames {
                 let kind = match (marks >> KIND_SHIFT) & KIND_MASK {
                     KIND_LARGE => Kind::Large { requested: payload },
                     KIND_SLAB => Kind::Slab { index: payload },
+                    KIND_NOBODY if payload > 0 => Kind::Held { requested: payload },
+                    KIND_NOBODY => Kind::Bad,
                     _ => Kind::Pages,
                 };
                 Frame::Used { order, kind, owner: owner() }
@@ -165,6 +176,8 @@ impl Frames {
             Kind::Pages => (0, 0),
             Kind::Large { requested } => (KIND_LARGE, requested),
             Kind::Slab { index } => (KIND_SLAB, index),
+            Kind::Held { requested } => (KIND_NOBODY, requested),
+            Kind::Bad => (KIND_NOBODY, 0),
         };
         debug_assert!(payload < PAYLOAD_END);
         let marks = used_marks(order) | tag << KIND_SHIFT | payload << PAYLOAD_SHIFT;
@@ -283,7 +296,8 @@ mod tests {
         frames.set_free(4, 2, NIL, 0);
         assert_eq!(frames.get(4), Frame::Free { order: 2, next: NIL, prev: 0 });
         assert!(frames.is_free(4, 2) && !frames.is_free(4, 1));
-        for kind in [Kind::Pages, Kind::Large { requested: 4 << 20 }, Kind::Slab { index: PAYLOAD_END - 1 }] {
+        let (large, held) = (Kind::Large { requested: 4 << 20 }, Kind::Held { requested: 1 });
+        for kind in [Kind::Pages, large, Kind::Slab { index: PAYLOAD_END - 1 }, held, Kind::Bad] {
             frames.set_used(8, 10, kind, owner());
             assert_eq!(frames.get(8), Frame::Used { order: 10, kind, owner: owner() });
             assert!(!frames.is_free(8, 10));

@@ -22,6 +22,7 @@ use crate::klog::KernelLog;
 use crate::kmap::{Kmaps, SLOTS, SLOTS_PAE};
 use crate::lock::{Holder, Locked};
 use crate::mempool::{PoolBook, PoolUse};
+use crate::page::tell_bad_pages;
 use crate::pcp::{PcpSettings, PerCpuPages};
 use crate::percpu::PerCpuArea;
 use crate::ram::{HIGH_START, Ram, RamError};
@@ -363,6 +364,7 @@ impl Kernel {
     /// Gives the pages on all CPUs' lists back to their zones (`drain_all_pages`).
     pub fn drain_all_pages(&self) {
         self.pcp.drain_all(&self.memory);
+        tell_bad_pages(self, Owner::default());
     }
 
     /// `/proc/slabinfo`: caches without a slab are left out.

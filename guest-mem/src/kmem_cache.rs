@@ -18,7 +18,7 @@ use crate::finding::FindingKind;
 use crate::gfp::{__GFP_ZERO, GFP_KERNEL, Gfp};
 use crate::kbuf::KBuf;
 use crate::kernel::{Kernel, KernelRef};
-use crate::kmalloc::object::{empty_quarantine, put_many, release, small, take_many};
+use crate::kmalloc::object::{check_paddings, empty_quarantine, put_many, release, small, take_many};
 use crate::kmalloc::report;
 use crate::page::give_block_by;
 use crate::site::Owner;
@@ -209,6 +209,7 @@ impl KmemCache {
     pub fn shrink(&self, cpu: &Cpu<'_>) -> bool {
         cpu.might_sleep("kmem_cache_shrink");
         let owner = cpu.owner();
+        check_paddings(cpu.kernel(), self.cache, owner);
         let (blocks, left) = {
             let mut memory = cpu.kernel().memory.lock();
             let memory = &mut *memory;
@@ -263,6 +264,7 @@ impl Drop for KmemCache {
 
 fn shut_down(kernel: &Kernel, cache: u32, name: &'static str, by: Owner) {
     empty_quarantine(kernel, by);
+    check_paddings(kernel, cache, by);
     let destroyed = {
         let mut memory = kernel.memory.lock();
         let memory = &mut *memory;

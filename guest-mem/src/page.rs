@@ -29,6 +29,7 @@ pub use api::{
     get_page, get_zeroed_page, page_count, split_page,
 };
 
+pub use crate::zone::{BadReason, PageFlags, PageState};
 pub use warning::GfpWarning;
 
 /// 2^order contiguous page frames, freed when dropped.
@@ -117,6 +118,11 @@ pub(crate) fn get_pages(cpu: &Cpu<'_>, order: u8, gfp: Gfp, purpose: Purpose) ->
 
 /// Gives a block to the CPU's own list or back to its zone; tells who had it.
 fn put_pages(kernel: &Kernel, pfn: Pfn, order: u8) -> Result<Owner, FreeError> {
+    if kernel.pcp.shared().odd.any()
+        && let Some(owner) = kernel.memory.lock().zones.condemn(pfn, order, kernel.pcp.serves(order))
+    {
+        return Ok(owner);
+    }
     if kernel.pcp.serves(order)
         && let Ok(raw) = u32::try_from(pfn.get())
         && let Some(owner) = kernel.pcp.put(&kernel.memory, crate::cpu::current().0, raw, order)
@@ -179,6 +185,16 @@ pub(crate) fn give_block_by(kernel: &Kernel, at: PhysAddr, order: u8, by: Owner)
     trace_page_free(kernel, at, order, by);
     if let Err(error) = freed {
         report_bad_free(kernel, error.into(), by);
+    }
+    tell_bad_pages(kernel, by);
+}
+
+/// Prints and reports the pages that were found in a bad state (`bad_page`).
+pub(crate) fn tell_bad_pages(kernel: &Kernel, by: Owner) {
+    for (pfn, reason) in kernel.pcp.shared().odd.take_found() {
+        let head = format!("BUG: Bad page state in process insmod  pfn:{pfn:05x}");
+        kernel.log().print(kernel.clock(), &format!("{head}\npage dumped because: {reason}"));
+        report_bad_free(kernel, FreeError::BadState { pfn: pfn.into(), reason }.into(), by);
     }
 }
 

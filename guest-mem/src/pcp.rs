@@ -106,7 +106,7 @@ impl Lists {
             {
                 left -= 1 << order;
                 self.count -= 1 << order;
-                zones.put_back(zone, pfn, order);
+                zones.take_back(zone, pfn, order);
             }
             order = (order + 1) % (PCP_MAX_ORDER + 1);
         }

@@ -24,6 +24,7 @@ use crate::frame::{Frame, Frames, Kind};
 use crate::gfp::Gfp;
 use crate::site::Owner;
 
+mod bad;
 mod error;
 pub mod layout;
 mod shared;
@@ -32,6 +33,7 @@ mod tests;
 pub mod watermark;
 pub(crate) mod zoneinfo;
 
+pub use bad::{BadReason, PageFlags, PageState};
 pub use error::{AllocError, FreeError, InvalidZones};
 pub use layout::{Layout, LayoutError};
 pub(crate) use shared::Shared;
@@ -265,8 +267,30 @@ impl Zones {
         taken
     }
 
-    /// Takes a block back from a CPU's list.
-    pub(crate) fn put_back(&mut self, zone: usize, pfn: u32, order: u8) {
+    /// Takes a block back from a CPU's list, unless its first page is in a bad state: then it is never used again.
+    pub(crate) fn take_back(&mut self, zone: usize, pfn: u32, order: u8) {
+        if self.shared.odd.strike(pfn..pfn + 1) {
+            self.shared.frames.set_used(pfn, order, Kind::Bad, Owner::default());
+        } else {
+            self.put_back(zone, pfn, order);
+        }
+    }
+
+    /// Looks at the pages of a block that is about to be freed with this order: at its first one only if no CPU's list
+    /// takes the block, which looks later. A bad one keeps the whole block from ever being used again; tells who had it.
+    pub(crate) fn condemn(&mut self, pfn: Pfn, order: u8, listed: bool) -> Option<Owner> {
+        let found = self.lookup(pfn).filter(|found| found.block.pfn == pfn && found.block.order == order)?;
+        let first = u32::try_from(pfn.get()).ok()?;
+        let is_last = found.kind == Kind::Pages && self.shared.frames.refs(first) == 1;
+        if is_last && self.shared.odd.strike(first + u32::from(listed)..first + (1 << order)) {
+            self.shared.frames.set_used(first, order, Kind::Bad, found.owner);
+            return Some(found.owner);
+        }
+        None
+    }
+
+    /// Gives a block to its zone.
+    fn put_back(&mut self, zone: usize, pfn: u32, order: u8) {
         self.zones[zone].buddy.give(pfn, order, &self.shared.frames);
         self.shared.publish(zone, &self.zones[zone].buddy);
     }
@@ -310,8 +334,10 @@ impl Zones {
         if head != pfn {
             return Err(FreeError::Inside { pfn: raw, head: head.get() });
         }
-        if found.kind != Kind::Pages {
-            return Err(FreeError::Kmalloc { pfn: raw });
+        match found.kind {
+            Kind::Pages => {}
+            Kind::Large { .. } | Kind::Slab { .. } => return Err(FreeError::Kmalloc { pfn: raw }),
+            Kind::Held { .. } | Kind::Bad => return Err(FreeError::NotAllocated { pfn: raw }),
         }
         if was != order {
             return Err(FreeError::WrongOrder { pfn: raw, order, was });

@@ -29,7 +29,7 @@ bitflags! {
         const RED_ZONE = 2;
         /// Who freed an object is remembered (`slub_debug=U`).
         const TRACK = 4;
-        /// Freed objects are held back, filled, and looked at when they leave.
+        /// Freed objects are held back, large ones too, filled, and looked at when they leave.
         const QUARANTINE = 8;
         /// A `kmalloc` beyond the 128 KiB that *Linux Device Drivers* calls portable is a finding.
         const PORTABLE = 16;

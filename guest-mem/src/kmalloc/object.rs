@@ -14,7 +14,9 @@ use crate::kmalloc::report::{self, Fix, SlabReport};
 use crate::page::{ask_for_pages, get_pages, give_block_by, report_bad_free, trace_release};
 use crate::site::Owner;
 use crate::slab::debug::{bury, exhume, mend};
-use crate::slab::{Construct, Freed, KfreeError, Object, Refill, SlabFlags, large_kind, large_mask, large_order};
+use crate::slab::{
+    Construct, Freed, Geometry, KfreeError, Object, Refill, SlabFlags, Spot, large_kind, large_mask, large_order,
+};
 use crate::trace::Kind;
 use crate::zone::{AllocError, Allocated, Block};
 
@@ -60,24 +62,70 @@ pub(crate) fn take_or_grow(
 fn take(cpu: &Cpu<'_>, cache: u32, gfp: Gfp, len: usize, owner: Owner) -> Result<Object, [Refill; 2]> {
     let (kernel, number) = (cpu.kernel(), cpu.id() as usize);
     loop {
-        let report = {
+        let (padding, taken) = {
             let mut memory = kernel.memory.lock();
             let Some((object, spot)) = memory.slabs.take(cache, number, len, owner) else {
                 return Err(memory.slabs.refills(cache, gfp));
             };
             let Some(geometry) = memory.slabs.watched(cache).copied() else { return Ok(object) };
-            let Some(damage) = geometry.check(kernel.ram(), object.phys, false) else {
+            let padding = padding(kernel, &memory, (spot, &object), geometry);
+            if let Some(damage) = geometry.check(kernel.ram(), object.phys, false) {
+                let report = SlabReport::of(kernel, &memory, (spot, &object), geometry, damage, Fix::AllUsed);
+                mend(kernel.ram(), &damage);
+                memory.slabs.condemn(spot);
+                memory.slabs.lose(spot);
+                (padding, Err(report))
+            } else {
                 geometry.mark(kernel.ram(), object.phys, true);
-                return Ok(object);
-            };
-            let report = SlabReport::of(kernel, &memory, (spot, &object), geometry, damage, Fix::AllUsed);
-            mend(kernel.ram(), &damage);
-            memory.slabs.condemn(spot);
-            memory.slabs.lose(spot);
-            report
+                (padding, Ok(object))
+            }
         };
-        report.tell(kernel, ("allocated again at", owner));
+        padding.into_iter().for_each(|report| report.tell(kernel, ("seen at", owner)));
+        match taken {
+            Ok(object) => return Ok(object),
+            Err(report) => report.tell(kernel, ("allocated again at", owner)),
+        }
     }
+}
+
+/// Looks at what lies behind the last object of a watched slab; what is wrong is noted and mended.
+fn padding(
+    kernel: &Kernel,
+    memory: &Memory,
+    (spot, object): (Spot, &Object),
+    geometry: Geometry,
+) -> Option<SlabReport> {
+    let damage = geometry.check_padding(kernel.ram(), memory.slabs.slab_extent(spot)?)?;
+    let report = SlabReport::of(kernel, memory, (spot, object), geometry, damage, Fix::None);
+    mend(kernel.ram(), &damage);
+    Some(report)
+}
+
+/// As [`padding`], of each slab of a cache, or of all caches.
+fn paddings(kernel: &Kernel, memory: &Memory, of: Option<u32>) -> Vec<SlabReport> {
+    let (mut reports, mut last) = (Vec::new(), None);
+    for (spot, object, _) in memory.slabs.known() {
+        let Some(cache) = memory.slabs.cache_at(spot).filter(|cache| of.is_none_or(|of| of == *cache)) else {
+            continue;
+        };
+        if last.replace(spot.index) == Some(spot.index) {
+            continue;
+        }
+        reports.extend(memory.slabs.watched(cache).and_then(|of| padding(kernel, memory, (spot, &object), *of)));
+    }
+    reports
+}
+
+/// Looks at what lies behind the last object of each slab of a cache whose slabs are about to go.
+pub(crate) fn check_paddings(kernel: &Kernel, cache: u32, by: Owner) {
+    let reports = {
+        let memory = kernel.memory.lock();
+        if memory.slabs.watched(cache).is_none() {
+            return;
+        }
+        paddings(kernel, &memory, Some(cache))
+    };
+    reports.into_iter().for_each(|report| report.tell(kernel, ("seen at", by)));
 }
 
 /// Makes a slab: its pages, what is watched in them, its objects.
@@ -168,10 +216,17 @@ fn give_back(
     let mut memory = kernel.memory.lock();
     let memory = &mut *memory;
     let (object, spot) = memory.slabs.find_live(&memory.zones, phys)?;
+    let mut pages = Vec::new();
     let Some(spot) = spot else {
-        // Of two who free it at once, the second finds a page that is no longer kmalloc's.
-        object.block().into_iter().for_each(|block| memory.zones.assign(block, Purpose::Pages, object.owner));
-        return Ok((object, object.block().into_iter().collect()));
+        let Some(block) = object.block() else { return Ok((object, pages)) };
+        match memory.slabs.put_large(&mut memory.zones, &object, block) {
+            Freed::Back(block) => pages.extend(block),
+            Freed::Held => {
+                bury(kernel.ram(), phys, object.class_size);
+                pages.extend(let_go(kernel, memory, false, &mut told.reports));
+            }
+        }
+        return Ok((object, pages));
     };
     let cache = memory.slabs.cache_at(spot).unwrap_or(u32::MAX);
     if let Some(named) = from.filter(|named| *named != cache) {
@@ -182,6 +237,7 @@ fn give_back(
             .map(|((name, geometry), of)| (name, of, geometry.flags.contains(SlabFlags::CONSISTENCY_CHECKS)));
     }
     if let Some(geometry) = memory.slabs.watched(cache).copied() {
+        told.reports.extend(padding(kernel, memory, (spot, &object), geometry));
         if let Some(damage) = geometry.check(kernel.ram(), phys, true) {
             told.reports.push(SlabReport::of(kernel, memory, (spot, &object), geometry, damage, Fix::NotFreed));
             mend(kernel.ram(), &damage);
@@ -190,7 +246,6 @@ fn give_back(
         }
         geometry.mark(kernel.ram(), phys, false);
     }
-    let mut pages = Vec::new();
     match memory.slabs.put(&mut memory.zones, spot, by) {
         Freed::Back(block) => pages.extend(block),
         Freed::Held => {
@@ -205,7 +260,14 @@ fn give_back(
 /// Lets objects out of the quarantine that must leave, or all, and looks at each; the pages that went back with them.
 fn let_go(kernel: &Kernel, memory: &mut Memory, all: bool, reports: &mut Vec<SlabReport>) -> Vec<Block> {
     let mut pages = Vec::new();
-    while let Some((spot, object)) = memory.slabs.overdue(all) {
+    while let Some((object, spot)) = memory.slabs.overdue(&memory.zones, all) {
+        let Some(spot) = spot else {
+            let damage = exhume(kernel.ram(), object.phys, object.class_size);
+            reports.extend(damage.map(|damage| SlabReport::of_large(&object, damage)));
+            object.block().into_iter().for_each(|block| memory.zones.assign(block, Purpose::Pages, object.owner));
+            pages.extend(object.block());
+            continue;
+        };
         let cache = memory.slabs.cache_at(spot).unwrap_or(u32::MAX);
         if let Some((_, geometry)) = memory.slabs.described(cache) {
             if let Some(damage) = exhume(kernel.ram(), object.phys, geometry.object_size) {
@@ -240,9 +302,10 @@ pub(crate) fn empty_quarantine(kernel: &Kernel, by: Owner) {
 /// reported and mended.
 pub(crate) fn inspect(kernel: &Kernel, by: Owner) {
     empty_quarantine(kernel, by);
-    let mut reports = Vec::new();
+    let mut reports;
     {
         let memory = kernel.memory.lock();
+        reports = paddings(kernel, &memory, None);
         for (spot, object, live) in memory.slabs.known() {
             let Some(geometry) = memory.slabs.cache_at(spot).and_then(|cache| memory.slabs.watched(cache)) else {
                 continue;

@@ -12,7 +12,7 @@ use crate::finding::{Finding, FindingKind, SlabDamage};
 use crate::gfp::Gfp;
 use crate::kernel::{Kernel, Memory};
 use crate::site::{Owner, Site};
-use crate::slab::{Damage, Geometry, KfreeError, Object, Remaining, SlabFlags, Spot, Watched};
+use crate::slab::{Damage, Geometry, KfreeError, LARGE, Object, Remaining, SlabFlags, Spot, Watched};
 
 /// What becomes of an object that was found wrong.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,8 @@ pub(crate) enum Fix {
 pub(crate) struct SlabReport {
     object: Object,
     damage: Damage,
-    geometry: Geometry,
+    /// Whether users are remembered.
+    track: bool,
     slab: PhysAddr,
     objects: u16,
     used: u16,
@@ -52,22 +53,47 @@ impl SlabReport {
     ) -> Self {
         let facts = memory.slabs.slab_facts(spot);
         let (slab, objects, used, previous, freed) = facts.unwrap_or((object.phys, 0, 0, Owner::default(), None));
-        let dump = dump(kernel, object.phys, slab, &geometry);
-        // An object being handed out carries its new holder's name already.
-        let allocated = if fix == Fix::AllUsed { previous } else { object.owner };
-        Self { object: *object, damage, geometry, slab, objects, used, allocated, freed, fix, dump }
+        let track = geometry.flags.contains(SlabFlags::STORE_USER);
+        let padding = damage.what == Watched::SlabPadding;
+        let dump = match memory.slabs.slab_extent(spot).filter(|_| padding) {
+            Some((_, bytes, _)) => dump_padding(kernel, slab, bytes, &geometry),
+            None => dump(kernel, object.phys, slab, &geometry),
+        };
+        let (allocated, freed) = match fix {
+            // No object's.
+            _ if padding => (Owner::default(), None),
+            // An object being handed out carries its new holder's name already.
+            Fix::AllUsed => (previous, freed),
+            _ => (object.owner, freed),
+        };
+        Self { object: *object, damage, track, slab, objects, used, allocated, freed, fix, dump }
+    }
+
+    /// As [`SlabReport::of`], of an object that is a block of pages.
+    pub(crate) fn of_large(object: &Object, damage: Damage) -> Self {
+        Self {
+            object: *object,
+            damage,
+            track: false,
+            slab: object.phys,
+            objects: 1,
+            used: 0,
+            allocated: object.owner,
+            freed: None,
+            fix: Fix::None,
+            dump: String::new(),
+        }
     }
 
     /// Prints it and reports the finding.
     pub(crate) fn tell(self, kernel: &Kernel, found: (&'static str, Owner)) {
-        let cache = self.object.cache.unwrap_or("");
-        let Self { object, damage, geometry, slab, allocated, freed, fix, .. } = self;
+        let cache = self.object.cache.unwrap_or(LARGE);
+        let Self { object, damage, track, slab, allocated, freed, fix, .. } = self;
         let finding =
             SlabDamage { cache, damage, object: object.phys, offset: damage.first.offset_from(slab).unwrap_or(0) };
         if damage.what != Watched::Quarantine {
             kernel.log().print(kernel.clock(), &self.text(&finding));
         }
-        let track = geometry.flags.contains(SlabFlags::STORE_USER);
         let mut sites = vec![("allocated at", allocated)];
         sites.extend(freed.filter(|_| track && fix != Fix::NotFreed).map(|freed| ("freed at", freed)));
         sites.push(found);
@@ -79,10 +105,15 @@ impl SlabReport {
         let Damage { what, first, last, found, expected } = self.damage;
         let (cache, offset) = (finding.cache, finding.offset);
         let range = format!("{}-{}", pointer(first), pointer(last));
+        if what == Watched::SlabPadding {
+            let text = frame(cache, &format!("Padding overwritten. {range} @offset={offset}"));
+            let slab = format!("Slab {} objects={} used={}", pointer(self.slab), self.objects, self.used);
+            return format!("{text}\n{slab}\n{}FIX {cache}: Restoring slab padding {range}={expected:#x}\n", self.dump);
+        }
         let mut text = frame(cache, &format!("{what} overwritten"));
         // Infallible: it is a string.
         let _ = writeln!(text, "\n{range} @offset={offset}. First byte {found:#x} instead of {expected:#x}");
-        if self.geometry.flags.contains(SlabFlags::STORE_USER) {
+        if self.track {
             if self.allocated != Owner::default() {
                 let _ = writeln!(text, "Allocated in {}", self.allocated);
             }
@@ -114,22 +145,32 @@ fn frame(cache: &str, text: &str) -> String {
     format!("{double}\nBUG {cache} (Tainted: G           O      ): {text}\n{single}\n")
 }
 
+/// Lines of sixteen bytes of a slab (`print_section`).
+fn section(text: &mut String, kernel: &Kernel, name: &str, at: PhysAddr, len: u64) {
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    // Within the slab, hence RAM.
+    let _ = kernel.ram().read(at, &mut bytes);
+    for (row, bytes) in (0_u64..).zip(bytes.chunks(16)) {
+        let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let shown = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' };
+        let ascii: String = bytes.iter().map(shown).collect();
+        let at = at.wrapping_add(row * 16).direct_map();
+        let _ = writeln!(text, "{name:<9}{at:x}: {:<47}  {ascii}", hex.join(" "));
+    }
+}
+
+/// What lies behind a slab's last object.
+fn dump_padding(kernel: &Kernel, slab: PhysAddr, bytes: u64, geometry: &Geometry) -> String {
+    let (mut text, left) = (String::new(), bytes % u64::from(geometry.size));
+    section(&mut text, kernel, "Padding", slab.wrapping_add(bytes - left), left);
+    text
+}
+
 fn dump(kernel: &Kernel, object: PhysAddr, slab: PhysAddr, geometry: &Geometry) -> String {
     let mut text = String::new();
     let red = u64::from(geometry.red_left);
     let size = u64::from(geometry.object_size);
-    let mut section = |name: &str, at: PhysAddr, len: u64| {
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        // Within the slab, hence RAM.
-        let _ = kernel.ram().read(at, &mut bytes);
-        for (row, bytes) in (0_u64..).zip(bytes.chunks(16)) {
-            let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            let shown = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' };
-            let ascii: String = bytes.iter().map(shown).collect();
-            let at = at.wrapping_add(row * 16).direct_map();
-            let _ = writeln!(text, "{name:<9}{at:x}: {:<47}  {ascii}", hex.join(" "));
-        }
-    };
+    let mut section = |name: &str, at: PhysAddr, len: u64| section(&mut text, kernel, name, at, len);
     if red > 0 {
         section("Redzone", PhysAddr::new(object.get() - red), red);
     } else if object > slab.wrapping_add(16) {

@@ -263,3 +263,45 @@ fn slabs_and_large_objects_come_from_the_cpu_s_lists_and_go_back_to_them() {
     lab.kernel().validate().unwrap();
     assert!(lab.leaks().is_empty());
 }
+
+#[test]
+fn the_quarantine_holds_large_objects_too() {
+    let lab = lab(Sanitize::QUARANTINE);
+    let cpu = lab.cpu();
+    let [one, two, clean] = [9000, 100_000, 20_000].map(|len| kmalloc(&cpu, len, GFP_KERNEL).unwrap());
+    let (first, second) = (one.phys(), two.phys());
+    [one, two, clean].into_iter().for_each(kfree);
+    assert_ne!(kmalloc(&cpu, 9000, GFP_KERNEL).unwrap().phys(), first, "it is held back");
+    misuse::scribble(&cpu, first.wrapping_add(8999), &[1]);
+    lab.kernel().ram().write(second.wrapping_add(4096), &[2; 8]).unwrap();
+    assert!(lab.findings().is_empty() && lab.leaks().is_empty());
+    misuse::kfree(&cpu, first);
+    assert_eq!(lab.findings(), ["bad-free"]);
+    let FindingKind::BadFree(error) = &lab.kernel().findings()[0].kind else { unreachable!() };
+    assert!(error.to_string().contains("BUG large kmalloc: Object already free"), "{error}");
+    lab.kernel().validate().unwrap();
+    lab.kernel().inspect_slabs(cpu.owner());
+    assert_eq!(lab.findings(), ["bad-free", "use-after-free", "use-after-free"]);
+    let FindingKind::SlabDamage(damage) = &lab.kernel().findings()[2].kind else { unreachable!() };
+    assert_eq!((damage.object, damage.offset, damage.damage.found), (second, 4096, 2));
+    assert_eq!(damage.damage.last.get() - damage.damage.first.get(), 7);
+    assert_eq!(lab.kernel().findings()[2].kind.config(), Some("CONFIG_KASAN"));
+    lab.kernel().validate().unwrap();
+    assert_eq!(kmalloc(&cpu, 9000, GFP_KERNEL).unwrap().phys(), first, "and is used again");
+}
+
+#[test]
+fn an_object_larger_than_the_quarantine_is_not_held() {
+    let lab = lab(Sanitize::QUARANTINE);
+    let cpu = lab.cpu();
+    let at = kmalloc(&cpu, 4 << 20, GFP_KERNEL).unwrap().phys();
+    assert_eq!(kmalloc(&cpu, 4 << 20, GFP_KERNEL).unwrap().phys(), at);
+    let held: Vec<_> = (0..5).map(|_| kmalloc(&cpu, 256 << 10, GFP_KERNEL).unwrap()).collect();
+    let (first, fifth) = (held[0].phys(), held[4].phys());
+    drop(held);
+    let again = |len| kmalloc(&cpu, len, GFP_KERNEL).unwrap();
+    let seen: Vec<_> = std::iter::repeat_with(|| again(256 << 10)).take(3).collect();
+    assert!(seen.iter().any(|buf| buf.phys() == first), "four fill it, so the first left");
+    assert!(seen.iter().all(|buf| buf.phys() != fifth));
+    lab.kernel().validate().unwrap();
+}

@@ -206,3 +206,54 @@ fn the_report_of_an_overflow_is_slubs() {
     assert!(log.iter().any(|line| line.starts_with("Slab ") && line.ends_with(" objects=25 used=2")), "{log:#?}");
     drop(held);
 }
+
+#[test]
+fn what_lies_behind_the_last_object_of_a_slab_is_watched() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let cache = cache(&cpu, 1000, SlabFlags::POISON);
+    let (size, objects) = (u64::from(cache.geometry().size), u64::from(cache.geometry().shape.objects));
+    let object = cache.alloc(&cpu, GFP_KERNEL).unwrap();
+    let slab = lab.kernel().page_at(object.phys()).unwrap().block;
+    let bytes = 4096_u64 << slab.order;
+    assert!(size * objects < bytes, "a slab without padding shows nothing");
+    let ends = [slab.pfn.phys().wrapping_add(size * objects), slab.pfn.phys().wrapping_add(bytes - 1)];
+    let scribble = |at| misuse::scribble(&cpu, at, &[0xff]);
+    let mut seen = 0;
+    let mut told = |what: &str| {
+        seen += 1;
+        assert_eq!(lab.findings(), vec!["poison"; seen], "{what}");
+        let FindingKind::SlabDamage(found) = lab.kernel().findings().pop().unwrap().kind else { unreachable!() };
+        assert_eq!((found.cache, found.damage.found, found.damage.expected), ("req", 0xff, 0x5a), "{what}");
+    };
+    scribble(ends[0]);
+    let other = cache.alloc(&cpu, GFP_KERNEL).unwrap();
+    told("at an allocation, which gets its object all the same");
+    scribble(ends[1]);
+    cache.free(&cpu, other);
+    told("at a free, which is done all the same");
+    scribble(ends[0]);
+    lab.kernel().inspect_slabs(cpu.owner());
+    told("at a look at all slabs");
+    lab.kernel().inspect_slabs(cpu.owner());
+    assert_eq!(lab.findings().len(), 3, "it was mended");
+    cache.free(&cpu, object);
+    scribble(ends[1]);
+    cache.shrink(&cpu);
+    told("when the slab goes");
+    let log = lab.kernel().log().lines().iter().map(|line| format!("{}\n", line.text)).collect::<String>();
+    let (first, slab) = (ends[0].direct_map(), slab.pfn.phys().direct_map());
+    for line in [
+        format!(
+            "BUG req (Tainted: G           O      ): Padding overwritten. {first:#x}-{first:#x} @offset={}",
+            size * objects
+        ),
+        format!("Slab {slab:#x} objects={objects} used=2"),
+        format!("FIX req: Restoring slab padding {first:#x}-{first:#x}=0x5a"),
+    ] {
+        assert!(log.contains(&line), "{line}\n{log}");
+    }
+    cache.destroy(&cpu);
+    assert_eq!(lab.findings().len(), 4);
+    lab.kernel().validate().unwrap();
+}

@@ -193,3 +193,74 @@ fn a_call_that_may_sleep_is_told_from_atomic_context_though_memory_is_plenty() {
     drop(__get_free_page(&cpu, GFP_KERNEL).unwrap());
     assert_eq!(lab.findings(), ["sleep-in-atomic"; 4]);
 }
+
+/// Frees a block whose page `at` was given a state; the reasons found at once, and after the lists were drained.
+fn bad_free_of(lab: &Lab, order: u8, at: u64, state: PageState) -> [Vec<String>; 2] {
+    let cpu = lab.cpu();
+    let pages = alloc_pages(&cpu, order, GFP_KERNEL).unwrap();
+    misuse::set_page_state(&cpu, pages.phys().wrapping_add(at * PAGE_SIZE), state);
+    let reasons = || {
+        let all = lab.kernel().findings().into_iter();
+        all.map(|finding| finding.to_string().split("dumped because: ").nth(1).unwrap().trim().to_owned()).collect()
+    };
+    drop(pages);
+    let at_once = reasons();
+    lab.kernel().drain_all_pages();
+    [at_once, reasons()]
+}
+
+#[test]
+fn a_page_freed_in_a_bad_state_is_told_in_linux_s_words_and_never_used_again() {
+    let states = [
+        (PageState { mapped: true, ..PageState::default() }, "nonzero mapcount"),
+        (PageState { mapping: true, mapped: true, ..PageState::default() }, "non-NULL mapping"),
+        (PageState { refs: 1, mapping: true, ..PageState::default() }, "nonzero _refcount"),
+        (PageState { flags: PageFlags::RESERVED, ..PageState::default() }, "PAGE_FLAGS_CHECK_AT_FREE flag(s) set"),
+    ];
+    for (state, reason) in states {
+        for (order, at) in [(0, 0), (2, 3), (5, 17), (5, 0)] {
+            let lab = Lab::new();
+            let free = || lab.kernel().zone_stats().map(|zone| zone.free).iter().sum::<u64>();
+            let before = free();
+            let [at_once, _] = bad_free_of(&lab, order, at, state);
+            assert!(at_once.len() == 1 && at_once[0].starts_with(reason), "{reason}: {at_once:?}");
+            assert_eq!(before - free(), 1 << order, "the block is lost");
+            assert!(lab.leaks().is_empty(), "but not by its owner");
+            let finding = lab.kernel().findings().remove(0);
+            assert_eq!((finding.kind.name(), finding.kind.config()), ("bad-free", Some("any (BUG: Bad page state)")));
+            let log = lab.kernel().log().lines().iter().map(|line| format!("{}\n", line.text)).collect::<String>();
+            assert!(log.contains("BUG: Bad page state in process insmod  pfn:"), "{log}");
+            assert!(log.contains(&format!("page dumped because: {reason}")), "{log}");
+            lab.kernel().validate().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_bad_page_on_a_cpu_s_list_is_seen_when_that_is_drained_and_its_followers_at_once() {
+    let mapping = PageState { mapping: true, ..PageState::default() };
+    for (order, at, when) in [(0, 0, [0, 1]), (3, 0, [0, 1]), (3, 5, [1, 1]), (4, 0, [1, 1])] {
+        let lab = Lab::of(MachineConfig { pcp: true, ..MachineConfig::default() });
+        let seen = bad_free_of(&lab, order, at, mapping).map(|reasons| reasons.len());
+        assert_eq!(seen, when, "order {order}, page {at}");
+        lab.kernel().validate().unwrap();
+    }
+}
+
+#[test]
+fn a_state_that_is_cleared_before_the_free_is_none() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let pages = alloc_pages(&cpu, 1, GFP_KERNEL).unwrap();
+    let at = pages.phys();
+    misuse::set_page_state(&cpu, at, PageState { flags: PageFlags::LOCKED, ..PageState::default() });
+    misuse::set_page_state(&cpu, at, PageState::default());
+    drop(pages);
+    assert!(lab.findings().is_empty());
+    assert_eq!(alloc_pages(&cpu, 1, GFP_KERNEL).unwrap().phys(), at);
+    let reference = get_page(&alloc_pages(&cpu, 1, GFP_KERNEL).unwrap());
+    misuse::set_page_state(&cpu, at, PageState { mapping: true, ..PageState::default() });
+    assert!(lab.findings().is_empty(), "a reference is left, so the page is not freed yet");
+    drop(reference);
+    assert_eq!(lab.findings(), ["bad-free"]);
+}

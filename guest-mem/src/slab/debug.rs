@@ -40,6 +40,8 @@ pub enum Watched {
     ObjectPadding,
     /// Behind an object without red zone, to a word.
     AlignmentPadding,
+    /// Behind the last object of a slab.
+    SlabPadding,
     /// An object that is held back.
     Quarantine,
 }
@@ -54,6 +56,7 @@ impl fmt::Display for Watched {
             Self::EndPoison => "End Poison",
             Self::ObjectPadding => "Object padding",
             Self::AlignmentPadding => "Alignment padding",
+            Self::SlabPadding => "Padding",
         })
     }
 }
@@ -113,6 +116,14 @@ impl Geometry {
     /// Looks at what lies around an object, and in it if it is free; tells the first that is wrong.
     pub(crate) fn check(&self, ram: &Ram, object: PhysAddr, used: bool) -> Option<Damage> {
         self.stretches(used).find_map(|(what, at, len, byte)| differs(ram, offset(object, at), len.into(), byte, what))
+    }
+
+    /// Looks at what lies behind the last object of a slab (`slab_pad_check`).
+    pub(crate) fn check_padding(&self, ram: &Ram, (slab, bytes, objects): (PhysAddr, u64, u16)) -> Option<Damage> {
+        let used = u64::from(objects) * u64::from(self.size);
+        let watched = self.flags.contains(super::SlabFlags::POISON) && used < bytes;
+        let differs = || differs(ram, slab.wrapping_add(used), bytes - used, POISON_INUSE, Watched::SlabPadding);
+        watched.then(differs)?
     }
 
     /// Fills the pages of a new slab, then marks each object free.

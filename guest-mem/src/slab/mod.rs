@@ -43,9 +43,12 @@ pub(crate) use geometry::Wish;
 pub use geometry::{Geometry, Shape, get_order};
 pub use object::{Allocation, CacheStats, Object, SLABINFO_HEAD, ZERO_SIZE_PTR};
 pub(crate) use own::Remaining;
-use quarantine::Quarantine;
+use quarantine::{Held, Quarantine};
 use slab::Slab;
 pub use validate::InvalidSlab;
+
+/// What findings call the cache of an object that is a block of pages.
+pub(crate) const LARGE: &str = "large kmalloc";
 
 /// All slab caches of a kernel.
 ///
@@ -289,6 +292,17 @@ impl SlabCaches {
         Ok((object, Some(spot)))
     }
 
+    /// Holds an object back that is a block of pages, or makes pages of it that are to be freed.
+    pub(crate) fn put_large(&mut self, zones: &mut Zones, object: &Object, block: Block) -> Freed {
+        if self.quarantine.is_on() && self.quarantine.takes(object.class_size) {
+            zones.assign(block, Kind::Held { requested: object.requested }, object.owner);
+            self.quarantine.push(Held::Large(block), object.class_size);
+            return Freed::Held;
+        }
+        zones.assign(block, Kind::Pages, object.owner);
+        Freed::Back(Some(block))
+    }
+
     /// Takes a live object back, or holds it back if the machine has a quarantine.
     pub(crate) fn put(&mut self, zones: &mut Zones, spot: Spot, by: Owner) -> Freed {
         let Some(slab) = self.slabs.get_mut(spot.index as usize) else { return Freed::Back(None) };
@@ -298,7 +312,7 @@ impl SlabCaches {
         }
         if self.quarantine.is_on() && !cache.geometry.keeps {
             slab.hold(spot.slot);
-            self.quarantine.push(spot, cache.geometry.object_size);
+            self.quarantine.push(Held::Small(spot), cache.geometry.object_size);
             return Freed::Held;
         }
         Freed::Back(self.give(zones, spot))
@@ -329,7 +343,7 @@ impl SlabCaches {
     pub fn live(&self, zones: &Zones) -> impl Iterator<Item = Object> {
         zones.live().flat_map(move |found| {
             let (large, index, slots) = match found.kind {
-                Kind::Pages => (None, NIL, 0),
+                Kind::Pages | Kind::Held { .. } | Kind::Bad => (None, NIL, 0),
                 Kind::Large { .. } => (Some(Object::large(&found)), NIL, 0),
                 Kind::Slab { index } => (None, index, self.slabs.get(index as usize).map_or(0, |slab| slab.objects)),
             };
@@ -354,6 +368,10 @@ impl SlabCaches {
         })?;
         match found.kind {
             Kind::Pages => Err(KfreeError::NotKmalloc { phys, owner: found.owner }),
+            Kind::Held { requested } if found.block.pfn.phys() == phys => {
+                Err(KfreeError::Double { phys, cache: LARGE, requested, owner: found.owner, freed: None })
+            }
+            Kind::Held { .. } | Kind::Bad => Err(KfreeError::NotAllocated { phys }),
             Kind::Large { .. } => Ok(Found::Large(found)),
             Kind::Slab { index } => {
                 let slot = self.slabs.get(index as usize).and_then(|slab| slab.slot_of(phys));

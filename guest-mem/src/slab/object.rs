@@ -39,7 +39,10 @@ impl Object {
     pub(crate) fn large(found: &Allocated) -> Self {
         let Block { pfn, order, zone } = found.block;
         let class_size = 1 << (PAGE_SHIFT + u32::from(order));
-        let requested = if let Kind::Large { requested } = found.kind { requested } else { class_size };
+        let requested = match found.kind {
+            Kind::Large { requested } | Kind::Held { requested } => requested,
+            _ => class_size,
+        };
         Self {
             phys: pfn.phys(),
             class_size,

@@ -4,9 +4,10 @@
 //! their face to a driver. Left out: merging, names in sysfs.
 
 use super::cache::{Cache, Ctor, State};
+use super::quarantine::Held;
 use super::slab::Place;
 use super::{CACHES, CacheStats, Geometry, KMALLOC_MAX_SIZE, Object, SlabCaches, SlabFlags, Spot, Wish};
-use crate::addr::PhysAddr;
+use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::buddy::MAX_ORDER;
 use crate::frame::Kind;
 use crate::gfp::Gfp;
@@ -145,10 +146,19 @@ impl SlabCaches {
         self.cache_of(cache).and_then(|cache| cache.ctor.clone())
     }
 
-    /// Takes the next object that must leave the quarantine, or any if `all`.
-    pub(crate) fn overdue(&mut self, all: bool) -> Option<(Spot, Object)> {
-        let spot = self.quarantine.pop(all)?;
-        self.object(spot).map(|(object, _)| (spot, object))
+    /// Takes the next object that must leave the quarantine, or any if `all`, and where it lies unless it is a block of
+    /// pages.
+    pub(crate) fn overdue(&mut self, zones: &Zones, all: bool) -> Option<(Object, Option<Spot>)> {
+        match self.quarantine.pop(all)? {
+            Held::Small(spot) => self.object(spot).map(|(object, _)| (object, Some(spot))),
+            Held::Large(block) => zones.lookup(block.pfn).map(|found| (Object::large(&found), None)),
+        }
+    }
+
+    /// Where an object's slab begins, its bytes and how many objects are in it.
+    pub(crate) fn slab_extent(&self, spot: Spot) -> Option<(PhysAddr, u64, u16)> {
+        let slab = self.slabs.get(spot.index as usize)?;
+        Some((slab.block.pfn.phys(), PAGE_SIZE << slab.block.order, slab.objects))
     }
 
     /// Whether freed objects are held back.

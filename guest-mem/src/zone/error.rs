@@ -2,7 +2,7 @@
 //!
 //! Neighbours: [`super::Zones`] returns these. Left out: what Linux prints for each; that is for whoever reports it.
 
-use super::ZoneKind;
+use super::{BadReason, ZoneKind};
 use crate::buddy::{InvalidBuddy, MAX_ORDER};
 use crate::gfp::Gfp;
 
@@ -63,6 +63,14 @@ pub enum FreeError {
         /// The block's first page.
         pfn: u64,
     },
+    /// A page of the block is in a bad state; the block is never used again.
+    #[error("BUG: Bad page state in process insmod  pfn:{pfn:05x}: page dumped because: {reason}")]
+    BadState {
+        /// The page.
+        pfn: u64,
+        /// What is wrong with it.
+        reason: BadReason,
+    },
     /// No memory that is managed lies there.
     #[error("page {pfn:#x} is not RAM")]
     NotRam {
@@ -79,7 +87,7 @@ impl FreeError {
             Self::NotAllocated { .. } | Self::Inside { .. } => Some("CONFIG_DEBUG_VM"),
             Self::WrongOrder { .. } => None,
             // PAGE_FLAGS_CHECK_AT_FREE, when the page leaves the CPU's list.
-            Self::Kmalloc { .. } => Some("any (BUG: Bad page state)"),
+            Self::Kmalloc { .. } | Self::BadState { .. } => Some("any (BUG: Bad page state)"),
             Self::NotRam { .. } => Some("any (an oops)"),
         }
     }

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::bad::Odd;
 use super::watermark::{RESERVE_RATIO, SCALE_FACTOR};
 use super::{Marks, Pass, ZONES, ZoneKind};
 use crate::arch::Arch;
@@ -29,11 +30,13 @@ pub(crate) struct Shared {
     gauges: [Gauge; ZONES],
     /// How often background reclaim was woken.
     kswapd: AtomicU64,
+    /// Pages whose record a driver wrote to.
+    pub(crate) odd: Odd,
 }
 
 impl Shared {
     pub(super) fn new(frames: Frames, marks: Marks, arch: Arch) -> Self {
-        Self { frames, marks, arch, gauges: Default::default(), kswapd: AtomicU64::new(0) }
+        Self { frames, marks, arch, gauges: Default::default(), kswapd: AtomicU64::new(0), odd: Odd::default() }
     }
 
     /// Tells how much of a zone is free now; its lock is held.
@@ -77,6 +80,7 @@ impl Shared {
     /// Forgets what was counted.
     pub(super) fn reset(&self) {
         self.kswapd.store(0, Ordering::Relaxed);
+        self.odd.reset();
     }
 
     /// A setting of the page allocator as `/proc/sys/vm` has it.

@@ -106,7 +106,7 @@ pub enum FaultError {
         /// The class.
         class: Class,
     },
-    /// A cache filter names a cache that there is none of, so that nothing could fail.
+    /// A cache filter names a cache of `kmalloc`'s that there is none of, so that nothing could fail.
     #[error("there is no slab cache '{name}'")]
     NoCache {
         /// The name.
@@ -252,11 +252,39 @@ pub fn faults(texts: &[String]) -> Result<FaultSpec, SpecError> {
     Ok(all)
 }
 
-/// A filter whose caches don't exist would spare everything.
+/// A filter whose caches don't exist would spare everything. A driver may create one of any name, so only what looks like
+/// a name of `kmalloc`'s, or nearly, is held against its caches.
 fn known_caches(attr: &FaultAttr) -> Result<(), FaultError> {
     let CacheFilter::Only(names) = &attr.cache_filter else { return Ok(()) };
-    match names.iter().find(|name| !CacheId::all().any(|id| id.name() == name.as_str())) {
+    let names_of_kmalloc = || CacheId::all().map(CacheId::name);
+    let misspelt = |name: &str| {
+        let family = ["kmalloc-", "dma-kmalloc-"].iter().any(|family| name.starts_with(family));
+        family || nearest(name, names_of_kmalloc()).is_some()
+    };
+    let known = |name: &str| names_of_kmalloc().any(|known| known == name) || !misspelt(name);
+    match names.iter().find(|name| !known(name)) {
         Some(name) => Err(FaultError::NoCache { name: name.clone() }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_filter_takes_a_driver_s_caches_and_no_misspelt_one_of_kmalloc_s() {
+        let attr = |name: &str| {
+            let mut attr = FaultAttr::new(Class::Slab);
+            attr.set(Attribute::CacheFilter, name).unwrap();
+            known_caches(&attr)
+        };
+        for name in ["scullc", "request", "kmem_cache", "kmalloc-64", "kmalloc-rcl-8+dma-kmalloc-1k+scullc"] {
+            assert_eq!(attr(name), Ok(()), "{name}");
+        }
+        for name in ["kmalloc-65", "kmaloc-64", "dma-kmalloc-3", "scullc+kmalloc-rcl-7"] {
+            let wrong = name.rsplit('+').next().unwrap().to_owned();
+            assert_eq!(attr(name), Err(FaultError::NoCache { name: wrong }));
+        }
     }
 }
