@@ -16,10 +16,10 @@ use crate::finding::FindingKind;
 use crate::gfp::Gfp;
 use crate::kernel::{Kernel, KernelRef, Sanitize};
 use crate::kmalloc::PORTABLE_SIZE;
-use crate::kmalloc::object::{large, release, small};
+use crate::kmalloc::object::{Placed, large, release, small};
 use crate::page::{Pages, alloc_pages, give_block};
 use crate::site::Owner;
-use crate::slab::{CacheId, Object, ZERO_SIZE_PTR};
+use crate::slab::{CacheId, ZERO_SIZE_PTR};
 use crate::trace::{Kind, owner_word};
 use crate::zone::{AllocError, ZoneKind};
 
@@ -82,7 +82,7 @@ impl KBuf {
     /// The buffer of an object that was asked for, with its event and what the mask says of it.
     pub(crate) fn of_object(
         cpu: &Cpu<'_>,
-        placed: Result<(Object, bool), AllocError>,
+        placed: Result<(Placed, bool), AllocError>,
         kind: Kind,
         len: usize,
         gfp: Gfp,
@@ -95,12 +95,12 @@ impl KBuf {
             let bad = gfp & (Gfp::DMA32 | Gfp::HIGHMEM);
             cpu.emit(FindingKind::GfpFixup { bad, fixed: gfp - bad }, None, vec![("allocated at", owner)]);
         }
-        Ok(Self::zeroed_object(cpu, object, len, gfp, owner))
+        Ok(Self::zeroed_object(cpu, object, kind, len, gfp, owner))
     }
 
     /// The buffer of an object, cleared if the mask says so.
-    pub(crate) fn zeroed_object(cpu: &Cpu<'_>, object: Object, len: usize, gfp: Gfp, owner: Owner) -> Self {
-        let (phys, zone, cached) = (object.phys, object.zone, object.own);
+    pub(crate) fn zeroed_object(cpu: &Cpu<'_>, object: Placed, kind: Kind, len: usize, gfp: Gfp, owner: Owner) -> Self {
+        let (Placed { phys, zone }, cached) = (object, kind == Kind::KmemCacheAlloc);
         if gfp.contains(Gfp::ZERO) {
             // The object came from a zone, so all of it is RAM.
             let _ = cpu.kernel().ram().zero(phys, len as u64);

@@ -29,7 +29,7 @@ use crate::ram::{HIGH_START, Ram, RamError};
 use crate::reclaim::Shrinkers;
 use crate::refusal::{Refusals, Refused};
 use crate::site::Owner;
-use crate::slab::{CacheStats, SLABINFO_HEAD, SlabCaches};
+use crate::slab::{CacheStats, Front, SLABINFO_HEAD, SlabCaches};
 use crate::softirq::Softirqs;
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
@@ -74,6 +74,8 @@ pub struct Kernel {
     next_transaction: AtomicU64,
     ram: Ram,
     pub(crate) memory: Locked<Memory>,
+    /// The slabs, of which most calls need no more.
+    pub(crate) slabs: Arc<Front>,
     pub(crate) pcp: PerCpuPages,
     pub(crate) vmalloc: Locked<Areas>,
     pub(crate) shrinkers: Shrinkers,
@@ -130,6 +132,7 @@ impl Kernel {
             condemned: AtomicBool::new(false),
             next_transaction: AtomicU64::new(1),
             ram,
+            slabs: slabs.front(),
             memory: Locked::new(Memory { zones, slabs }),
             pcp,
             vmalloc: Locked::new(Areas::new(config.arch.vmalloc(), config.cpus)),

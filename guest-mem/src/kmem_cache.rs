@@ -180,7 +180,10 @@ impl KmemCache {
         let first = taken.as_ref().ok().and_then(|objects| objects.first()).map_or(0, |object| object.phys.get());
         cpu.trace(Kind::KmemCacheAlloc, first, n * len, 0, owner_word(owner));
         let objects = taken?;
-        Ok(objects.into_iter().map(|object| KBuf::zeroed_object(cpu, object, len, gfp, owner)).collect())
+        Ok(objects
+            .into_iter()
+            .map(|object| KBuf::zeroed_object(cpu, object, Kind::KmemCacheAlloc, len, gfp, owner))
+            .collect())
     }
 
     /// Gives an object back (`kmem_cache_free`). Any context.

@@ -18,7 +18,20 @@ use crate::slab::{
     Construct, Freed, Geometry, KfreeError, Object, Refill, SlabFlags, Spot, large_kind, large_mask, large_order,
 };
 use crate::trace::Kind;
-use crate::zone::{AllocError, Allocated, Block};
+use crate::zone::{AllocError, Block, ZoneKind};
+
+/// Where an object lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Placed {
+    pub phys: PhysAddr,
+    pub zone: ZoneKind,
+}
+
+impl From<Object> for Placed {
+    fn from(object: Object) -> Self {
+        Self { phys: object.phys, zone: object.zone }
+    }
+}
 
 /// An object of a cache, which may have to grow first. The flag: `__GFP_DMA32` or `__GFP_HIGHMEM` were dropped on the way
 /// to the page allocator.
@@ -28,7 +41,7 @@ pub(crate) fn small(
     request: Request,
     len: usize,
     owner: Owner,
-) -> Result<(Object, bool), AllocError> {
+) -> Result<(Placed, bool), AllocError> {
     let (gfp, arch) = (request.gfp, cpu.kernel().config().arch);
     let failed = cpu.pass(request, owner, gfp.can_fail(0, arch)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
@@ -38,17 +51,14 @@ pub(crate) fn small(
 }
 
 /// As [`small`], past the point.
-pub(crate) fn take_or_grow(
-    cpu: &Cpu<'_>,
-    cache: u32,
-    gfp: Gfp,
-    len: usize,
-    owner: Owner,
-) -> Result<(Object, bool), AllocError> {
+fn take_or_grow(cpu: &Cpu<'_>, cache: u32, gfp: Gfp, len: usize, owner: Owner) -> Result<(Placed, bool), AllocError> {
+    if let Some((phys, zone)) = cpu.kernel().slabs.take(cache, cpu.id() as usize, len, owner) {
+        return Ok((Placed { phys, zone }, false));
+    }
     let mut grown = false;
     loop {
         let [liked, smallest] = match take(cpu, cache, gfp, len, owner) {
-            Ok(object) => return Ok((object, grown && gfp.intersects(GFP_SLAB_BUG_MASK))),
+            Ok(object) => return Ok((object.into(), grown && gfp.intersects(GFP_SLAB_BUG_MASK))),
             Err(refills) => refills,
         };
         let grow = |refill| grow(cpu, cache, refill, owner);
@@ -163,12 +173,12 @@ fn grow(cpu: &Cpu<'_>, cache: u32, refill: Refill, owner: Owner) -> Result<(), A
 }
 
 /// Whole pages, for what no cache is large enough.
-pub(crate) fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Object, bool), AllocError> {
+pub(crate) fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Placed, bool), AllocError> {
     let order = large_order(len)?;
     let kind = large_kind(len);
     let object = ask_for_pages(cpu, Request::pages(order, large_mask(gfp)), owner, |_, gfp| {
         let block = get_pages(cpu, order, gfp, (kind, owner))?;
-        Ok((block.pfn.phys(), Object::large(&Allocated { block, owner, kind })))
+        Ok((block.pfn.phys(), Placed { phys: block.pfn.phys(), zone: block.zone }))
     })?;
     Ok((object, gfp.intersects(GFP_SLAB_BUG_MASK)))
 }
@@ -177,6 +187,15 @@ pub(crate) fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result
 ///
 /// `from` is the cache that the caller says it is of.
 pub(crate) fn release(kernel: &Kernel, phys: PhysAddr, kind: Kind, from: Option<u32>, by: Owner) {
+    if let Some(given) = kernel.slabs.give(&kernel.pcp.shared().frames, phys, from) {
+        let bytes = if kind == Kind::Kfree { given.requested } else { given.class_size };
+        return trace_release(kernel, kind, phys, usize::try_from(bytes).unwrap_or(0), by);
+    }
+    release_slowly(kernel, phys, kind, from, by);
+}
+
+/// As [`release`], with the lock over all caches.
+fn release_slowly(kernel: &Kernel, phys: PhysAddr, kind: Kind, from: Option<u32>, by: Owner) {
     let mut told = Told::default();
     let freed = give_back(kernel, phys, from, by, &mut told);
     if let Some((cache, of, checked)) = told.wrong_cache {
@@ -325,7 +344,7 @@ pub(crate) fn take_many(
     request: Request,
     (n, len): (usize, usize),
     owner: Owner,
-) -> Result<Vec<Object>, AllocError> {
+) -> Result<Vec<Placed>, AllocError> {
     let (gfp, arch) = (request.gfp, cpu.kernel().config().arch);
     let failed = cpu.pass(request, owner, gfp.can_fail(0, arch)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
@@ -336,7 +355,7 @@ pub(crate) fn take_many(
         match take_or_grow(cpu, cache, gfp, len, owner) {
             Ok((object, _)) => objects.push(object),
             Err(error) => {
-                let all: Vec<_> = objects.iter().map(|object: &Object| object.phys).collect();
+                let all: Vec<_> = objects.iter().map(|object: &Placed| object.phys).collect();
                 put_many(cpu.kernel(), &all, cache, owner);
                 return Err(error);
             }

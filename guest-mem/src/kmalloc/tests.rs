@@ -1,11 +1,14 @@
 //! The family by its C names, the lint, and what each sanitizer sees of a driver's mistakes.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::dma::misuse;
 use crate::dma::{FromDevice, dma_bit_mask};
-use crate::finding::{FindingKind, Resource};
+use crate::env::{Env, IrqHandler, Key, Point, Ticket, Verdict, Wake};
+use crate::finding::{Finding, FindingKind, Resource};
 use crate::gfp::{GFP_ATOMIC, GFP_DMA, GFP_KERNEL};
-use crate::kernel::{MachineConfig, Sanitize};
+use crate::kernel::{Machine, MachineConfig, Sanitize};
 use crate::testing::Lab;
 use crate::zone::ZoneKind;
 
@@ -304,4 +307,71 @@ fn an_object_larger_than_the_quarantine_is_not_held() {
     assert!(seen.iter().any(|buf| buf.phys() == first), "four fill it, so the first left");
     assert!(seen.iter().all(|buf| buf.phys() != fifth));
     lab.kernel().validate().unwrap();
+}
+
+/// Nobody else runs, nothing fails: a world whose CPUs are threads.
+struct Threads;
+
+impl Env for Threads {
+    fn now(&self) -> u64 {
+        0
+    }
+    fn prepare(&self, _on: Key) -> Ticket {
+        Ticket::new(0)
+    }
+    fn park(&self, _ticket: Ticket, _until: Option<u64>) -> Wake {
+        Wake::TimedOut
+    }
+    fn wake(&self, _on: Key, _n: usize) {}
+    fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
+        None
+    }
+    fn point(&self, _point: Point) -> Verdict {
+        Verdict::Pass
+    }
+    fn emit(&self, finding: Finding) {
+        panic!("{finding}");
+    }
+}
+
+#[test]
+fn threads_that_allocate_and_free_each_other_s_objects_at_once_lose_none() {
+    let machine = Machine::acquire(MachineConfig { pcp: true, cpus: 3, ..MachineConfig::default() }).unwrap();
+    machine.kernel().trace().share();
+    let kernel = machine.kernel_ref();
+    let (to, from): (Vec<_>, Vec<_>) = (0..4).map(|_| std::sync::mpsc::channel()).unzip();
+    std::thread::scope(|scope| {
+        for (at, from) in from.into_iter().enumerate() {
+            let to = to[(at + 1) % 4].clone();
+            scope.spawn(move || {
+                // Two of the four say that they are CPU 0.
+                let id = u32::try_from(at % 3).unwrap();
+                crate::cpu::set_current(id);
+                let cpu = Cpu::new(id, kernel, &Threads);
+                let mut kept = Vec::new();
+                for step in 0..20_000_usize {
+                    let len = [8, 64, 64, 1000, 2000, 9000][step % 6];
+                    let mut buf = kmalloc(&cpu, len, GFP_KERNEL).unwrap();
+                    buf.write_at(0, &[u8::try_from(at).unwrap(); 8]).unwrap();
+                    match step % 3 {
+                        0 => kept.push((at, buf)),
+                        // Who is done already gives it back at once.
+                        1 => drop(to.send((at, buf))),
+                        _ => drop(buf),
+                    }
+                    kept.extend(from.try_iter());
+                    while kept.len() > 300 {
+                        let (of, buf) = kept.swap_remove(step % kept.len());
+                        assert_eq!(bytes(&buf)[..8], [u8::try_from(of).unwrap(); 8], "it is nobody else's");
+                    }
+                }
+            });
+        }
+    });
+    drop(to);
+    assert!(machine.kernel().findings().is_empty());
+    machine.kernel().validate().unwrap();
+    let leaks = crate::stats::leaks(machine.kernel());
+    assert!(leaks.is_empty(), "{}", leaks.len());
+    assert!(machine.kernel().slab_stats().iter().all(|stats| stats.active == 0));
 }

@@ -13,9 +13,10 @@ use crate::frame::NIL;
 use crate::gfp::Gfp;
 use crate::ram::Ram;
 use crate::site::Owner;
+use crate::slab::front::Front;
 use crate::slab::geometry::Geometry;
 use crate::slab::object::CacheStats;
-use crate::slab::slab::{Place, Slab};
+use crate::slab::slab::Place;
 
 /// Makes an object of a new slab, by its bytes; runs once for each object when the slab is made.
 pub type Ctor = Arc<dyn Fn(&mut Construct<'_>) + Send + Sync>;
@@ -76,10 +77,9 @@ pub(super) struct Cache {
     pub partial: u32,
     /// Partial slabs without a used object.
     pub empty: u32,
-    /// Slabs, objects in them, used objects.
+    /// Slabs, and objects in them. Used ones are counted by each slab.
     pub slabs: u32,
     pub total: u64,
-    pub active: u64,
 }
 
 impl Cache {
@@ -97,13 +97,12 @@ impl Cache {
             empty: 0,
             slabs: 0,
             total: 0,
-            active: 0,
         }
     }
 
-    /// Its numbers.
-    pub(super) fn stats(&self) -> CacheStats {
-        let Self { name, active, total, geometry, slabs, .. } = *self;
+    /// Its numbers, with so many objects in use.
+    pub(super) fn stats(&self, active: u64) -> CacheStats {
+        let Self { name, total, geometry, slabs, .. } = *self;
         CacheStats { cache: name, active, total, geometry, slabs }
     }
 
@@ -111,32 +110,31 @@ impl Cache {
     pub(super) fn reset(&mut self) {
         self.current.fill(NIL);
         (self.partial, self.empty) = (NIL, 0);
-        (self.slabs, self.total, self.active) = (0, 0, 0);
+        (self.slabs, self.total) = (0, 0);
     }
 
     /// Hands out an object of the CPU's current slab or, once that is full, of a partial one; `None` if both are full.
-    pub(super) fn take(&mut self, slabs: &mut [Slab], cpu: usize, bytes: u16, owner: Owner) -> Option<(u32, u16)> {
-        let mut current = self.current.get(cpu).copied()?;
-        if slabs.get(current as usize).is_none_or(Slab::is_full) {
-            let next = self.partial;
-            let empty = slabs.get(next as usize).map(|slab| slab.used == 0);
-            self.retire(slabs, cpu);
-            self.empty -= u32::from(empty?);
-            self.unlink(slabs, next);
-            self.install(slabs, cpu, next);
-            current = next;
+    pub(super) fn take(&mut self, slabs: &Front, cpu: usize, size: usize, owner: Owner) -> Option<(u32, u16)> {
+        let current = self.current.get(cpu).copied()?;
+        if let Some(slot) = slabs.slab(current).and_then(|mut slab| slab.take(size, owner)) {
+            return Some((current, slot));
         }
-        let slot = slabs.get_mut(current as usize)?.take(bytes, owner)?;
-        self.active += 1;
-        Some((current, slot))
+        self.retire(slabs, cpu);
+        let next = self.partial;
+        let empty = slabs.slab(next).map(|slab| slab.used == 0);
+        self.empty -= u32::from(empty?);
+        self.unlink(slabs, next);
+        self.install(slabs, cpu, next);
+        let slot = slabs.slab(next)?.take(size, owner)?;
+        Some((next, slot))
     }
 
     /// Adds a fresh slab: as the CPU's current one, or as a partial one if that has objects again.
-    pub(super) fn add(&mut self, slabs: &mut [Slab], cpu: usize, index: u32) {
+    pub(super) fn add(&mut self, slabs: &Front, cpu: usize, index: u32) {
         self.slabs += 1;
-        self.total += slabs.get(index as usize).map_or(0, |slab| u64::from(slab.objects));
+        self.total += slabs.slab(index).map_or(0, |slab| u64::from(slab.objects));
         let current = self.current.get(cpu).copied().unwrap_or(NIL);
-        if slabs.get(current as usize).is_none_or(Slab::is_full) {
+        if slabs.slab(current).is_none_or(|slab| slab.is_full()) {
             self.retire(slabs, cpu);
             self.install(slabs, cpu, index);
         } else {
@@ -146,11 +144,11 @@ impl Cache {
     }
 
     /// Takes an object back that is live or held; tells whether its slab is now one empty slab too many, and forgotten.
-    pub(super) fn give(&mut self, slabs: &mut [Slab], index: u32, slot: u16) -> bool {
-        let Some(slab) = slabs.get_mut(index as usize) else { return false };
+    pub(super) fn give(&mut self, slabs: &Front, index: u32, slot: u16) -> bool {
+        let Some(mut slab) = slabs.slab(index) else { return false };
         slab.give(slot);
-        self.active -= 1;
         let (place, is_empty) = (slab.place, slab.used == 0);
+        drop(slab);
         if place == Place::Full {
             self.link(slabs, index);
         }
@@ -167,45 +165,48 @@ impl Cache {
     }
 
     /// Hands out no object of a slab again: it was found overwritten.
-    pub(super) fn hold_all(&mut self, slabs: &mut [Slab], index: u32) {
-        let Some(slab) = slabs.get_mut(index as usize) else { return };
-        let (place, free, was_empty) = (slab.place, slab.objects - slab.used, slab.used == 0);
+    pub(super) fn hold_all(&mut self, slabs: &Front, index: u32) {
+        let Some(mut slab) = slabs.slab(index) else { return };
+        let (place, was_empty) = (slab.place, slab.used == 0);
         slab.hold_all();
-        self.active += u64::from(free);
+        drop(slab);
         if place == Place::Partial {
             self.empty -= u32::from(was_empty);
             self.unlink(slabs, index);
-            if let Some(slab) = slabs.get_mut(index as usize) {
+            if let Some(mut slab) = slabs.slab(index) {
                 slab.place = Place::Full;
             }
         }
     }
 
     /// Takes every CPU's slab from it (`flush_all`); the numbers of those that are empty are forgotten and told.
-    pub(super) fn flush(&mut self, slabs: &mut [Slab]) -> Vec<u32> {
+    pub(super) fn flush(&mut self, slabs: &Front) -> Vec<u32> {
         let mut empty = Vec::new();
         for cpu in 0..self.current.len() {
             let index = std::mem::replace(&mut self.current[cpu], NIL);
-            let Some(slab) = slabs.get_mut(index as usize) else { continue };
-            if slab.used == 0 {
+            let is_empty = slabs.slab(index).is_some_and(|mut slab| {
+                let is_empty = slab.place == Place::Current && slab.used == 0;
+                if is_empty {
+                    slab.place = Place::Spare;
+                }
+                is_empty
+            });
+            if is_empty {
                 self.forget(slabs, index);
                 empty.push(index);
-            } else if slab.is_full() {
-                slab.place = Place::Full;
             } else {
-                self.link(slabs, index);
+                self.leave(slabs, index);
             }
         }
         empty
     }
 
     /// Forgets the empty slabs of the partial list; tells their numbers.
-    pub(super) fn discard(&mut self, slabs: &mut [Slab]) -> Vec<u32> {
+    pub(super) fn discard(&mut self, slabs: &Front) -> Vec<u32> {
         let mut gone = Vec::new();
         let mut at = self.partial;
-        while let Some(slab) = slabs.get(at as usize) {
-            let next = slab.next;
-            if slab.used == 0 {
+        while let Some((next, used)) = slabs.slab(at).map(|slab| (slab.next, slab.used)) {
+            if used == 0 {
                 self.unlink(slabs, at);
                 self.forget(slabs, at);
                 gone.push(at);
@@ -217,57 +218,69 @@ impl Cache {
     }
 
     /// Forgets a slab with objects that are held for ever.
-    pub(super) fn abandon(&mut self, slabs: &mut [Slab], index: u32) {
-        let Some(slab) = slabs.get(index as usize) else { return };
-        self.active -= u64::from(slab.used);
-        if slab.place == Place::Partial {
+    pub(super) fn abandon(&mut self, slabs: &Front, index: u32) {
+        if slabs.slab(index).is_some_and(|slab| slab.place == Place::Partial) {
             self.unlink(slabs, index);
         }
         self.forget(slabs, index);
     }
 
-    fn forget(&mut self, slabs: &mut [Slab], index: u32) {
-        if let Some(slab) = slabs.get_mut(index as usize) {
+    fn forget(&mut self, slabs: &Front, index: u32) {
+        if let Some(mut slab) = slabs.slab(index) {
             slab.place = Place::Spare;
             self.slabs -= 1;
             self.total -= u64::from(slab.objects);
         }
     }
 
-    fn retire(&mut self, slabs: &mut [Slab], cpu: usize) {
-        let Some(current) = self.current.get_mut(cpu) else { return };
-        if let Some(slab) = slabs.get_mut(*current as usize) {
-            slab.place = Place::Full;
+    fn retire(&mut self, slabs: &Front, cpu: usize) {
+        if let Some(current) = self.current.get_mut(cpu) {
+            let index = std::mem::replace(current, NIL);
+            self.leave(slabs, index);
         }
-        *current = NIL;
     }
 
-    fn install(&mut self, slabs: &mut [Slab], cpu: usize, index: u32) {
-        if let (Some(slab), Some(current)) = (slabs.get_mut(index as usize), self.current.get_mut(cpu)) {
+    /// No CPU takes from a slab any more: it is full or, if another CPU gave an object back just now, partial.
+    fn leave(&mut self, slabs: &Front, index: u32) {
+        let full = slabs.slab(index).is_none_or(|mut slab| {
+            slab.place = if slab.is_full() { Place::Full } else { Place::Spare };
+            slab.is_full()
+        });
+        if !full {
+            self.empty += u32::from(slabs.slab(index).is_some_and(|slab| slab.used == 0));
+            self.link(slabs, index);
+        }
+    }
+
+    fn install(&mut self, slabs: &Front, cpu: usize, index: u32) {
+        if let (Some(mut slab), Some(current)) = (slabs.slab(index), self.current.get_mut(cpu)) {
             slab.place = Place::Current;
+            slab.cpu = u32::try_from(cpu).unwrap_or(NIL);
             *current = index;
+            slabs.set_current(slab.cache, cpu, index);
         }
     }
 
-    fn link(&mut self, slabs: &mut [Slab], index: u32) {
-        if let Some(head) = slabs.get_mut(self.partial as usize) {
+    fn link(&mut self, slabs: &Front, index: u32) {
+        if let Some(mut head) = slabs.slab(self.partial) {
             head.prev = index;
         }
-        if let Some(slab) = slabs.get_mut(index as usize) {
+        if let Some(mut slab) = slabs.slab(index) {
             (slab.place, slab.next, slab.prev) = (Place::Partial, self.partial, NIL);
             self.partial = index;
         }
     }
 
-    fn unlink(&mut self, slabs: &mut [Slab], index: u32) {
-        let Some(slab) = slabs.get_mut(index as usize) else { return };
+    fn unlink(&mut self, slabs: &Front, index: u32) {
+        let Some(mut slab) = slabs.slab(index) else { return };
         let (next, prev) = (slab.next, slab.prev);
         (slab.place, slab.next, slab.prev) = (Place::Spare, NIL, NIL);
-        match slabs.get_mut(prev as usize) {
-            Some(before) => before.next = next,
+        drop(slab);
+        match slabs.slab(prev) {
+            Some(mut before) => before.next = next,
             None => self.partial = next,
         }
-        if let Some(after) = slabs.get_mut(next as usize) {
+        if let Some(mut after) = slabs.slab(next) {
             after.prev = prev;
         }
     }

@@ -9,8 +9,10 @@
 //!
 //! Mirrors `include/linux/slab.h`, `mm/slab_common.c` and `mm/slub.c` of 6.1. Neighbours: `class` says which cache serves,
 //! `geometry` how its slabs are cut, `cache` which object is next, `own` makes and destroys a driver's caches, `debug`
-//! watches the bytes, `validate` knows what must always hold. Left out: merging of caches; an empty slab is returned when
+//! watches the bytes, `front` has the slabs and most calls, `validate` knows what must always hold. Left out: merging of caches; an empty slab is returned when
 //! enough other *empty* ones are kept, Linux counts partial ones too.
+
+use std::sync::Arc;
 
 use crate::addr::PhysAddr;
 use crate::frame::{Kind, NIL, PAYLOAD_END};
@@ -23,6 +25,7 @@ mod class;
 pub(crate) mod debug;
 mod error;
 mod flags;
+mod front;
 mod geometry;
 mod object;
 mod own;
@@ -39,12 +42,13 @@ pub use class::{CACHES, CLASSES, CacheId, KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SI
 pub use debug::{Damage, Watched};
 pub use error::KfreeError;
 pub use flags::SlabFlags;
+pub(crate) use front::Front;
 pub(crate) use geometry::Wish;
 pub use geometry::{Geometry, Shape, get_order};
 pub use object::{Allocation, CacheStats, Object, SLABINFO_HEAD, ZERO_SIZE_PTR};
 pub(crate) use own::Remaining;
 use quarantine::{Held, Quarantine};
-use slab::Slab;
+use slab::Place;
 pub use validate::InvalidSlab;
 
 /// What findings call the cache of an object that is a block of pages.
@@ -75,7 +79,7 @@ pub struct SlabCaches {
     /// One for each of [`CacheId::all`], then those of drivers.
     caches: Vec<Cache>,
     /// By slab number; those from `fresh` on are unused but keep their buffers.
-    slabs: Vec<Slab>,
+    slabs: Arc<Front>,
     fresh: u32,
     /// Numbers below `fresh` that are free again.
     spare: Vec<u32>,
@@ -136,11 +140,22 @@ impl SlabCaches {
         };
         let caches = CacheId::all().map(kmalloc).collect();
         let quarantine = Quarantine::new(quarantine);
-        Self { cpus, boot, caches, slabs: Vec::new(), fresh: 0, spare: Vec::new(), quarantine }
+        Self { cpus, boot, caches, slabs: Arc::new(Front::new(cpus)), fresh: 0, spare: Vec::new(), quarantine }
+    }
+
+    /// The slabs by themselves.
+    pub(crate) fn front(&self) -> Arc<Front> {
+        self.slabs.clone()
     }
 
     /// Forgets everything, as new; to be called when the pages were reset. Keeps its buffers.
     pub fn reset(&mut self) {
+        for index in 0..self.fresh {
+            if let Some(mut slab) = self.slabs.slab(index) {
+                slab.place = Place::Spare;
+            }
+        }
+        self.slabs.reset();
         self.caches.truncate(CACHES);
         self.caches.iter_mut().for_each(Cache::reset);
         self.fresh = 0;
@@ -188,9 +203,7 @@ impl SlabCaches {
     /// An object of the slabs that a cache has; `None` if all are full.
     pub(crate) fn take(&mut self, cache: u32, cpu: usize, size: usize, owner: Owner) -> Option<(Object, Spot)> {
         let of = self.caches.get_mut(cache as usize)?;
-        // Where the size is fixed the note need not hold it.
-        let bytes = if of.fixed == 0 { u16::try_from(size).unwrap_or(0) } else { 0 };
-        let (index, slot) = of.take(&mut self.slabs, cpu, bytes, owner)?;
+        let (index, slot) = of.take(&self.slabs, cpu, size, owner)?;
         let spot = Spot { index, slot };
         self.live_object(spot).map(|object| (object, spot))
     }
@@ -220,29 +233,27 @@ impl SlabCaches {
         if index >= PAYLOAD_END {
             return None;
         }
-        let geometry = self.caches.get(cache as usize)?.geometry;
+        let of = self.caches.get(cache as usize)?;
         if self.spare.pop().is_none() {
             self.fresh += 1;
         }
         zones.assign(block, Kind::Slab { index }, owner);
-        match self.slabs.get_mut(index as usize) {
-            Some(slab) => slab.start(block, cache, shape.objects, &geometry),
-            None => self.slabs.push(Slab::new(block, cache, shape.objects, &geometry)),
-        }
+        self.slabs.grow(index);
+        self.slabs.slab(index)?.start(block, cache, shape.objects, of, self.quarantine.is_on());
         Some(index)
     }
 
     /// Lets the cache take objects from a slab that [`SlabCaches::adopt`] made.
     pub(crate) fn open(&mut self, cpu: usize, index: u32) {
-        let cache = self.slabs.get(index as usize).map_or(NIL, |slab| slab.cache);
+        let cache = self.slabs.slab(index).map_or(NIL, |slab| slab.cache);
         if let Some(cache) = self.caches.get_mut(cache as usize) {
-            cache.add(&mut self.slabs, cpu, index);
+            cache.add(&self.slabs, cpu, index);
         }
     }
 
     /// A slab's block.
     fn slab_block(&self, index: u32) -> Option<Block> {
-        self.slabs.get(index as usize).map(|slab| slab.block)
+        self.slabs.slab(index).map(|slab| slab.block)
     }
 
     /// Frees an object by its first byte (`kfree`); tells what it was.
@@ -305,7 +316,7 @@ impl SlabCaches {
 
     /// Takes a live object back, or holds it back if the machine has a quarantine.
     pub(crate) fn put(&mut self, zones: &mut Zones, spot: Spot, by: Owner) -> Freed {
-        let Some(slab) = self.slabs.get_mut(spot.index as usize) else { return Freed::Back(None) };
+        let Some(mut slab) = self.slabs.slab(spot.index) else { return Freed::Back(None) };
         let Some(cache) = self.caches.get(slab.cache as usize) else { return Freed::Back(None) };
         if cache.geometry.flags.contains(SlabFlags::STORE_USER) {
             slab.freed_by(spot.slot, by);
@@ -315,16 +326,16 @@ impl SlabCaches {
             self.quarantine.push(Held::Small(spot), cache.geometry.object_size);
             return Freed::Held;
         }
+        drop(slab);
         Freed::Back(self.give(zones, spot))
     }
 
     /// Takes an object back that is live or held; tells the pages of its slab if that is no more: they are to be freed as
     /// pages.
     pub(crate) fn give(&mut self, zones: &mut Zones, spot: Spot) -> Option<Block> {
-        let slab = self.slabs.get(spot.index as usize)?;
-        let (cache, block) = (slab.cache, slab.block);
+        let (cache, block) = self.slabs.slab(spot.index).map(|slab| (slab.cache, slab.block))?;
         let cache = self.caches.get_mut(cache as usize)?;
-        cache.give(&mut self.slabs, spot.index, spot.slot).then(|| {
+        cache.give(&self.slabs, spot.index, spot.slot).then(|| {
             self.spare.push(spot.index);
             zones.assign(block, Kind::Pages, Owner::default());
             block
@@ -345,7 +356,7 @@ impl SlabCaches {
             let (large, index, slots) = match found.kind {
                 Kind::Pages | Kind::Held { .. } | Kind::Bad => (None, NIL, 0),
                 Kind::Large { .. } => (Some(Object::large(&found)), NIL, 0),
-                Kind::Slab { index } => (None, index, self.slabs.get(index as usize).map_or(0, |slab| slab.objects)),
+                Kind::Slab { index } => (None, index, self.slabs.slab(index).map_or(0, |slab| slab.objects)),
             };
             large.into_iter().chain((0..slots).filter_map(move |slot| self.live_object(Spot { index, slot })))
         })
@@ -353,8 +364,20 @@ impl SlabCaches {
 
     /// The numbers of all caches: those of [`CacheId::all`], then drivers' in the order they were created.
     pub fn stats(&self) -> impl Iterator<Item = CacheStats> {
-        let there = self.caches.iter().filter(|cache| cache.state != cache::State::Gone);
-        there.map(Cache::stats)
+        let active = self.active();
+        let there = self.caches.iter().zip(active).filter(|(cache, _)| cache.state != cache::State::Gone);
+        there.map(|(cache, active)| cache.stats(active))
+    }
+
+    /// The used objects of each cache.
+    fn active(&self) -> Vec<u64> {
+        let mut active = vec![0; self.caches.len()];
+        for slab in (0..self.fresh).filter_map(|index| self.slabs.slab(index)) {
+            if let Some(active) = active.get_mut(slab.cache as usize).filter(|_| slab.place != Place::Spare) {
+                *active += u64::from(slab.used);
+            }
+        }
+        active
     }
 
     fn cache_of(&self, cache: u32) -> Option<&Cache> {
@@ -374,7 +397,7 @@ impl SlabCaches {
             Kind::Held { .. } | Kind::Bad => Err(KfreeError::NotAllocated { phys }),
             Kind::Large { .. } => Ok(Found::Large(found)),
             Kind::Slab { index } => {
-                let slot = self.slabs.get(index as usize).and_then(|slab| slab.slot_of(phys));
+                let slot = self.slabs.slab(index).and_then(|slab| slab.slot_of(phys));
                 Ok(Found::Small(Spot { index, slot: slot.ok_or(KfreeError::NotAllocated { phys })? }))
             }
         }
@@ -382,7 +405,7 @@ impl SlabCaches {
 
     /// An object that was handed out at least once, and whether it is live.
     fn object(&self, spot: Spot) -> Option<(Object, bool)> {
-        let slab = self.slabs.get(spot.index as usize)?;
+        let slab = self.slabs.slab(spot.index)?;
         let note = slab.notes.get(usize::from(spot.slot))?;
         let cache = self.caches.get(slab.cache as usize)?;
         let object = Object {
@@ -403,8 +426,8 @@ impl SlabCaches {
     }
 
     fn freed_by(&self, spot: Spot) -> Option<Owner> {
-        let freed_by = &self.slabs.get(spot.index as usize)?.freed_by;
-        freed_by.get(usize::from(spot.slot)).copied().filter(|by| *by != Owner::default())
+        let slab = self.slabs.slab(spot.index)?;
+        slab.freed_by.get(usize::from(spot.slot)).copied().filter(|by| *by != Owner::default())
     }
 }
 

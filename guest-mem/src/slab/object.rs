@@ -36,7 +36,7 @@ pub struct Object {
 
 impl Object {
     /// The object that is a block of pages.
-    pub(crate) fn large(found: &Allocated) -> Self {
+    pub(super) fn large(found: &Allocated) -> Self {
         let Block { pfn, order, zone } = found.block;
         let class_size = 1 << (PAGE_SHIFT + u32::from(order));
         let requested = match found.kind {

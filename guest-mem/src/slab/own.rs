@@ -62,8 +62,8 @@ impl SlabCaches {
     /// Lets go of empty slabs (`kmem_cache_shrink`): their pages, to be freed, and whether any slab is left.
     pub(crate) fn shrink(&mut self, zones: &mut Zones, cache: u32) -> (Vec<Block>, bool) {
         let Some(of) = self.caches.get_mut(cache as usize) else { return (Vec::new(), false) };
-        let mut gone = of.flush(&mut self.slabs);
-        gone.extend(of.discard(&mut self.slabs));
+        let mut gone = of.flush(&self.slabs);
+        gone.extend(of.discard(&self.slabs));
         let left = of.slabs > 0;
         let blocks = gone.iter().filter_map(|&index| self.slab_block(index)).collect::<Vec<_>>();
         blocks.iter().for_each(|&block| zones.assign(block, Kind::Pages, Owner::default()));
@@ -77,18 +77,17 @@ impl SlabCaches {
         let mut remaining = Vec::new();
         if left {
             for index in self.slabs_of(cache) {
-                let objects = self.slabs.get(index as usize).map_or(0, |slab| slab.objects);
+                let objects = self.slabs.slab(index).map_or(0, |slab| slab.objects);
                 let live: Vec<_> = (0..objects).filter_map(|slot| self.live_object(Spot { index, slot })).collect();
-                let Some(slab) = self.slabs.get(index as usize) else { continue };
+                let Some((block, used)) = self.slabs.slab(index).map(|slab| (slab.block, slab.used)) else { continue };
                 if !live.is_empty() {
-                    let (base, used) = (slab.block.pfn.phys(), slab.used);
+                    let base = block.pfn.phys();
                     remaining.push(Remaining { slab: base, objects, used, live });
                     continue;
                 }
                 // Only objects that were overwritten are left in it.
-                let block = slab.block;
                 if let Some(of) = self.caches.get_mut(cache as usize) {
-                    of.abandon(&mut self.slabs, index);
+                    of.abandon(&self.slabs, index);
                 }
                 blocks.push(block);
                 zones.assign(block, Kind::Pages, Owner::default());
@@ -104,8 +103,9 @@ impl SlabCaches {
 
     /// The slabs of a cache, in no order that means anything but the same in each run.
     fn slabs_of(&self, cache: u32) -> Vec<u32> {
-        let slabs = (0_u32..).zip(&self.slabs).take(self.fresh as usize);
-        slabs.filter(|(_, slab)| slab.cache == cache && slab.place != Place::Spare).map(|(index, _)| index).collect()
+        let is_its =
+            |index: &u32| self.slabs.slab(*index).is_some_and(|slab| slab.cache == cache && slab.place != Place::Spare);
+        (0..self.fresh).filter(is_its).collect()
     }
 
     /// Who created the caches that nobody destroyed.
@@ -116,7 +116,8 @@ impl SlabCaches {
 
     /// A cache's numbers.
     pub(crate) fn numbers(&self, cache: u32) -> Option<CacheStats> {
-        self.cache_of(cache).map(Cache::stats)
+        let active = self.active().get(cache as usize).copied()?;
+        self.cache_of(cache).map(|cache| cache.stats(active))
     }
 
     /// A cache's name and layout.
@@ -132,13 +133,14 @@ impl SlabCaches {
     /// What a report says of an object's slab: where it begins, its objects and how many are used, and who had the
     /// object that it handed out last, and who freed this one.
     pub(crate) fn slab_facts(&self, spot: Spot) -> Option<(PhysAddr, u16, u16, Owner, Option<Owner>)> {
-        let slab = self.slabs.get(spot.index as usize)?;
-        Some((slab.block.pfn.phys(), slab.objects, slab.used, slab.previous, self.freed_by(spot)))
+        let freed = self.freed_by(spot);
+        let slab = self.slabs.slab(spot.index)?;
+        Some((slab.block.pfn.phys(), slab.objects, slab.used, slab.previous, freed))
     }
 
     /// The number of an object's cache.
     pub(crate) fn cache_at(&self, spot: Spot) -> Option<u32> {
-        self.slabs.get(spot.index as usize).map(|slab| slab.cache)
+        self.slabs.slab(spot.index).map(|slab| slab.cache)
     }
 
     /// A cache's constructor.
@@ -157,7 +159,7 @@ impl SlabCaches {
 
     /// Where an object's slab begins, its bytes and how many objects are in it.
     pub(crate) fn slab_extent(&self, spot: Spot) -> Option<(PhysAddr, u64, u16)> {
-        let slab = self.slabs.get(spot.index as usize)?;
+        let slab = self.slabs.slab(spot.index)?;
         Some((slab.block.pfn.phys(), PAGE_SIZE << slab.block.order, slab.objects))
     }
 
@@ -170,23 +172,26 @@ impl SlabCaches {
     pub(crate) fn condemn(&mut self, spot: Spot) {
         let Some(cache) = self.cache_at(spot) else { return };
         if let Some(cache) = self.caches.get_mut(cache as usize) {
-            cache.hold_all(&mut self.slabs, spot.index);
+            cache.hold_all(&self.slabs, spot.index);
         }
     }
 
     /// Keeps a live object from ever being used again (`FIX: Object at … not freed`); its holder is rid of it.
     pub(crate) fn lose(&mut self, spot: Spot) {
-        if let Some(slab) = self.slabs.get_mut(spot.index as usize) {
+        if let Some(mut slab) = self.slabs.slab(spot.index) {
             slab.hold(spot.slot);
         }
     }
 
     /// Every object that was ever handed out and is in a slab: where, what, and whether it is used (live or held).
     pub(crate) fn known(&self) -> impl Iterator<Item = (Spot, Object, bool)> {
-        let slabs = (0_u32..).zip(&self.slabs).take(self.fresh as usize);
-        slabs.filter(|(_, slab)| !matches!(slab.place, Place::Spare | Place::New)).flat_map(move |(index, slab)| {
-            let slots = (0_u16..).zip(&slab.notes).filter(|(_, note)| !note.is_held());
-            slots.filter_map(move |(slot, _)| {
+        (0..self.fresh).flat_map(move |index| {
+            let slab = self.slabs.slab(index).filter(|slab| !matches!(slab.place, Place::Spare | Place::New));
+            let slots: Vec<_> = slab.map_or_else(Vec::new, |slab| {
+                let slots = (0_u16..).zip(&slab.notes).filter(|(_, note)| !note.is_held());
+                slots.map(|(slot, _)| slot).collect()
+            });
+            slots.into_iter().filter_map(move |slot| {
                 let spot = Spot { index, slot };
                 self.object(spot).map(|(object, live)| (spot, object, live))
             })

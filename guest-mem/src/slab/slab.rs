@@ -6,16 +6,18 @@
 //!
 //! Neighbours: [`super::cache`] keeps the slabs of one cache. Left out: random free lists.
 
-use crate::addr::PhysAddr;
+use crate::addr::{Pfn, PhysAddr};
 use crate::frame::NIL;
 use crate::site::Owner;
-use crate::slab::geometry::Geometry;
-use crate::zone::Block;
+use crate::slab::SlabFlags;
+use crate::slab::cache::Cache;
+use crate::zone::{Block, ZoneKind};
 
 /// Where a slab is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Place {
     /// Not in use; its number may be given again.
+    #[default]
     Spare,
     /// Its pages are there, its objects are still being made.
     New,
@@ -79,17 +81,26 @@ pub(super) struct Slab {
     /// Links of the list of partial slabs.
     pub next: u32,
     pub prev: u32,
+    /// The CPU that takes from it while it is a current one.
+    pub cpu: u32,
+    /// Bytes of each object of a driver's own cache; 0 for kmalloc's, where the request counts.
+    pub fixed: u32,
+    /// Bytes of an object that may be used.
+    pub class_size: u32,
+    /// Whether nobody watches its objects: no marks, no users, no quarantine.
+    pub plain: bool,
 }
 
-impl Slab {
-    pub(super) fn new(block: Block, cache: u32, objects: u16, geometry: &Geometry) -> Self {
-        let mut slab = Self {
-            block,
-            cache,
-            objects,
-            stride: 0,
+impl Default for Slab {
+    /// One that is not in use.
+    fn default() -> Self {
+        Self {
+            block: Block { pfn: Pfn::new(0), order: 0, zone: ZoneKind::Dma },
+            cache: NIL,
+            objects: 0,
+            stride: 1,
             left: 0,
-            place: Place::New,
+            place: Place::Spare,
             used: 0,
             free: Vec::new(),
             notes: Vec::new(),
@@ -97,16 +108,23 @@ impl Slab {
             previous: Owner::default(),
             next: NIL,
             prev: NIL,
-        };
-        slab.start(block, cache, objects, geometry);
-        slab
+            cpu: NIL,
+            fixed: 0,
+            class_size: 0,
+            plain: false,
+        }
     }
+}
 
-    /// Begins anew on other pages, keeping its buffers.
-    pub(super) fn start(&mut self, block: Block, cache: u32, objects: u16, geometry: &Geometry) {
-        (self.block, self.cache, self.objects) = (block, cache, objects);
+impl Slab {
+    /// Begins on other pages, keeping its buffers.
+    pub(super) fn start(&mut self, block: Block, number: u32, objects: u16, cache: &Cache, held: bool) {
+        let geometry = &cache.geometry;
+        (self.block, self.cache, self.objects) = (block, number, objects);
         (self.stride, self.left) = (geometry.size, geometry.red_left);
         (self.place, self.used, self.next, self.prev) = (Place::New, 0, NIL, NIL);
+        (self.fixed, self.class_size) = (cache.fixed, geometry.ksize());
+        self.plain = !held && !geometry.is_watched() && !geometry.flags.contains(SlabFlags::STORE_USER);
         self.free.clear();
         self.free.reserve_exact(objects.into());
         self.notes.clear();
@@ -119,18 +137,24 @@ impl Slab {
     }
 
     /// The address of an object.
+    #[inline]
     pub(super) fn object(&self, slot: u16) -> PhysAddr {
         self.block.pfn.phys().wrapping_add(u64::from(slot) * u64::from(self.stride) + u64::from(self.left))
     }
 
     /// The object in whose place a byte of the block lies; may be one that was never handed out, or beyond the last.
+    #[inline]
     pub(super) fn slot_of(&self, phys: PhysAddr) -> Option<u16> {
-        let offset = phys.offset_from(self.block.pfn.phys())?;
-        u16::try_from(offset / u64::from(self.stride)).ok()
+        // Within a block, so 32 bits hold it, and divide in half the time.
+        let offset = u32::try_from(phys.offset_from(self.block.pfn.phys())?).ok()?;
+        u16::try_from(offset / self.stride).ok()
     }
 
-    /// Hands out an object; there must be one.
-    pub(super) fn take(&mut self, requested: u16, owner: Owner) -> Option<u16> {
+    /// Hands out an object, if there is one.
+    #[inline]
+    pub(super) fn take(&mut self, size: usize, owner: Owner) -> Option<u16> {
+        // Where the size is fixed the note need not hold it.
+        let requested = if self.fixed == 0 { u16::try_from(size).unwrap_or(0) } else { 0 };
         let note = Note { owner, requested };
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -155,9 +179,10 @@ impl Slab {
         }
     }
 
-    /// Takes an object back that is live or held.
+    /// Takes an object back that is live or held; any other, that somebody else gave back just now, stays as it is.
+    #[inline]
     pub(super) fn give(&mut self, slot: u16) {
-        if let Some(note) = self.notes.get_mut(usize::from(slot)) {
+        if let Some(note) = self.notes.get_mut(usize::from(slot)).filter(|note| note.is_live() || note.is_held()) {
             note.requested = (note.requested | FREED) & !HELD;
             self.free.push(slot);
             self.used -= 1;

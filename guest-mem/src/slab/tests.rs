@@ -279,15 +279,18 @@ fn validate_sees_damage() {
         damage(&mut bench.kmalloc);
         bench.kmalloc.validate(&bench.zones).unwrap_err()
     };
-    assert_eq!(damaged(|kmalloc| kmalloc.slabs[0].free.push(1)), InvalidSlab::Objects { index: 0 });
-    assert_eq!(damaged(|kmalloc| kmalloc.slabs[0].free[0] = 2), InvalidSlab::Objects { index: 0 });
-    assert_eq!(damaged(|kmalloc| kmalloc.slabs[1].used -= 1), InvalidSlab::Objects { index: 1 });
-    assert_eq!(damaged(|kmalloc| kmalloc.slabs[1].place = Place::Partial), InvalidSlab::Place { index: 1 });
+    assert_eq!(damaged(|kmalloc| kmalloc.slabs.slab(0).unwrap().free.push(1)), InvalidSlab::Objects { index: 0 });
+    assert_eq!(damaged(|kmalloc| kmalloc.slabs.slab(0).unwrap().free[0] = 2), InvalidSlab::Objects { index: 0 });
+    assert_eq!(damaged(|kmalloc| kmalloc.slabs.slab(1).unwrap().used -= 1), InvalidSlab::Objects { index: 1 });
+    assert_eq!(
+        damaged(|kmalloc| kmalloc.slabs.slab(1).unwrap().place = Place::Partial),
+        InvalidSlab::Place { index: 1 }
+    );
     assert!(matches!(damaged(|kmalloc| kmalloc.spare.push(2)), InvalidSlab::Block { index: 2, .. }));
     let empty_list = damaged(|kmalloc| kmalloc.caches[8].partial = NIL);
     assert_eq!(empty_list, InvalidSlab::List { cache: "kmalloc-512", index: NIL });
-    let count = damaged(|kmalloc| kmalloc.caches[8].active = 5);
-    assert_eq!(count, InvalidSlab::Count { cache: "kmalloc-512", counted: 5, found: 32 });
+    let count = damaged(|kmalloc| kmalloc.caches[8].total = 5);
+    assert_eq!(count, InvalidSlab::Count { cache: "kmalloc-512", counted: 5, found: 48 });
 }
 
 #[derive(Clone, Debug)]
