@@ -105,16 +105,19 @@ impl<'w> Cpu<'w> {
     }
 
     /// The CPU's number.
+    #[inline]
     pub fn id(&self) -> u32 {
         self.id
     }
 
     /// The number of the task that it runs: 0, or that of a kernel thread.
+    #[inline]
     pub fn task(&self) -> u32 {
         self.task
     }
 
     /// The kernel it runs.
+    #[inline]
     pub fn kernel(&self) -> &'static Kernel {
         self.kernel.get_unchecked()
     }
@@ -125,6 +128,7 @@ impl<'w> Cpu<'w> {
     }
 
     /// Nanoseconds since the world began.
+    #[inline]
     pub fn now(&self) -> u64 {
         self.env.now()
     }
@@ -138,6 +142,7 @@ impl<'w> Cpu<'w> {
 
     /// The caller's line and the open spans.
     #[track_caller]
+    #[inline]
     pub fn owner(&self) -> Owner {
         Owner { site: Site::of(Location::caller()), scope: self.scope.get() }
     }
@@ -150,6 +155,7 @@ impl<'w> Cpu<'w> {
     }
 
     /// [`Cpu::point`] on behalf of `owner`.
+    #[inline]
     pub fn point_for(&self, class: Class, size: u64, owner: Owner) -> Verdict {
         self.pass(Request::new(class, size), owner, true)
     }
@@ -158,7 +164,7 @@ impl<'w> Cpu<'w> {
     pub(crate) fn pass(&self, request: Request, owner: Owner, natural: bool) -> Verdict {
         let held = lock::held();
         if held > 0 {
-            self.emit(FindingKind::LabLockHeld { held }, None, vec![("at", owner)]);
+            self.lab_lock_held(held, owner);
         }
         let caller = if self.in_task() { Caller::Task } else { Caller::Interrupt };
         let verdict =
@@ -167,7 +173,13 @@ impl<'w> Cpu<'w> {
         verdict
     }
 
+    #[cold]
+    fn lab_lock_held(&self, held: u32, owner: Owner) {
+        self.emit(FindingKind::LabLockHeld { held }, None, vec![("at", owner)]);
+    }
+
     /// Writes one event record.
+    #[inline]
     pub fn trace(&self, kind: Kind, addr: u64, len: usize, dev: u16, tag: u64) {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.kernel().trace().emit(self.producer(), Record { ts: self.env.now(), addr, len, kind, dev, tag });
@@ -189,6 +201,7 @@ impl<'w> Cpu<'w> {
     }
 
     /// The CPU's own ring of records.
+    #[inline]
     pub fn producer(&self) -> Producer {
         Producer(u16::try_from(self.id).unwrap_or(u16::MAX))
     }

@@ -46,6 +46,7 @@ impl<T> Locked<T> {
     }
 
     /// Takes the lock; never at a point, never for long.
+    #[inline]
     pub fn lock(&self) -> LockedGuard<'_, T> {
         let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         HELD.with(|held| held.set(held.get() + 1));
@@ -96,6 +97,7 @@ impl<T> Core<T> {
         Self { value: StdMutex::new(value), holder, waiters, key: Key::fresh(), name }
     }
 
+    #[inline]
     fn try_take(&self) -> Option<MutexGuard<'_, T>> {
         match self.value.try_lock() {
             Ok(guard) => Some(guard),
@@ -105,12 +107,18 @@ impl<T> Core<T> {
         }
     }
 
+    #[inline]
     fn take(&self, cpu: &Cpu<'_>, owner: Owner) -> MutexGuard<'_, T> {
         let _ = cpu.point_for(Class::Lock, 0, owner);
-        let guard = loop {
-            if let Some(guard) = self.try_take() {
-                break guard;
-            }
+        let guard = self.try_take().unwrap_or_else(|| self.take_held(cpu, owner));
+        self.taken(cpu, owner);
+        guard
+    }
+
+    /// Waits for a lock that somebody holds.
+    #[cold]
+    fn take_held(&self, cpu: &Cpu<'_>, owner: Owner) -> MutexGuard<'_, T> {
+        loop {
             // A spinlock's holder keeps its CPU; a mutex may be held by a task that sleeps.
             let own = if self.name == SPINLOCK { self.holder.is_of_cpu(cpu) } else { self.holder.is_task(cpu) };
             if own {
@@ -127,17 +135,12 @@ impl<T> Core<T> {
             }
             let wake = if free.is_some() { Wake::Woken } else { cpu.park(ticket, None) };
             self.waiters.fetch_sub(1, Ordering::SeqCst);
-            match (free, wake) {
-                (Some(guard), _) => break guard,
-                (None, Wake::Dying) => match self.try_take() {
-                    Some(guard) => break guard,
-                    None => cpu.halt(Halt::Dying),
-                },
+            match (free.or_else(|| self.try_take()), wake) {
+                (Some(guard), _) => return guard,
+                (None, Wake::Dying) => cpu.halt(Halt::Dying),
                 (None, _) => {}
             }
-        };
-        self.taken(cpu, owner);
-        guard
+        }
     }
 
     /// Takes the lock if it is free.
@@ -149,6 +152,7 @@ impl<T> Core<T> {
     }
 
     /// Names the holder; once for each life of the machine the leak check learns of the lock.
+    #[inline]
     fn taken(&self, cpu: &Cpu<'_>, owner: Owner) {
         self.holder.set(cpu, owner);
         if self.holder.is_new_to(cpu.kernel()) {
@@ -157,6 +161,7 @@ impl<T> Core<T> {
     }
 
     /// Forgets the holder while it still holds: after that the next one may have written its name.
+    #[inline]
     fn release(&self, cpu: &Cpu<'_>, guard: Option<MutexGuard<'_, T>>) {
         self.holder.clear();
         drop(guard);
@@ -205,6 +210,7 @@ impl<T> SpinLock<T> {
         Some(SpinGuard { guard: Some(guard), core: &self.0, cpu, off: Off::Nothing })
     }
 
+    #[inline]
     fn take<'a, 'w>(&'a self, cpu: &'a Cpu<'w>, owner: Owner, off: Off) -> SpinGuard<'a, 'w, T> {
         // They go off before the lock is taken: an interrupt in between would find it held.
         let irqs = (off == Off::Interrupts).then(|| cpu.irqs_off_for(owner));

@@ -86,14 +86,20 @@ fn zeroed(len: usize) -> Vec<AtomicU64> {
 }
 
 impl DirtyMap {
+    #[inline]
     fn set(&self, page: usize) {
         let (word, bit) = (page / 64, 1_u64 << (page % 64));
         let Some(cell) = self.words.get(word) else { return };
         if cell.load(Ordering::Relaxed) & bit == 0 {
-            cell.fetch_or(bit, Ordering::Relaxed);
-            if let Some(top) = self.summary.get(word / 64) {
-                top.fetch_or(1 << (word % 64), Ordering::Relaxed);
-            }
+            self.set_first(cell, word, bit);
+        }
+    }
+
+    #[cold]
+    fn set_first(&self, cell: &AtomicU64, word: usize, bit: u64) {
+        cell.fetch_or(bit, Ordering::Relaxed);
+        if let Some(top) = self.summary.get(word / 64) {
+            top.fetch_or(1 << (word % 64), Ordering::Relaxed);
         }
     }
 
@@ -127,11 +133,14 @@ impl<'a> WithBitmapSlice<'a> for DirtyMap {
 }
 
 impl Bitmap for DirtyMap {
+    #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
         const PAGE: usize = 4096;
-        if len > 0 {
-            (offset / PAGE..=offset.saturating_add(len - 1) / PAGE).for_each(|page| self.set(page));
-        }
+        let Some(more) = len.checked_sub(1) else { return };
+        let (first, last) = (offset / PAGE, offset.saturating_add(more) / PAGE);
+        self.set(first);
+        // Nearly every write is a short one.
+        (first + 1..=last).for_each(|page| self.set(page));
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
@@ -244,6 +253,7 @@ impl Ram {
     ///
     /// # Errors
     /// [`RamError::NotRam`] if any byte lies outside; nothing is copied then.
+    #[inline]
     pub fn read(&self, at: PhysAddr, to: &mut [u8]) -> Result<(), RamError> {
         self.slice(at, to.len())?.copy_to(to);
         Ok(())
@@ -253,6 +263,7 @@ impl Ram {
     ///
     /// # Errors
     /// [`RamError::NotRam`] if any byte lies outside.
+    #[inline]
     pub fn write(&self, at: PhysAddr, from: &[u8]) -> Result<(), RamError> {
         self.slice(at, from.len())?.copy_from(from);
         Ok(())
@@ -262,6 +273,7 @@ impl Ram {
     ///
     /// # Errors
     /// [`RamError::NotRam`] outside RAM or unaligned.
+    #[inline]
     pub fn load<T: AtomicAccess>(&self, at: PhysAddr) -> Result<T, RamError> {
         let len = size_of::<T>();
         self.slice(at, len)?.load(0, Ordering::Acquire).map_err(|_| RamError::NotRam { addr: at.get(), len })
@@ -271,6 +283,7 @@ impl Ram {
     ///
     /// # Errors
     /// [`RamError::NotRam`] outside RAM or unaligned.
+    #[inline]
     pub fn store<T: AtomicAccess>(&self, at: PhysAddr, value: T) -> Result<(), RamError> {
         let len = size_of::<T>();
         self.slice(at, len)?.store(value, 0, Ordering::Release).map_err(|_| RamError::NotRam { addr: at.get(), len })

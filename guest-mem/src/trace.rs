@@ -174,11 +174,14 @@ impl Recorder {
 
     #[inline(never)]
     fn emit_shared(&self, who: Producer, event: Record, details: impl IntoIterator<Item = Record>) {
-        self.events.fetch_add(1, Ordering::Relaxed);
         let watched = self.mode.load(Ordering::Relaxed) & WATCHED != 0;
         let mut watchers = watched.then(|| self.watchers.lock());
         let ring = self.rings.get(usize::from(who.0)).map(|slot| slot.get_or_init(Ring::new));
         let turn = ring.map(Ring::turn);
+        match ring {
+            Some(ring) => ring.count(),
+            None => drop(self.events.fetch_add(1, Ordering::Relaxed)),
+        }
         for record in std::iter::once(event).chain(details) {
             if let Some(ring) = ring {
                 ring.push(&record);
@@ -221,7 +224,8 @@ impl Recorder {
 
     /// How many events there were.
     pub fn events(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
+        let of_rings = self.rings.iter().filter_map(OnceLock::get).map(Ring::events);
+        of_rings.fold(self.events.load(Ordering::Relaxed), u64::wrapping_add)
     }
 
     /// Starts keeping every event in memory; details are left out.

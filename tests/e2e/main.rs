@@ -10,6 +10,7 @@ mod faults;
 mod front_end;
 mod hostile_device;
 mod matrix;
+mod polled;
 mod probe_unwinds;
 mod qtest;
 mod readme;

@@ -50,6 +50,8 @@ pub struct BlkOptions {
     pub queue_size: u16,
     /// Whether to take MSI-X if there is any.
     pub msix: bool,
+    /// Whether whoever waits looks at the ring itself, and no queue interrupts (`poll_queues`, but of all queues).
+    pub polled: bool,
     /// Whether to agree to indirect descriptors.
     pub indirect: bool,
     /// Whether to agree to EVENT_IDX.
@@ -68,6 +70,7 @@ impl Default for BlkOptions {
             queues: 0,
             queue_size: 0,
             msix: true,
+            polled: false,
             indirect: true,
             event_idx: true,
             timeout: 30_000_000_000,
@@ -221,11 +224,12 @@ impl Disk {
         let features = transport.negotiate(cpu, wanted_features(options))?;
         let (capacity, count) = read_config(cpu, &*transport, features, options)?;
         let clearing = Clearing::read(cpu, &*transport, features)?;
-        let mut vectors = if options.msix { host.vectors(cpu, count + 1).ok() } else { None };
+        let wanted = if options.polled { 1 } else { count + 1 };
+        let mut vectors = if options.msix { host.vectors(cpu, wanted).ok() } else { None };
         let mut queues = Vec::new();
         let gauge = Arc::new(Gauge::default());
         let set_up = (0..count).try_for_each(|index| {
-            let vector = if vectors.is_some() { index + 1 } else { NO_VECTOR };
+            let vector = if vectors.is_some() && !options.polled { index + 1 } else { NO_VECTOR };
             queues.push(set_up_queue(cpu, host.dma(), (&*transport, features), options, (index, vector), &gauge)?);
             Ok(())
         });
@@ -424,7 +428,7 @@ fn set_up_queue(
     let mut refused = None;
     let result = transport.setup_queue(cpu, index, vector, &mut |max| {
         let size = if options.queue_size == 0 { max } else { options.queue_size.min(max) };
-        match BlkQueue::new(cpu, dma, (index, size), features, gauge) {
+        match BlkQueue::new(cpu, dma, (index, size), (features, options.polled), gauge) {
             Ok(queue) => {
                 let layout = queue.with_ring(cpu, crate::virtio::ring::Virtqueue::layout);
                 made = Some(Arc::new(queue));
@@ -460,7 +464,7 @@ fn request_lines(
         lines.clear();
         std::mem::forget(request_irq(cpu, number(0)?, Arc::new(Dangling(Arc::downgrade(core))))?);
     }
-    for (entry, queue) in (1_u16..).zip(&core.queues) {
+    for (entry, queue) in (1_u16..).zip(core.queues.iter().filter(|queue| !queue.polled())) {
         lines.push(request_irq(cpu, number(entry)?, Arc::new(QueueVector(queue.clone())))?);
     }
     Ok(lines)

@@ -4,6 +4,7 @@
 //! the device reads the one and writes the other), maps its data, and goes on the ring under the queue's lock.
 //! The interrupt handler takes it off, checks it, unmaps it and marks the slot done; whoever holds the [`Pending`]
 //! collects it. A pending that is dropped gives its slot up; the data is freed when the device is done with it.
+//! A polled queue has no interrupt: whoever waits takes off what is done, its own and others' (`virtblk_poll`).
 //!
 //! Submitting and completing: any context. Waiting: process context. Neighbours: `virtio::ring`, `disk`.
 
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use lowzone_guest_mem::dma::misuse;
 use lowzone_guest_mem::dma::{Coherent, DmaDevice, FromDevice, MapError, ToDevice};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
-use lowzone_guest_mem::lock::SpinLock;
-use lowzone_guest_mem::wait::WaitQueue;
+use lowzone_guest_mem::lock::{Locked, SpinLock};
+use lowzone_guest_mem::wait::{WaitError, WaitQueue};
 use lowzone_guest_mem::{Cpu, DmaAddr, KBuf};
 
 use crate::blk::request::{BlkError, Completed, Data, Op, Payload, Request, SubmitError, SubmitFailure, verdict};
@@ -29,6 +30,12 @@ const HEADER: usize = 16;
 const CACHE_LINE: usize = 64;
 /// A status that no device writes: a completion that forgot its status shows.
 const STATUS_UNSET: u8 = 0xff;
+/// Looks at a polled ring before its CPU is left to others for a while: a device that sleeps is awake by then.
+const LOOKS: u32 = 16_384;
+/// The fewest looks between two rests: a quarter of those before each time, since a late device is likely a lost one.
+const LEAST_LOOKS: u32 = 64;
+/// How long it is left to them at first, in nanoseconds; twice as long each time.
+const REST: u64 = 50_000;
 
 /// What a queue carried so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -57,7 +64,9 @@ pub struct Gauge {
 impl Gauge {
     fn up(&self) {
         let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
-        self.peak.fetch_max(now, Ordering::Relaxed);
+        if now > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(now, Ordering::Relaxed);
+        }
     }
 
     fn down(&self) {
@@ -72,8 +81,14 @@ impl Gauge {
 
 enum Slot {
     Free,
-    InFlight { op: Op, sequence: u64, data: u64, payload: Payload },
-    Done(Completed),
+    InFlight {
+        op: Op,
+        sequence: u64,
+        data: u64,
+        payload: Payload,
+    },
+    /// Nobody has collected it yet.
+    Done,
 }
 
 struct State {
@@ -88,11 +103,16 @@ struct State {
 /// One queue.
 pub struct BlkQueue {
     index: u16,
+    polled: bool,
     dma: DmaDevice,
     gauge: Arc<Gauge>,
     meta: Coherent,
     status_at: usize,
     state: SpinLock<State>,
+    /// By slot: how the request ended, until it is collected: without the queue's lock, which the submitters need.
+    results: Vec<Locked<Option<Completed>>>,
+    /// Slots that were collected since the submitters last ran out of them.
+    returned: Locked<Vec<u16>>,
     /// By slot: the generation that is done. Read without the lock by whoever waits.
     done: Vec<AtomicU32>,
     /// By slot: the generation whose pending was dropped.
@@ -102,6 +122,8 @@ pub struct BlkQueue {
     outstanding: AtomicU32,
     dead: AtomicBool,
     waiters: WaitQueue,
+    /// Of a polled queue: those who leave their CPU to others just now.
+    resting: AtomicU32,
 }
 
 fn cells(n: u16) -> Vec<AtomicU32> {
@@ -109,7 +131,7 @@ fn cells(n: u16) -> Vec<AtomicU32> {
 }
 
 impl BlkQueue {
-    /// A queue of `size` entries for the agreed `features`. Process context.
+    /// A queue of `size` entries for the agreed `features`; a `polled` one interrupts nobody. Process context.
     ///
     /// # Errors
     /// No coherent memory.
@@ -117,10 +139,13 @@ impl BlkQueue {
         cpu: &Cpu<'_>,
         dma: &DmaDevice,
         (index, size): (u16, u16),
-        features: u64,
+        (features, polled): (u64, bool),
         gauge: &Arc<Gauge>,
     ) -> Result<Self, ProbeError> {
-        let vq = Virtqueue::new(cpu, dma, index, size, features)?;
+        let mut vq = Virtqueue::new(cpu, dma, index, size, features)?;
+        if polled {
+            vq.disable_interrupts(cpu);
+        }
         let status_at = (usize::from(size) * HEADER).next_multiple_of(CACHE_LINE);
         let meta = dma.alloc_coherent(cpu, status_at + usize::from(size), GFP_KERNEL);
         #[cfg(lowzone_mutants)]
@@ -144,18 +169,27 @@ impl BlkQueue {
         };
         Ok(Self {
             index,
+            polled,
             dma: dma.clone(),
             gauge: gauge.clone(),
             meta: meta?,
             status_at,
             state: SpinLock::new(state),
+            results: std::iter::repeat_with(Locked::default).take(usize::from(size)).collect(),
+            returned: Locked::new(Vec::with_capacity(usize::from(size))),
             done: cells(size),
             abandoned: cells(size),
             any_abandoned: AtomicBool::new(false),
             outstanding: AtomicU32::new(0),
             dead: AtomicBool::new(false),
             waiters: WaitQueue::new(),
+            resting: AtomicU32::new(0),
         })
+    }
+
+    /// Whether whoever waits looks at the ring itself.
+    pub(crate) fn polled(&self) -> bool {
+        self.polled
     }
 
     /// Runs `with` on the ring, if it was not taken down yet.
@@ -185,7 +219,7 @@ impl BlkQueue {
     pub(crate) fn drain(&self, cpu: &Cpu<'_>, timeout: u64) {
         let over = || self.outstanding.load(Ordering::Acquire) == 0 || self.dead.load(Ordering::Acquire);
         // What is still out after that is taken back after the reset.
-        if self.waiters.wait_event_timeout(cpu, timeout, over).is_err() {
+        if self.wait_until(cpu, timeout, over).is_err() {
             self.reap(cpu);
         }
     }
@@ -303,8 +337,11 @@ impl BlkQueue {
         len: u32,
         (payload, addr): (Payload, Option<DmaAddr>),
     ) -> Result<(u16, u32), (Payload, SubmitFailure)> {
-        if self.any_abandoned.swap(false, Ordering::Acquire) {
+        if self.any_abandoned.load(Ordering::Relaxed) && self.any_abandoned.swap(false, Ordering::Acquire) {
             self.sweep(state);
+        }
+        if state.free.is_empty() {
+            self.take_returned(state);
         }
         let Some(vq) = &mut state.vq else { return Err((payload, SubmitFailure::Dead)) };
         let Some(slot) = state.free.pop() else { return Err((payload, SubmitFailure::Full)) };
@@ -330,7 +367,8 @@ impl BlkQueue {
         let sequence = state.stats.submitted;
         state.stats.submitted += 1;
         self.gauge.up();
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        // Only counted under the lock.
+        self.outstanding.store(self.outstanding.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         state.stats.peak = state.stats.peak.max(in_flight);
         let generation = state.generations[usize::from(slot)].wrapping_add(1).max(1);
         state.generations[usize::from(slot)] = generation;
@@ -343,10 +381,19 @@ impl BlkQueue {
         for slot in 0..self.abandoned.len() {
             let generation = state.generations[slot];
             let given_up = self.abandoned[slot].load(Ordering::Acquire) == generation && generation != 0;
-            if given_up && matches!(state.slots[slot], Slot::Done(_)) {
+            if given_up && matches!(state.slots[slot], Slot::Done) {
+                drop(self.results[slot].lock().take());
                 state.slots[slot] = Slot::Free;
                 state.free.push(u16::try_from(slot).unwrap_or(0));
             }
+        }
+    }
+
+    /// Takes back the slots that were collected.
+    fn take_returned(&self, state: &mut State) {
+        for slot in self.returned.lock().drain(..) {
+            state.slots[usize::from(slot)] = Slot::Free;
+            state.free.push(slot);
         }
     }
 
@@ -363,21 +410,51 @@ impl BlkQueue {
                     any = true;
                     self.finish(cpu, state, used.token, used.len);
                 }
-                Ok(None) if vq.enable_interrupts(cpu) => break Ok(()),
+                Ok(None) if self.polled || vq.enable_interrupts(cpu) => break Ok(()),
                 Ok(None) => {}
                 Err(error) => break Err(error),
             }
         };
-        if any {
+        if any && !self.polled {
             state.stats.interrupts += 1;
         }
         if outcome.is_err() {
             self.dead.store(true, Ordering::Release);
         }
-        if any || outcome.is_err() {
+        if outcome.is_err() || (any && (!self.polled || self.resting.load(Ordering::SeqCst) > 0)) {
             self.waiters.wake_up_all(cpu);
         }
         any
+    }
+
+    /// Waits until something is `over`, at most `timeout` nanoseconds. Process context.
+    fn wait_until(&self, cpu: &Cpu<'_>, timeout: u64, over: impl Fn() -> bool) -> Result<(), WaitError> {
+        if !self.polled {
+            return self.waiters.wait_event_timeout(cpu, timeout, over);
+        }
+        let (begun, mut looks, mut rest) = (cpu.now(), LOOKS, REST);
+        loop {
+            for _ in 0..looks {
+                self.reap(cpu);
+                if over() {
+                    return Ok(());
+                }
+            }
+            let waited = cpu.now() - begun;
+            if waited >= timeout {
+                return Err(WaitError::TimedOut { waited });
+            }
+            self.resting.fetch_add(1, Ordering::SeqCst);
+            let rested = self.waiters.wait_event_timeout(cpu, rest.min(timeout - waited), &over);
+            self.resting.fetch_sub(1, Ordering::SeqCst);
+            match rested {
+                Err(WaitError::TimedOut { .. }) => {
+                    looks = (looks / 4).max(LEAST_LOOKS);
+                    rest = rest.saturating_mul(2);
+                }
+                done => return done,
+            }
+        }
     }
 
     fn finish(&self, cpu: &Cpu<'_>, state: &mut State, slot: u16, wrote: u32) {
@@ -392,15 +469,17 @@ impl BlkQueue {
         let completed = Completed { data: Some(self.unmap(cpu, payload)), result };
         state.stats.completed += 1;
         self.gauge.down();
-        self.outstanding.fetch_sub(1, Ordering::Release);
+        self.outstanding.store(self.outstanding.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
         if sequence < state.newest_done {
             state.stats.out_of_order += 1;
         }
         state.newest_done = state.newest_done.max(sequence);
         let generation = state.generations[at];
-        state.slots[at] = Slot::Done(completed);
+        state.slots[at] = Slot::Done;
+        *self.results[at].lock() = Some(completed);
         self.done[at].store(generation, Ordering::Release);
         if self.abandoned[at].load(Ordering::Acquire) == generation {
+            drop(self.results[at].lock().take());
             state.slots[at] = Slot::Free;
             state.free.push(slot);
         }
@@ -427,7 +506,7 @@ impl Pending {
     pub fn wait(mut self, cpu: &Cpu<'_>, timeout: u64) -> Completed {
         let over = || self.is_done() || self.queue.dead.load(Ordering::Acquire);
         if !over()
-            && let Err(error) = self.queue.waiters.wait_event_timeout(cpu, timeout, over)
+            && let Err(error) = self.queue.wait_until(cpu, timeout, over)
         {
             // The device may be done and only its interrupt lost: look before giving up.
             self.queue.reap(cpu);
@@ -438,18 +517,11 @@ impl Pending {
         if !self.is_done() {
             return Completed { data: None, result: Err(BlkError::Dead) };
         }
-        let mut state = self.queue.state.lock_irqsave(cpu);
-        let at = usize::from(self.slot);
-        let slot = std::mem::replace(&mut state.slots[at], Slot::Free);
         self.collected = true;
-        match slot {
-            Slot::Done(completed) => {
-                state.free.push(self.slot);
-                completed
-            }
-            // Taken down meanwhile.
-            _ => Completed { data: None, result: Err(BlkError::Dead) },
-        }
+        let completed = self.queue.results[usize::from(self.slot)].lock().take();
+        self.queue.returned.lock().push(self.slot);
+        // Nobody else collects it.
+        completed.unwrap_or(Completed { data: None, result: Err(BlkError::Dead) })
     }
 }
 

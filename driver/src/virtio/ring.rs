@@ -122,6 +122,8 @@ pub struct Virtqueue {
     ring: Coherent,
     tables: Option<Coherent>,
     event_idx: bool,
+    /// The device was asked for no interrupts, by the flag.
+    silent: bool,
     broken: bool,
     /// Next free descriptor after each; a free list that the device can't see.
     next: Vec<u16>,
@@ -165,6 +167,7 @@ impl Virtqueue {
             ring,
             tables,
             event_idx: features & F_EVENT_IDX != 0,
+            silent: false,
             broken: false,
             next: (1..=size).collect(),
             heads: vec![Head::default(); usize::from(size)],
@@ -265,7 +268,7 @@ impl Virtqueue {
             let next = self.next[usize::from(at)];
             let last = i + 1 == chain.len();
             let flags = write_flag(segment) | if last { 0 } else { DESC_NEXT };
-            write_desc(cpu, &self.ring, usize::from(at) * DESC, segment, flags, next);
+            self.ring.write(cpu, usize::from(at) * DESC, &descriptor(segment, flags, next));
             at = next;
         }
         self.free_head = at;
@@ -275,15 +278,16 @@ impl Virtqueue {
     fn lay_table(&mut self, cpu: &Cpu<'_>, head: u16, chain: &[Segment]) {
         let Some(tables) = &self.tables else { return };
         let offset = usize::from(head) * MAX_SEGMENTS * DESC;
-        for (next, segment) in (1_u16..).zip(chain) {
+        let mut table = [0; MAX_SEGMENTS * DESC];
+        for ((next, segment), desc) in (1_u16..).zip(chain).zip(table.chunks_exact_mut(DESC)) {
             let last = usize::from(next) == chain.len();
             let flags = write_flag(segment) | if last { 0 } else { DESC_NEXT };
-            let at = offset + (usize::from(next) - 1) * DESC;
-            write_desc(cpu, tables, at, segment, flags, if last { 0 } else { next });
+            desc.copy_from_slice(&descriptor(segment, flags, if last { 0 } else { next }));
         }
+        tables.write(cpu, offset, &table[..chain.len() * DESC]);
         let len = u32::try_from(chain.len() * DESC).unwrap_or(u32::MAX);
         let table = Segment { addr: tables.dma_addr().wrapping_add(offset as u64), len, write: false };
-        write_desc(cpu, &self.ring, usize::from(head) * DESC, &table, DESC_INDIRECT, 0);
+        self.ring.write(cpu, usize::from(head) * DESC, &descriptor(&table, DESC_INDIRECT, 0));
         self.free_head = self.next[usize::from(head)];
         self.stats.indirect += 1;
     }
@@ -366,7 +370,8 @@ impl Virtqueue {
 
     /// Asks the device for no more interrupts; a hint only (`virtqueue_disable_cb`).
     pub fn disable_interrupts(&mut self, cpu: &Cpu<'_>) {
-        if !self.event_idx {
+        if !self.event_idx && !self.silent {
+            self.silent = true;
             self.ring.write_u16(cpu, avail_offset(self.size), AVAIL_NO_INTERRUPT);
         }
     }
@@ -376,7 +381,8 @@ impl Virtqueue {
         let avail = avail_offset(self.size);
         if self.event_idx {
             self.ring.write_u16(cpu, avail + 4 + 2 * usize::from(self.size), self.last_used);
-        } else {
+        } else if self.silent {
+            self.silent = false;
             self.ring.write_u16(cpu, avail, 0);
         }
         // The wish must be out before we look once more, or a used chain slips between.
@@ -394,13 +400,13 @@ fn write_flag(segment: &Segment) -> u16 {
     if segment.write { DESC_WRITE } else { 0 }
 }
 
-fn write_desc(cpu: &Cpu<'_>, to: &Coherent, at: usize, segment: &Segment, flags: u16, next: u16) {
+fn descriptor(segment: &Segment, flags: u16, next: u16) -> [u8; DESC] {
     let mut bytes = [0; DESC];
     bytes[..8].copy_from_slice(&segment.addr.get().to_le_bytes());
     bytes[8..12].copy_from_slice(&segment.len.to_le_bytes());
     bytes[12..14].copy_from_slice(&flags.to_le_bytes());
     bytes[14..].copy_from_slice(&next.to_le_bytes());
-    to.write(cpu, at, &bytes);
+    bytes
 }
 
 #[cfg(test)]

@@ -181,6 +181,7 @@ macro_rules! accessors {
     ($($read:ident $write:ident $type:ty, $bits:literal;)*) => {$(
         #[doc = concat!("Reads ", $bits, " bits, little-endian, all-ones outside. In one access if aligned. Any context.")]
         #[track_caller]
+        #[inline]
         pub fn $read(&self, cpu: &Cpu<'_>, offset: usize) -> $type {
             match self.place(cpu, offset, size_of::<$type>()) {
                 Some(at) => match cpu.kernel().ram().load::<$type>(at) {
@@ -197,6 +198,7 @@ macro_rules! accessors {
 
         #[doc = concat!("Writes ", $bits, " bits, little-endian, lost outside. In one access if aligned. Any context.")]
         #[track_caller]
+        #[inline]
         pub fn $write(&self, cpu: &Cpu<'_>, offset: usize, value: $type) {
             if let Some(at) = self.place(cpu, offset, size_of::<$type>()) {
                 // In bounds, hence RAM; only an unaligned place can fail, and x86 takes that as several accesses.
@@ -263,6 +265,7 @@ impl Coherent {
 
     /// Copies bytes out; nothing is copied if the range leaves the memory. Any context.
     #[track_caller]
+    #[inline]
     pub fn read(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) {
         if let Some(at) = self.place(cpu, offset, to.len()) {
             let _ = cpu.kernel().ram().read(at, to);
@@ -271,6 +274,7 @@ impl Coherent {
 
     /// Copies bytes in; nothing is copied if the range leaves the memory. Any context.
     #[track_caller]
+    #[inline]
     pub fn write(&self, cpu: &Cpu<'_>, offset: usize, from: &[u8]) {
         if let Some(at) = self.place(cpu, offset, from.len()) {
             let _ = cpu.kernel().ram().write(at, from);
@@ -278,13 +282,24 @@ impl Coherent {
     }
 
     #[track_caller]
+    #[inline]
     fn place(&self, cpu: &Cpu<'_>, offset: usize, len: usize) -> Option<PhysAddr> {
-        if self.device.live_kernel().is_none() {
-            cpu.stale("coherent buffer");
-            return None;
+        let inside = len <= self.len && offset <= self.len - len;
+        if inside && self.device.live_kernel().is_some() {
+            // All of it lies in one zone.
+            Some(self.phys.wrapping_add(offset as u64))
+        } else {
+            self.misplaced(cpu, offset, len);
+            None
         }
-        if offset.checked_add(len).is_some_and(|end| end <= self.len) {
-            return self.phys.checked_add(offset as u64);
+    }
+
+    /// Says what is wrong about an access.
+    #[track_caller]
+    #[cold]
+    fn misplaced(&self, cpu: &Cpu<'_>, offset: usize, len: usize) {
+        if self.device.live_kernel().is_none() {
+            return cpu.stale("coherent buffer");
         }
         let kind = FindingKind::OutOfBounds {
             what: "coherent buffer",
@@ -294,7 +309,6 @@ impl Coherent {
         };
         let sites = vec![("accessed at", cpu.owner()), ("allocated at", self.owner)];
         cpu.emit(kind, Some(self.device.name().to_owned()), sites);
-        None
     }
 }
 

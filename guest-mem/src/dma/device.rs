@@ -229,6 +229,7 @@ impl DmaDevice {
     }
 
     /// The kernel, unless its machine was recycled since.
+    #[inline]
     pub(crate) fn live_kernel(&self) -> Option<&'static Kernel> {
         self.state.kernel.0.get()
     }

@@ -131,6 +131,7 @@ pub struct KernelRef {
 
 impl KernelRef {
     /// The kernel, or `None` if its machine was recycled since.
+    #[inline]
     pub fn get(self) -> Option<&'static Kernel> {
         (self.kernel.generation.load(Ordering::Relaxed) == self.generation).then_some(self.kernel)
     }

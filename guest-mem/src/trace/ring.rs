@@ -20,6 +20,8 @@ const ORDER: usize = 4096;
 pub(super) struct Ring {
     words: Vec<[AtomicU64; 4]>,
     head: AtomicU64,
+    /// Events of a ring that is shared; else the recorder counts.
+    events: AtomicU64,
     turn: Locked<()>,
 }
 
@@ -30,12 +32,22 @@ fn index(number: u64, size: usize) -> usize {
 impl Ring {
     pub(super) fn new() -> Self {
         let words = std::iter::repeat_with(|| std::array::from_fn(|_| AtomicU64::new(0))).take(RING).collect();
-        Self { words, head: AtomicU64::new(0), turn: Locked::default() }
+        Self { words, head: AtomicU64::new(0), events: AtomicU64::new(0), turn: Locked::default() }
     }
 
     /// Keeps other threads out while it lives.
     pub(super) fn turn(&self) -> LockedGuard<'_, ()> {
         self.turn.lock()
+    }
+
+    /// One event more; whoever counts has the turn.
+    pub(super) fn count(&self) {
+        self.events.store(self.events.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Events that were counted.
+    pub(super) fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
     }
 
     pub(super) fn push(&self, record: &Record) {
@@ -74,6 +86,7 @@ impl Ring {
 
     pub(super) fn reset(&self) {
         self.head.store(0, Ordering::Relaxed);
+        self.events.store(0, Ordering::Relaxed);
     }
 }
 

@@ -21,7 +21,7 @@ use lowzone_guest_mem::stats::leaks;
 use lowzone_guest_mem::{Cpu, KBuf};
 use thiserror::Error;
 
-use super::peers::{BLOCK, DISK, Load};
+use super::peers::{BLOCK, DISK, Load, Wait};
 use crate::wire::vhost_user::VhostUserError;
 use crate::wire::{InProc, VhostUser};
 use crate::world::{Body, Exit, Random, Threads, ThreadsError};
@@ -56,12 +56,11 @@ pub(crate) enum LoadError {
     Unclean { findings: usize, leaks: usize },
 }
 
-/// Reads for so long, with `depth` in flight, in buffers that are `mapped` or shared all the time; a CPU that waits looks
-/// before it sleeps, or not.
+/// Reads for so long, with `depth` in flight, in buffers that are `mapped` or shared all the time.
 pub(super) fn run(
     socket: &Path,
     (depth, mapped): (usize, bool),
-    looking: bool,
+    wait: Wait,
     time: Duration,
 ) -> Result<Load, LoadError> {
     let machine = Machine::acquire(MachineConfig { cpus: 1, ..MachineConfig::default() })?;
@@ -70,8 +69,10 @@ pub(super) fn run(
     let wire = Arc::new(VhostUser::connect(kernel, bus.clone(), socket)?);
     let device = VirtioDevice { transport: wire.clone(), dma: DmaDevice::new(kernel, "virtio0"), irqs: wire.irqs() };
     let mut world = Threads::new(kernel, bus, Vec::new(), 1)?;
-    world.set_looking(looking);
-    let driver = BlkDriver::new(BlkOptions { dma_mask: 64, coherent_mask: 64, ..BlkOptions::default() });
+    world.set_looking(wait == Wait::Looking);
+    let options =
+        BlkOptions { dma_mask: 64, coherent_mask: 64, polled: wait == Wait::Polling, ..BlkOptions::default() };
+    let driver = BlkDriver::new(options);
     let (tell, told) = channel();
     let body: Body = Box::new(move |cpu| {
         let load = driver.probe_virtio(cpu, AT, &device).map_err(LoadError::from);

@@ -73,26 +73,42 @@ enum Half {
     Mapping,
 }
 
+/// How the two drivers of a row wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Both sleep at once, until the eventfd is written.
+    Sleeping,
+    /// Ours looks before it sleeps, as it does unless told; the crate, which can't, sleeps at once.
+    Looking,
+    /// Both look at the ring until there is something: ours a queue without interrupts.
+    Polling,
+}
+
 /// One comparison.
 #[derive(Clone, Copy)]
 struct Row {
     half: Half,
     depth: usize,
-    /// Both sides look before they sleep, if they ever do.
-    looking: bool,
+    wait: Wait,
 }
 
-const ROWS: [Row; 10] = [
-    Row { half: Half::Device, depth: 1, looking: false },
-    Row { half: Half::Device, depth: 64, looking: false },
-    Row { half: Half::Device, depth: 1, looking: true },
-    Row { half: Half::Device, depth: 64, looking: true },
-    Row { half: Half::Driver, depth: 1, looking: false },
-    Row { half: Half::Driver, depth: 64, looking: false },
-    Row { half: Half::Driver, depth: 1, looking: true },
-    Row { half: Half::Driver, depth: 64, looking: true },
-    Row { half: Half::Mapping, depth: 1, looking: false },
-    Row { half: Half::Mapping, depth: 64, looking: false },
+const fn row(half: Half, depth: usize, wait: Wait) -> Row {
+    Row { half, depth, wait }
+}
+
+const ROWS: [Row; 12] = [
+    row(Half::Device, 1, Wait::Sleeping),
+    row(Half::Device, 64, Wait::Sleeping),
+    row(Half::Device, 1, Wait::Polling),
+    row(Half::Device, 64, Wait::Polling),
+    row(Half::Driver, 1, Wait::Sleeping),
+    row(Half::Driver, 64, Wait::Sleeping),
+    row(Half::Driver, 1, Wait::Looking),
+    row(Half::Driver, 64, Wait::Looking),
+    row(Half::Driver, 1, Wait::Polling),
+    row(Half::Driver, 64, Wait::Polling),
+    row(Half::Mapping, 1, Wait::Looking),
+    row(Half::Mapping, 64, Wait::Looking),
 ];
 
 impl Row {
@@ -104,12 +120,11 @@ impl Row {
         }
     }
 
-    /// How the two drivers of the row wait.
     fn waits(self) -> &'static str {
-        match (self.half, self.looking) {
-            (_, false) => "eventfd",
-            (Half::Device, true) => "polling",
-            (_, true) => "looking/polling",
+        match self.wait {
+            Wait::Sleeping => "sleeping",
+            Wait::Looking => "looking",
+            Wait::Polling => "polling",
         }
     }
 }
@@ -200,18 +215,18 @@ impl Stand {
 
     /// One side of a row, once.
     fn measure(&self, row: Row, ours: bool) -> Result<Load, Failure> {
-        let Row { half, depth, looking } = row;
+        let Row { half, depth, wait } = row;
         match (half, ours) {
             (Half::Device, true) => self.crate_on(&self.ours, row),
             (Half::Device, false) => self.crate_on(&self.zeroes, row),
             (_, false) => self.crate_on(&self.daemon, row),
-            (_, true) => Ok(load::run(&self.daemon.socket, (depth, half == Half::Mapping), looking, self.time)?),
+            (_, true) => Ok(load::run(&self.daemon.socket, (depth, half == Half::Mapping), wait, self.time)?),
         }
     }
 
     /// `virtio-driver` on a server.
     fn crate_on(&self, server: &Server, row: Row) -> Result<Load, Failure> {
-        let wait = if row.looking { "poll" } else { "eventfd" };
+        let wait = if row.wait == Wait::Polling { "poll" } else { "eventfd" };
         let mut command = Command::new(&self.loader);
         command.arg(&server.socket).args([&row.depth.to_string(), wait, &self.time.as_millis().to_string()]);
         let output = command.stdin(Stdio::null()).output().map_err(|error| Failure::Theirs(error.to_string()))?;
@@ -284,8 +299,12 @@ fn print(out: &mut impl Write, stand: &Stand, seen: &[Seen]) -> io::Result<()> {
     writeln!(out, "device   ours and {DAEMON}'s under the crate virtio-driver; both read zeroes")?;
     writeln!(out, "driver   ours and virtio-driver on {DAEMON}'s, which reads nothing; memory shared for good")?;
     writeln!(out, "mapping  the same, but ours maps a buffer for each request and takes it back")?;
-    writeln!(out, "looking  ours looks for at most 200 us before it sleeps; virtio-driver polls the ring for ever\n")?;
-    writeln!(out, "{:<8}{:>6}  {:<16}{:>9}{:>9}  ratio [min max]", "", "depth", "drivers wait by", "ours", "theirs")?;
+    writeln!(
+        out,
+        "sleeping both until the eventfd is written; looking: ours, as it is unless told, for at most 200 us first"
+    )?;
+    writeln!(out, "polling  both look at the ring until there is something\n")?;
+    writeln!(out, "{:<8}{:>6}  {:<10}{:>9}{:>9}  ratio [min max]", "", "depth", "waiting", "ours", "theirs")?;
     for (row, seen) in ROWS.iter().zip(seen) {
         let ([_, ours, _], [_, theirs, _]) = (spread(&seen.ours), spread(&seen.theirs));
         let [low, ratio, high] = spread(&seen.ratios);
@@ -293,7 +312,7 @@ fn print(out: &mut impl Write, stand: &Stand, seen: &[Seen]) -> io::Result<()> {
         let verdict = if ratio >= 100 { "reached" } else { "MISSED" };
         writeln!(
             out,
-            "{:<8}{:>6}  {:<16}{ours:>9}{theirs:>9}  {} [{} {}]  goal {verdict}",
+            "{:<8}{:>6}  {:<10}{ours:>9}{theirs:>9}  {} [{} {}]  goal {verdict}",
             row.name(),
             row.depth,
             row.waits(),

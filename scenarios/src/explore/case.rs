@@ -358,9 +358,14 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
 /// What was wrong with the clean part after it.
 fn recovery_reasons(recovery: &RunResult, why: &mut Reasons) {
     let right = recovery.exercises.iter().all(|row| row.wrong == 0) && !recovery.dma.iter().any(|row| row.wrong);
-    let whole = right && recovery.io.iter().all(|row| row.verified) && recovery.errors.is_empty();
+    // Not whether enough was compared: random reads of what an earlier part wrote are not.
+    let io = recovery.io.iter().all(|row| row.mismatched == 0);
+    let whole = right && io && recovery.errors.is_empty();
     if !whole || recovery.failed_requests > 0 {
-        let text = format!("it does not work again afterwards: {}", recovery.errors.join("; "));
+        let bad = recovery.io.iter().filter(|row| row.mismatched > 0);
+        let reads = bad.map(|row| format!("{}: {} of {} reads differ", row.label, row.mismatched, row.compared));
+        let said: Vec<_> = recovery.errors.iter().cloned().chain(reads).collect();
+        let text = format!("it does not work again afterwards: {}", said.join("; "));
         why.add(Detector::Recovery, text);
     }
     for finding in &recovery.findings {

@@ -39,6 +39,7 @@ fn driver(spec: &Driver) -> Result<Arc<dyn LabDriver>, MakeError> {
         queues: spec.queues,
         queue_size: spec.queue_size,
         msix: spec.msix,
+        polled: spec.polled,
         indirect: spec.indirect,
         event_idx: spec.event_idx,
         timeout: u64::from(spec.deadline_ms) * 1_000_000,

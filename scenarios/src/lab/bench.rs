@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowzone_device::Counters;
@@ -45,6 +46,8 @@ pub(crate) struct Slot {
     /// Bytes of its store when it was opened.
     pub(crate) capacity: u64,
     pub(crate) width: u8,
+    /// It holds what somebody wrote; else zeros.
+    pub(crate) written: AtomicBool,
 }
 
 impl Slot {

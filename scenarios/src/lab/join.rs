@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use lowzone_device::Worker;
 use lowzone_device::store::{ImageStore, MemoryStore, Store};
@@ -162,6 +163,7 @@ impl Slot {
     /// A place with a device of which nothing is known but what the scenario says.
     fn of(device: &Device, at: lowzone_driver::bus::Bdf, dma: DmaDevice) -> Self {
         let image = device.image.as_ref().map(PathBuf::from);
+        let written = AtomicBool::new(image.is_some());
         Self {
             name: device.name.clone(),
             at,
@@ -172,6 +174,7 @@ impl Slot {
             image,
             capacity: 0,
             width: device.width,
+            written,
         }
     }
 }

@@ -80,6 +80,7 @@ pub(crate) const ENTRIES: &[Entry] = embedded![
     "block/leak",
     "block/low-zone",
     "block/no-bus-master",
+    "block/polled",
     "block/random-queues",
     "block/sleep-in-irq",
     "block/swiotlb-full",

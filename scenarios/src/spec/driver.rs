@@ -35,6 +35,8 @@ pub struct Driver {
     pub queue_size: u16,
     /// Uses MSI-X, or MSI where that is all the device has; else INTx. Default true.
     pub msix: bool,
+    /// Looks at the rings itself while it waits, with no queue interrupting (Linux's `poll_queues`). Default false.
+    pub polled: bool,
     /// Accepts VIRTIO_F_INDIRECT_DESC. Default true.
     pub indirect: bool,
     /// Accepts VIRTIO_F_EVENT_IDX. Default true.
@@ -56,6 +58,7 @@ impl Default for Driver {
             queues: 0,
             queue_size: 0,
             msix: true,
+            polled: false,
             indirect: true,
             event_idx: true,
             deadline_ms: 30_000,

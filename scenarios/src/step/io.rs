@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lowzone_driver::blk::{Completed, Data, Disk, Op, Pending, Request, SECTOR};
 use lowzone_guest_mem::Cpu;
@@ -31,6 +32,7 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
     let cpus = bench.kernel.config().cpus;
     let workers = cpus.min(u32::from(disk.queues())).max(1);
     let base = slot.dma.counters();
+    let written = slot.written.swap(true, Ordering::Relaxed);
     let index = {
         let mut result = lock(&bench.result);
         let memory = format!("{:?}", step.memory).to_lowercase();
@@ -48,7 +50,7 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
                 let mut work = Work::new(cpu, &bench, slot, &disk, &step, (worker, workers));
                 match step.pattern {
                     Pattern::WriteRead => work.write_read(),
-                    Pattern::Random => work.random(),
+                    Pattern::Random => work.random(written),
                 }
                 work.finish(index, base);
             });
@@ -86,7 +88,7 @@ struct Work<'a> {
     flights: VecDeque<Flight>,
     /// Requests were submitted that the device was not told of.
     uncommitted: bool,
-    /// Where a write failed and none succeeded since.
+    /// Where a write failed and none succeeded since, or where others have written.
     unknown: Vec<Range<u64>>,
     /// What the stretch holds.
     shadow: Vec<u8>,
@@ -104,6 +106,18 @@ fn share(all: u64, worker: u32, workers: u32) -> u64 {
     all / workers + u64::from(worker < all % workers)
 }
 
+/// Takes a range out of those that are there.
+fn without(ranges: &mut Vec<Range<u64>>, at: &Range<u64>) {
+    for index in (0..ranges.len()).rev() {
+        let old = ranges[index].clone();
+        if old.start < at.end && at.start < old.end {
+            ranges.swap_remove(index);
+            let left = [old.start..at.start, at.end..old.end];
+            ranges.extend(left.into_iter().filter(|part| part.start < part.end));
+        }
+    }
+}
+
 impl<'a> Work<'a> {
     fn new(
         cpu: &'a Cpu<'a>,
@@ -115,7 +129,8 @@ impl<'a> Work<'a> {
     ) -> Self {
         let start = step.start.bytes();
         let longest = *step.lengths().end();
-        let capacity = disk.capacity() * SECTOR - start;
+        // What the device says of itself may be a lie, and room is made for all of it.
+        let capacity = (disk.capacity() * SECTOR).min(slot.capacity).saturating_sub(start);
         let (room, requests) = match step.pattern {
             Pattern::Random => (capacity / u64::from(workers) / SECTOR * SECTOR, share(step.requests, worker, workers)),
             Pattern::WriteRead => {
@@ -164,7 +179,10 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn random(&mut self) {
+    fn random(&mut self, written: bool) {
+        if written {
+            self.unknown.push(0..self.room);
+        }
         let seed = self.step.seed.unwrap_or(self.bench.seed);
         let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(self.worker)));
         for _ in 0..self.requests {
@@ -261,7 +279,7 @@ impl<'a> Work<'a> {
         };
         let len = at.end - at.start;
         if op == Op::Write {
-            self.unknown.retain(|old| old.start >= at.end || at.start >= old.end);
+            without(&mut self.unknown, at);
         }
         self.row.bytes += len;
         self.bench.control.advance(len);
@@ -358,6 +376,18 @@ fn xor_hex(a: &str, b: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_out_of_ranges_leaves_the_rest() {
+        let mut ranges = vec![0..10, 20..30, 40..50];
+        without(&mut ranges, &(25..42));
+        without(&mut ranges, &(3..5));
+        without(&mut ranges, &(10..20));
+        ranges.sort_by_key(|range| range.start);
+        assert_eq!(ranges, [0..3, 5..10, 20..25, 42..50]);
+        without(&mut ranges, &(0..60));
+        assert_eq!(ranges, []);
+    }
 
     #[test]
     fn shares_add_up_and_hashes_mix_in_any_order() {

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lowzone_driver::virtio::transport::{MakeQueue, QueueLayout, Transport};
+use lowzone_driver::virtio::transport::{MakeQueue, NO_VECTOR, QueueLayout, Transport};
 use lowzone_driver::virtio::{F_ACCESS_PLATFORM, F_VERSION_1, VirtioError};
 use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::ram::HIGH_START;
@@ -223,7 +223,7 @@ impl Transport for VhostUser {
         let queues = self.state().link()?.queues;
         let pair = self.lines.pairs.get(usize::from(index)).filter(|_| index < queues);
         let pair = pair.ok_or(VirtioError::NoQueue { index, size: 0 })?;
-        if vector != index + 1 {
+        if vector != index + 1 && vector != NO_VECTOR {
             return Err(VirtioError::NoVector { index, vector });
         }
         let QueueLayout { size, desc, avail, used } = make(QUEUE_SIZE)?;
@@ -240,7 +240,10 @@ impl Transport for VhostUser {
         // From here on the peer may know of the ring: a reset has to stop it.
         state.set_up.push(index);
         let offset = self.kernel.get().map_or(0, |kernel| kernel.config().dma_offset);
-        pair.used.begins(PhysAddr::new(used.get().wrapping_sub(offset)));
+        // One that interrupts nobody has its descriptor all the same, which ends a sleep early at worst.
+        if vector != NO_VECTOR {
+            pair.used.begins(PhysAddr::new(used.get().wrapping_sub(offset)));
+        }
         let at = usize::from(index);
         state.request("SET_VRING_NUM", |front| front.set_vring_num(at, size))?;
         state.request("SET_VRING_BASE", |front| front.set_vring_base(at, 0))?;
