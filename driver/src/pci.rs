@@ -282,9 +282,9 @@ impl PciDevice {
         self.config_write(COMMAND, Width::B2, (command | set) & !clear);
     }
 
-    /// Lets it decode its memory BARs (`pci_enable_device_mem`).
+    /// Lets it decode its memory BARs and assert its pin, whatever its last driver left (`pci_enable_device_mem`).
     pub fn enable(&self) {
-        self.command(COMMAND_MEMORY, 0);
+        self.command(COMMAND_MEMORY, COMMAND_INTX_OFF);
     }
 
     /// Stops decoding and DMA (`pci_disable_device`).

@@ -32,7 +32,8 @@ const F_FLUSH: u64 = 1 << 9;
 const F_MQ: u64 = 1 << 12;
 /// Offset of `num_queues` in the device's config.
 const CONFIG_NUM_QUEUES: u64 = 34;
-/// ISR bit: the configuration changed.
+/// ISR bits: a queue has something; the configuration changed.
+const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
 
 /// How to probe.
@@ -138,29 +139,38 @@ impl IrqHandler for Dangling {
 }
 
 /// The pin, shared by everything.
-struct Intx(Arc<Core>);
+struct Intx {
+    core: Arc<Core>,
+    pci: Arc<PciDevice>,
+}
 
 impl IrqHandler for Intx {
     fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
-        let isr = self.0.transport.isr(cpu);
+        let core = &self.core;
+        let isr = core.transport.isr(cpu);
         if isr == 0 {
             return IrqReturn::None;
         }
-        self.0.queues.iter().for_each(|queue| {
+        core.queues.iter().for_each(|queue| {
             queue.reap(cpu);
         });
-        if isr & ISR_CONFIG != 0 {
-            self.0.config_changed(cpu);
+        let over = isr & ISR_CONFIG != 0 && core.config_changed(cpu);
+        if over && isr & !(ISR_QUEUE | ISR_CONFIG) != 0 {
+            // All-ones: reading it acknowledged nothing, and the pin would interrupt for ever. Config space is another way.
+            self.pci.set_intx(false);
         }
         IrqReturn::Handled
     }
 }
 
 impl Core {
-    fn config_changed(&self, cpu: &Cpu<'_>) {
-        if self.transport.needs_reset(cpu) {
+    /// Looks whether the device goes on; if not, no request does. Whether it is over.
+    fn config_changed(&self, cpu: &Cpu<'_>) -> bool {
+        let over = self.transport.needs_reset(cpu);
+        if over {
             self.queues.iter().for_each(|queue| queue.kill(cpu));
         }
+        over
     }
 }
 
@@ -455,7 +465,8 @@ fn request_lines(
     vectors: Option<&Held>,
 ) -> Result<Vec<IrqLine>, ProbeError> {
     let Some(vectors) = vectors else {
-        return Ok(vec![request_irq(cpu, host.line()?, Arc::new(Intx(core.clone())))?]);
+        let (irq, pci) = host.line()?;
+        return Ok(vec![request_irq(cpu, irq, Arc::new(Intx { core: core.clone(), pci }))?]);
     };
     let number = |entry: u16| vectors.irq(entry).ok_or(VirtioError::NoVector { index: entry, vector: entry });
     let mut lines = vec![request_irq(cpu, number(0)?, Arc::new(ConfigVector(core.clone())))?];

@@ -59,13 +59,13 @@ impl Host {
         }
     }
 
-    /// The interrupt that everything shares where there are no vectors.
+    /// The interrupt that everything shares where there are no vectors, and whose pin it is.
     ///
     /// # Errors
     /// There is none.
-    pub(super) fn line(&self) -> Result<u32, ProbeError> {
+    pub(super) fn line(&self) -> Result<(u32, Arc<PciDevice>), ProbeError> {
         match self {
-            Self::Pci(pci) => Ok(pci.intx()?),
+            Self::Pci(pci) => Ok((pci.intx()?, pci.clone())),
             Self::Own(_) => Err(VirtioError::NoVector { index: 0, vector: 0 }.into()),
         }
     }
