@@ -102,4 +102,10 @@ fn matrix_without_a_peer_skips_and_is_red_only_where_peers_are_required() {
             .contains("skipped for want of block/low-zone on qemu: qemu-system-x86_64 (package qemu-system-x86)")
     );
     assert_eq!(run(&["matrix", "--wire", "qemu", "--require-peers"]).code, Some(1));
+    let daemon = run(&["matrix", "--wire", "vhost-user"]);
+    let wanted = "skipped for want of block/low-zone on vhost-user: qemu-storage-daemon (package qemu-system-common)";
+    assert!(daemon.code == Some(0) && daemon.stdout.contains(wanted), "{daemon:?}");
+    let bench = run(&["bench", "peers"]);
+    assert_eq!((bench.code, bench.stderr.lines().count()), (Some(2), 1), "{bench:?}");
+    assert!(bench.stderr.contains("qemu-storage-daemon is not installed: apt-get install qemu-system-common"));
 }

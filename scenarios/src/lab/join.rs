@@ -40,10 +40,11 @@ pub(super) enum Peer {
 }
 
 impl Peer {
-    /// Has `told` called once it is gone for good; those at sockets are connected to again, or their requests fail.
-    pub(super) fn on_failure(&self, told: impl Fn() + Send + Sync + 'static) {
-        if let Self::Qemu(qemu) = self {
-            qemu.on_failure(told);
+    /// Has `told` called once it, or one of those at sockets, is gone.
+    pub(super) fn on_failure(&self, told: impl Fn() + Send + Sync + Clone + 'static) {
+        match self {
+            Self::Qemu(qemu) => qemu.on_failure(told),
+            Self::Sockets(sockets) => sockets.iter().for_each(|socket| socket.on_failure(told.clone())),
         }
     }
 
@@ -114,7 +115,7 @@ fn at_sockets(
     for (index, (device, path)) in scenario.device.iter().zip(paths).enumerate() {
         let wire = Arc::new(VhostUser::connect(machine.kernel_ref(), controller.clone(), path)?);
         let wanted = open_store(device, &slots)?.as_ref().map_or(0, Store::capacity);
-        let has = wire.capacity().unwrap_or(0);
+        let has = wire.capacity()?;
         if has < wanted {
             return Err(VhostUserError::Small { path: path.clone(), has, wanted }.into());
         }

@@ -66,6 +66,14 @@ impl VhostUser {
         self.lines.irqs()
     }
 
+    /// Calls `told` whenever a connection ends; the first one that asks is told.
+    pub fn on_failure(&self, told: impl Fn() + Send + Sync + 'static) {
+        self.lines.on_end(Box::new(told));
+        if self.failure().is_some() {
+            self.lines.ended();
+        }
+    }
+
     /// Why the connection ended, if it did and there is no new one.
     pub fn failure(&self) -> Option<String> {
         let mut state = self.state();
@@ -76,10 +84,13 @@ impl VhostUser {
     /// Bytes of the block device behind the socket, as it says.
     ///
     /// # Errors
-    /// [`VirtioError::Gone`].
-    pub fn capacity(&self) -> Result<u64, VirtioError> {
+    /// [`VhostUserError`]: why it doesn't say.
+    pub fn capacity(&self) -> Result<u64, VhostUserError> {
         let mut sectors = [0; 8];
-        self.config(0, &mut sectors)?;
+        if self.config(0, &mut sectors).is_err() {
+            let failure = self.state().failure.take();
+            return Err(failure.unwrap_or_else(|| VhostUserError::Closed { path: self.path.clone() }));
+        }
         Ok(u64::from_le_bytes(sectors).saturating_mul(512))
     }
 
@@ -163,7 +174,8 @@ impl State {
     /// Lets go of a connection that has ended.
     fn note_end(&mut self) {
         if let Some(link) = self.link.take_if(|link| link.gone()) {
-            self.failure = link.take_failure().or(self.failure.take());
+            // What a request saw was the first reason; that the socket closed then is no other.
+            self.failure = self.failure.take().or(link.take_failure());
             self.set_up.clear();
         }
     }

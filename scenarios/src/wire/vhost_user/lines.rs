@@ -3,8 +3,8 @@
 //! They belong to the device, not to a connection: a peer that comes back gets the same ones. The CPU that a queue
 //! interrupts hears its call itself. Neighbours: `front`, which rings; `wire::Outside`, by which the world hears.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lowzone_device::pci::IrqSink;
 use lowzone_driver::bus::{PciBus, Vector};
@@ -64,7 +64,12 @@ pub(super) struct Lines {
     vectors: Vec<Vector>,
     controller: Arc<InProc>,
     sink: Arc<dyn IrqSink>,
+    /// Who else wants to know that a connection ended.
+    on_end: OnceLock<OnEnd>,
 }
+
+/// What is called then.
+pub(super) type OnEnd = Box<dyn Fn() + Send + Sync>;
 
 impl Lines {
     /// Lines of so many queues, whose interrupts are spread over the CPUs.
@@ -79,7 +84,7 @@ impl Lines {
         let pair = |_| Ok(Pair { kick: eventfd()?, call: Arc::new(eventfd()?), used: Arc::new(used()) });
         let pairs = (0..queues).map(pair).collect::<Result<_, VhostUserError>>()?;
         let sink = controller.next_slot().1;
-        let mut lines = Self { pairs, vectors: Vec::new(), controller, sink };
+        let mut lines = Self { pairs, vectors: Vec::new(), controller, sink, on_end: OnceLock::new() };
         let queue_cpus = (0..u32::from(queues)).map(|queue| queue % cpus.max(1));
         for cpu in std::iter::once(0).chain(queue_cpus) {
             let vector = lines.controller.alloc_vector(cpu).ok_or(VhostUserError::NoVectors { queues })?;
@@ -105,8 +110,21 @@ impl Lines {
         self.pairs.iter().for_each(|pair| pair.used.ends());
     }
 
+    /// Has `told` called when a connection ends; the first one that asks is told.
+    pub(super) fn on_end(&self, told: OnEnd) {
+        self.on_end.get_or_init(|| told);
+    }
+
+    /// A connection has ended: the driver should look.
+    pub(super) fn ended(&self) {
+        self.raise(0);
+        if let Some(told) = self.on_end.get() {
+            told();
+        }
+    }
+
     /// Interrupts the CPU of a vector.
-    pub(super) fn raise(&self, vector: u16) {
+    fn raise(&self, vector: u16) {
         if let Some(to) = self.vectors.get(usize::from(vector)) {
             self.sink.msi(vector, to.addr, to.data);
         }

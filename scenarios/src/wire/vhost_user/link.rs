@@ -8,6 +8,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,13 +18,15 @@ use std::time::{Duration, Instant};
 
 use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol, VhostUserVirtioFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::vhost_user::{Error, Frontend, VhostUserFrontend};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::VhostUserError;
 use super::lines::Lines;
 
+/// Bytes of the longest path: `sun_path` less its terminating zero.
+const LONGEST: usize = 107;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the thread looks for an answer that is late.
@@ -72,6 +75,13 @@ impl Link {
     /// [`VhostUserError`], whatever the peer is or does.
     pub(super) fn connect(path: &Path) -> Result<Self, VhostUserError> {
         let refused = |source| VhostUserError::Connect { path: path.to_owned(), source };
+        let len = path.as_os_str().len();
+        if len > LONGEST {
+            return Err(VhostUserError::LongPath { path: path.to_owned(), len, limit: LONGEST });
+        }
+        if path.metadata().is_ok_and(|there| !there.file_type().is_socket()) {
+            return Err(VhostUserError::NotASocket { path: path.to_owned() });
+        }
         let stream = UnixStream::connect(path).map_err(refused)?;
         let front = Frontend::from_stream(stream.try_clone().map_err(refused)?, u64::from(MOST_QUEUES));
         let watched = Arc::new(Watched::new(path, stream)?);
@@ -106,6 +116,9 @@ impl Link {
             true => self.request("GET_QUEUE_NUM", |front| front.get_queue_num())?,
             false => 1,
         };
+        if queues == 0 {
+            return Err(VhostUserError::NoQueues { path: self.watched.path.clone() });
+        }
         self.queues = u16::try_from(queues).unwrap_or(u16::MAX).min(MOST_QUEUES);
         self.features = features;
         Ok(())
@@ -115,7 +128,7 @@ impl Link {
     pub(super) fn tell(&self, lines: &Arc<Lines>) {
         self.watched.lines.get_or_init(|| lines.clone());
         if self.gone() {
-            lines.raise(0);
+            lines.ended();
         }
     }
 
@@ -134,7 +147,12 @@ impl Link {
         *lock(&self.watched.late) = None;
         answer.map_err(|source| {
             let path = self.watched.path.clone();
-            let own = VhostUserError::Protocol { path: path.clone(), request: name, source };
+            let own = match source {
+                vhost::Error::VhostUserProtocol(
+                    Error::PartialMessage | Error::Disconnected | Error::SocketBroken(_),
+                ) => VhostUserError::Closed { path: path.clone() },
+                source => VhostUserError::Protocol { path: path.clone(), request: name, source },
+            };
             self.watched.end(own);
             self.take_failure().unwrap_or(VhostUserError::Closed { path })
         })
@@ -217,7 +235,7 @@ impl Watched {
             // A peer that still lives stops its queues when it sees this.
             let _ = self.stream.shutdown(Shutdown::Both);
             if let Some(lines) = self.lines.get() {
-                lines.raise(0);
+                lines.ended();
             }
         }
     }

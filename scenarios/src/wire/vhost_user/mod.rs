@@ -23,13 +23,29 @@ pub use front::VhostUser;
 /// Why a vhost-user device can't be reached, or can't be any more.
 #[derive(Debug, Error)]
 pub enum VhostUserError {
-    /// Nobody listens there, or it is no socket.
+    /// Nobody listens there.
     #[error("vhost-user socket {}: {source}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
         /// The host's reason.
         source: io::Error,
+    },
+    /// A path that no socket can have.
+    #[error("vhost-user socket {}: a socket's path has at most {limit} bytes, this one has {len}", path.display())]
+    LongPath {
+        /// The path.
+        path: PathBuf,
+        /// Bytes of it.
+        len: usize,
+        /// The most that there can be.
+        limit: usize,
+    },
+    /// Something else is there.
+    #[error("vhost-user socket {}: is there and no socket", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
     },
     /// The peer refused a request, or answered with something else.
     #[error("vhost-user peer at {}: {request}: {source}", path.display())]
@@ -51,8 +67,14 @@ pub enum VhostUserError {
         /// The word that the feature's bit is missing from.
         offered: u64,
     },
-    /// The peer did not answer in time.
-    #[error("vhost-user peer at {}: no answer for {seconds} s", path.display())]
+    /// The peer has nothing that requests could be put on.
+    #[error("vhost-user peer at {}: GET_QUEUE_NUM: it has no queues", path.display())]
+    NoQueues {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The peer did not answer in time; most serve one front end after the other.
+    #[error("vhost-user peer at {}: no answer for {seconds} s; one that serves another front end gives none", path.display())]
     Silent {
         /// The socket.
         path: PathBuf,

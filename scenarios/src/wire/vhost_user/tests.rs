@@ -35,7 +35,9 @@ fn nobody_there_is_told_with_the_path() {
     assert!(matches!(error, VhostUserError::Connect { .. }));
     assert!(error.to_string().starts_with("vhost-user socket /nowhere/disk.sock: No such file"), "{error}");
     let long = format!("/{}", "x".repeat(200));
-    assert!(matches!(Link::connect(long.as_ref()).err().unwrap(), VhostUserError::Connect { .. }));
+    assert!(matches!(Link::connect(long.as_ref()).err().unwrap(), VhostUserError::LongPath { len: 201, .. }));
+    let error = Link::connect("/proc/version".as_ref()).err().unwrap();
+    assert_eq!(error.to_string(), "vhost-user socket /proc/version: is there and no socket");
 }
 
 #[test]
