@@ -74,7 +74,8 @@ impl ProbeError {
         match self {
             Self::Pci(error) => error.errno(),
             Self::Mask(_) => -5,
-            Self::Ioremap(_) | Self::Alloc(_) | Self::Coherent(_) | Self::Irq(_) => -12,
+            Self::Ioremap(_) | Self::Alloc(_) | Self::Coherent(_) => -12,
+            Self::Irq(error) => error.errno(),
             Self::Virtio(error) => error.errno(),
             Self::WrongId { .. } => -19,
             Self::Own { errno, .. } => *errno,

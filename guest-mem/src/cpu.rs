@@ -277,10 +277,18 @@ impl<'w> Cpu<'w> {
             return;
         }
         let softirqs = self.kernel().softirqs();
-        while let Some(handler) = self.env.take_irq().or_else(|| softirqs.take_injected(self)) {
+        let next = || {
+            let own = self.env.take_irq().map(|handler| (handler, false));
+            own.or_else(|| Some((softirqs.take_injected(self)?, true)))
+        };
+        while let Some((handler, injected)) = next() {
             self.kernel().run_chores(self.id);
             {
                 let _level = self.level(HARDIRQ);
+                if injected {
+                    // A line that nobody lowers would else never let go of the world.
+                    let _ = self.point(Class::Lock, 0);
+                }
                 handler.hardirq(self);
             }
             self.run_softirqs();

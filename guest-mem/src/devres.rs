@@ -14,7 +14,7 @@ use crate::dma::{Coherent, CoherentError, DmaDevice};
 use crate::env::IrqHandler;
 use crate::gfp::{GFP_KERNEL, Gfp};
 use crate::iomem::{IoMem, IoremapError, ioremap};
-use crate::irq::{IrqError, request_irq};
+use crate::irq::{IrqError, IrqFlags, IrqThread, request_irq, request_threaded_irq};
 use crate::kbuf::{KBuf, OutOfBounds};
 use crate::lock::Locked;
 use crate::zone::AllocError;
@@ -191,6 +191,26 @@ impl Devres {
         let note = Self::note(cpu).map_err(|_| IrqError::NoMemory { irq })?;
         let line = request_irq(cpu, irq, handler)?;
         self.add("devm_request_irq", Some(note), Box::new(move |cpu| line.free(cpu)));
+        Ok(())
+    }
+
+    /// Attaches a handler and its thread until the driver goes (`devm_request_threaded_irq`). Process context.
+    ///
+    /// # Errors
+    /// [`IrqError`], as of `request_threaded_irq`, or for want of the note.
+    #[track_caller]
+    pub fn request_threaded_irq(
+        &self,
+        cpu: &Cpu<'_>,
+        irq: u32,
+        handler: Option<Arc<dyn IrqHandler>>,
+        thread: Option<Arc<dyn IrqThread>>,
+        flags: IrqFlags,
+        name: &'static str,
+    ) -> Result<(), IrqError> {
+        let note = Self::note(cpu).map_err(|_| IrqError::NoMemory { irq })?;
+        let line = request_threaded_irq(cpu, irq, handler, thread, flags, name)?;
+        self.add("devm_request_threaded_irq", Some(note), Box::new(move |cpu| line.free(cpu)));
         Ok(())
     }
 

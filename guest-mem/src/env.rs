@@ -221,6 +221,8 @@ pub enum IrqReturn {
     None,
     /// Handled.
     Handled,
+    /// From this device: its thread is to do the rest (`IRQ_WAKE_THREAD`).
+    WakeThread,
 }
 
 /// The world that runs a CPU.

@@ -11,93 +11,20 @@ use std::fmt;
 use thiserror::Error;
 
 mod dma;
+mod resource;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Context;
 use crate::dma::ledger::{Misuse, Violation};
 use crate::iomem::IoMisuse;
+use crate::irq::IrqMisuse;
 use crate::lock::BadUnlock;
 use crate::site::Owner;
 use crate::slab::{Damage, KfreeError, LARGE, Watched};
 use crate::vmalloc::{AreaMisuse, NotMapped};
 use crate::workqueue::BadWork;
 use dma::{misuse_name, violation_name};
-
-/// A resource kind that the leak check knows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Resource {
-    /// Pages from the buddy allocator.
-    Pages,
-    /// A kmalloc object.
-    Slab,
-    /// An object of a driver's own cache.
-    CacheObject,
-    /// A slab cache.
-    Cache,
-    /// A vmalloc area.
-    Vmalloc,
-    /// A vmap of somebody's pages.
-    Vmap,
-    /// Coherent DMA memory.
-    Coherent,
-    /// A streaming DMA mapping.
-    Mapping,
-    /// A register window.
-    IoMem,
-    /// A claimed range of addresses.
-    MemRegion,
-    /// A requested interrupt.
-    Irq,
-    /// An allocated interrupt vector.
-    Vector,
-    /// A pending timer.
-    Timer,
-    /// A spinlock or mutex that is still held.
-    Lock,
-    /// A tasklet that is still to run.
-    Tasklet,
-    /// A work that is still to run.
-    Work,
-    /// A workqueue that nobody destroyed.
-    Workqueue,
-    /// A kernel thread that nobody stopped.
-    Thread,
-    /// Memory of every CPU.
-    PerCpu,
-    /// A page of high memory that is mapped.
-    Kmap,
-    /// A shrinker that is still registered.
-    Shrinker,
-}
-
-impl fmt::Display for Resource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pages => "pages",
-            Self::Slab => "kmalloc object",
-            Self::CacheObject => "kmem_cache object",
-            Self::Cache => "kmem_cache",
-            Self::Vmalloc => "vmalloc area",
-            Self::Vmap => "vmap",
-            Self::Coherent => "coherent DMA memory",
-            Self::Mapping => "DMA mapping",
-            Self::IoMem => "ioremap",
-            Self::MemRegion => "memory region",
-            Self::Irq => "interrupt",
-            Self::Vector => "interrupt vector",
-            Self::Timer => "timer",
-            Self::Lock => "lock",
-            Self::Tasklet => "tasklet",
-            Self::Work => "work",
-            Self::Workqueue => "workqueue",
-            Self::Thread => "kernel thread",
-            Self::PerCpu => "per-CPU memory",
-            Self::Kmap => "kmap",
-            Self::Shrinker => "shrinker",
-        })
-    }
-}
+pub use resource::Resource;
 
 /// What was seen. The text is Linux's own where Linux has one.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -364,6 +291,9 @@ pub enum FindingKind {
         /// The interrupt.
         irq: u32,
     },
+    /// Misuse of interrupts.
+    #[error("{0}")]
+    Irq(IrqMisuse),
     /// The driver panicked.
     #[error("the driver panicked: {message}")]
     DriverPanic {
@@ -496,6 +426,7 @@ impl FindingKind {
             Self::Gfp(warning) => warning.name(),
             Self::OutOfMemory { .. } => "out-of-memory",
             Self::NobodyCared { .. } => "nobody-cared",
+            Self::Irq(misuse) => misuse.name(),
             Self::DriverPanic { .. } => "driver-panic",
             Self::Deadlock { .. } => "deadlock",
             Self::Hang { .. } => "hang",
@@ -541,7 +472,7 @@ impl FindingKind {
             Self::BadFree(BadFree::Slab(KfreeError::Double { cache: LARGE, .. })) => Some("CONFIG_KASAN"),
             Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
             Self::GfpFixup { .. } | Self::NobodyCared { .. } | Self::Gfp(_) => Some("any"),
-            Self::CacheBusy { .. } | Self::CacheRefused { .. } => Some("any"),
+            Self::CacheBusy { .. } | Self::CacheRefused { .. } | Self::Irq(_) => Some("any"),
             Self::MempoolZero => Some("CONFIG_DEBUG_VM"),
             Self::MempoolResizeZero | Self::KunmapUnbalanced { .. } => Some("any (an oops)"),
             Self::HighUnmapped { .. } | Self::KmapDepth { .. } => Some("any (an oops)"),

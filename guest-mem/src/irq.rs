@@ -1,197 +1,211 @@
-//! Interrupt lines of the kernel: `request_irq`, `free_irq`, shared handlers.
+//! Interrupt lines of the kernel: `request_irq`, `request_threaded_irq`, `free_irq`, shared handlers.
 //!
 //! The bus decides which number an interrupt has; this table knows what runs for it. `free_irq` waits until no CPU
-//! runs the handler any more, so that what the handler uses may be freed after it. Handlers run in hard-interrupt
-//! context on the CPU that takes the interrupt. Mirrors kernel/irq/manage.c and handle.c.
-//! Neighbours: `cpu` (delivery), the driver's `PciBus` (numbers). Left out: threaded handlers, affinity, depth counts.
+//! runs the handler any more and its thread has ended, so that what they use may be freed after it. Handlers run in
+//! hard-interrupt context on the CPU that takes the interrupt, threads as tasks. Mirrors kernel/irq/manage.c.
+//! Neighbours: `cpu` (delivery), the driver's `PciBus` (numbers). Left out: affinity, depth counts (`disable_irq`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-use thiserror::Error;
 
 use crate::cpu::Cpu;
-use crate::env::{Class, IrqHandler, IrqReturn, Verdict};
-use crate::finding::FindingKind;
+use crate::env::{Class, IrqHandler, Verdict};
 use crate::kernel::KernelRef;
 use crate::lock::Locked;
 use crate::site::Owner;
-use crate::trace::Kind;
-use crate::wait::WaitQueue;
 
-/// After this many unclaimed interrupts in a row a line is shut off (kernel/irq/spurious.c counts 100,000 a second).
-const NOBODY_CARED: u32 = 1000;
+mod desc;
+mod error;
+mod thread;
+
+use desc::Action;
+pub use desc::IrqDesc;
+pub use error::{IrqError, IrqFlags, IrqMisuse};
+pub use thread::IrqThread;
+use thread::Threaded;
+
 /// How long `free_irq` waits for a running handler.
 const SYNC_TIMEOUT: u64 = 10_000_000_000;
-
-/// Why an interrupt could not be requested.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum IrqError {
-    /// No descriptor could be allocated (`-ENOMEM`).
-    #[error("no memory for the handler of irq {irq}")]
-    NoMemory {
-        /// The interrupt.
-        irq: u32,
-    },
-}
-
-struct Action {
-    id: u64,
-    handler: Arc<dyn IrqHandler>,
-    owner: Owner,
-}
-
-/// One line: everything that runs when it fires.
-pub struct IrqDesc {
-    irq: u32,
-    actions: Locked<Vec<Action>>,
-    running: AtomicU32,
-    unclaimed: AtomicU32,
-    idle: WaitQueue,
-}
-
-impl IrqHandler for IrqDesc {
-    fn hardirq(&self, cpu: &Cpu<'_>) -> IrqReturn {
-        self.running.fetch_add(1, Ordering::Acquire);
-        let running = Running { desc: self, cpu };
-        cpu.trace(Kind::IrqEntry, u64::from(self.irq), 0, 0, 0);
-        let mut claimed = IrqReturn::None;
-        let mut last = 0;
-        // By number, not by place: another CPU may detach a handler in between.
-        while let Some((id, handler, owner)) = self.after(last) {
-            cpu.set_atomic_since(owner);
-            if handler.hardirq(cpu) == IrqReturn::Handled {
-                claimed = IrqReturn::Handled;
-            }
-            last = id;
-        }
-        cpu.trace(Kind::IrqExit, u64::from(self.irq), 0, 0, 0);
-        drop(running);
-        self.count_unclaimed(cpu, claimed);
-        claimed
-    }
-}
-
-/// A line's handlers run on this CPU; over when they return, and when they unwind.
-struct Running<'a, 'w> {
-    desc: &'a IrqDesc,
-    cpu: &'a Cpu<'w>,
-}
-
-impl Drop for Running<'_, '_> {
-    fn drop(&mut self) {
-        if self.desc.running.fetch_sub(1, Ordering::Release) == 1 {
-            self.desc.idle.wake_up_all(self.cpu);
-        }
-    }
-}
-
-impl IrqDesc {
-    /// The next handler by number; numbers ascend.
-    fn after(&self, last: u64) -> Option<(u64, Arc<dyn IrqHandler>, Owner)> {
-        let actions = self.actions.lock();
-        actions.iter().find(|a| a.id > last).map(|a| (a.id, a.handler.clone(), a.owner))
-    }
-
-    fn count_unclaimed(&self, cpu: &Cpu<'_>, claimed: IrqReturn) {
-        if claimed == IrqReturn::Handled {
-            self.unclaimed.store(0, Ordering::Relaxed);
-        } else if self.unclaimed.fetch_add(1, Ordering::Relaxed) + 1 == NOBODY_CARED {
-            let owners = self.actions.lock().iter().map(|a| ("requested at", a.owner)).collect();
-            cpu.emit(FindingKind::NobodyCared { irq: self.irq }, None, owners);
-        }
-    }
-}
+/// What `request_irq` gives as its name.
+const UNNAMED: &str = "driver";
 
 /// The kernel's table of lines.
 #[derive(Default)]
 pub struct IrqTable {
     lines: Locked<BTreeMap<u32, Arc<IrqDesc>>>,
+    /// Vectors and their CPUs: messages, which need no mask while a thread runs (`IRQCHIP_ONESHOT_SAFE`).
+    vectors: Locked<BTreeMap<u32, u32>>,
     next_action: Locked<u64>,
 }
 
 impl IrqTable {
-    /// What runs for `irq`, or `None` if nobody asked for it or the line was shut off.
+    /// What runs for `irq`, or `None` if nobody asked for it, the line was shut off or is masked until a thread ran.
     pub fn handler(&self, irq: u32) -> Option<Arc<dyn IrqHandler>> {
-        let desc = self.lines.lock().get(&irq).cloned()?;
-        (desc.unclaimed.load(Ordering::Relaxed) < NOBODY_CARED).then_some(desc as Arc<dyn IrqHandler>)
+        let desc = self.line(irq)?;
+        desc.open().then_some(desc as Arc<dyn IrqHandler>)
+    }
+
+    /// Whether `irq` is masked until a thread has run. Any context.
+    pub fn masked(&self, irq: u32) -> bool {
+        self.line(irq).is_some_and(|desc| desc.masked())
+    }
+
+    fn line(&self, irq: u32) -> Option<Arc<IrqDesc>> {
+        self.lines.lock().get(&irq).cloned()
     }
 
     /// Every requested handler, by line: `(irq, owner)`.
     pub fn live(&self) -> Vec<(u32, Owner)> {
         let lines: Vec<_> = self.lines.lock().values().cloned().collect();
-        lines.iter().flat_map(|d| d.actions.lock().iter().map(|a| (d.irq, a.owner)).collect::<Vec<_>>()).collect()
+        lines.iter().flat_map(|desc| desc.owners().into_iter().map(|owner| (desc.irq, owner))).collect()
+    }
+
+    /// From now on `irq` is a message to CPU `cpu`, as PCI MSI is; only an interrupt controller says so.
+    pub fn add_vector(&self, irq: u32, cpu: u32) {
+        self.vectors.lock().insert(irq, cpu);
+    }
+
+    /// `irq` is a message no more.
+    pub fn remove_vector(&self, irq: u32) {
+        self.vectors.lock().remove(&irq);
+    }
+
+    fn vector(&self, irq: u32) -> Option<u32> {
+        self.vectors.lock().get(&irq).copied()
     }
 
     pub(crate) fn reset(&self) {
         self.lines.lock().clear();
+        self.vectors.lock().clear();
         *self.next_action.lock() = 0;
     }
 
-    fn add(&self, irq: u32, handler: Arc<dyn IrqHandler>, owner: Owner) -> (Arc<IrqDesc>, u64) {
-        let id = {
-            let mut next = self.next_action.lock();
-            *next += 1;
-            *next
-        };
-        let fresh = || {
-            Arc::new(IrqDesc {
-                irq,
-                actions: Locked::default(),
-                running: AtomicU32::new(0),
-                unclaimed: AtomicU32::new(0),
-                idle: WaitQueue::new(),
-            })
-        };
-        let desc = self.lines.lock().entry(irq).or_insert_with(fresh).clone();
-        desc.actions.lock().push(Action { id, handler, owner });
-        (desc, id)
+    fn next_action(&self) -> u64 {
+        let mut next = self.next_action.lock();
+        *next += 1;
+        *next
+    }
+
+    fn add(&self, irq: u32, action: Action, alone: bool) -> Result<Arc<IrqDesc>, IrqError> {
+        let mut lines = self.lines.lock();
+        let desc = lines.get(&irq).cloned().unwrap_or_else(|| Arc::new(IrqDesc::new(irq)));
+        desc.add(action, alone)?;
+        lines.entry(irq).or_insert_with(|| desc.clone());
+        Ok(desc)
     }
 
     fn remove(&self, desc: &IrqDesc, id: u64) {
         let mut lines = self.lines.lock();
-        let mut actions = desc.actions.lock();
-        actions.retain(|a| a.id != id);
-        if actions.is_empty() {
+        if desc.remove(id) {
             lines.remove(&desc.irq);
         }
     }
 }
 
-/// A requested interrupt; dropping it detaches the handler without waiting for it.
+/// A requested interrupt; dropping it detaches the handler without waiting for it, and leaves its thread behind.
 #[must_use = "the handler is detached when this is dropped"]
 pub struct IrqLine {
     kernel: KernelRef,
     desc: Arc<IrqDesc>,
     id: u64,
+    thread: Option<Threaded>,
     armed: bool,
 }
 
 /// Attaches `handler` to `irq`; several handlers may share a line (`request_irq` with IRQF_SHARED). Process context.
 ///
 /// # Errors
-/// [`IrqError::NoMemory`] when the world fails the point.
+/// [`IrqError::NoMemory`] when the world fails the point, [`IrqError::Mismatch`] on a line that isn't shared so.
 #[track_caller]
 pub fn request_irq(cpu: &Cpu<'_>, irq: u32, handler: Arc<dyn IrqHandler>) -> Result<IrqLine, IrqError> {
+    request_threaded_irq(cpu, irq, Some(handler), None, IrqFlags::SHARED, UNNAMED)
+}
+
+/// Attaches a handler and a thread to `irq` (`request_threaded_irq`). Process context.
+///
+/// The handler runs first, in hard-interrupt context, and wakes the thread by [`IrqReturn::WakeThread`]; without a
+/// handler every interrupt does. A line that is no PCI message needs [`IrqFlags::ONESHOT`] then: it stays masked until
+/// the thread has run.
+///
+/// # Errors
+/// [`IrqError`]: no memory for the note or the thread's stack, neither handler nor thread, a thread alone without
+/// ONESHOT, or a line whose others asked for something else.
+///
+/// [`IrqReturn::WakeThread`]: crate::env::IrqReturn::WakeThread
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use lowzone_guest_mem::Cpu;
+/// # use lowzone_guest_mem::irq::{IrqError, IrqFlags, IrqLine, IrqThread, request_threaded_irq};
+/// fn attach(cpu: &Cpu<'_>, irq: u32, thread: Arc<dyn IrqThread>) -> Result<IrqLine, IrqError> {
+///     let bare = request_threaded_irq(cpu, irq, None, Some(thread.clone()), IrqFlags::empty(), "card");
+///     assert_eq!(bare.err().map(|error| error.errno()), Some(-22));
+///     request_threaded_irq(cpu, irq, None, Some(thread), IrqFlags::ONESHOT, "card")
+/// }
+/// ```
+#[track_caller]
+pub fn request_threaded_irq(
+    cpu: &Cpu<'_>,
+    irq: u32,
+    handler: Option<Arc<dyn IrqHandler>>,
+    thread: Option<Arc<dyn IrqThread>>,
+    flags: IrqFlags,
+    name: &'static str,
+) -> Result<IrqLine, IrqError> {
     cpu.might_sleep("request_irq");
-    let owner = cpu.owner();
+    let (owner, table) = (cpu.owner(), cpu.kernel().irqs());
+    let alone = handler.is_none();
+    if alone && thread.is_none() {
+        return Err(IrqError::NoHandler { irq });
+    }
     if cpu.point_for(Class::IrqVector, u64::from(irq), owner) == Verdict::Fail {
         return Err(IrqError::NoMemory { irq });
     }
-    let (desc, id) = cpu.kernel().irqs().add(irq, handler, owner);
-    Ok(IrqLine { kernel: cpu.kernel_ref(), desc, id, armed: true })
+    let vector = table.vector(irq);
+    let flags = if vector.is_some() { flags - IrqFlags::ONESHOT } else { flags };
+    let start = |function| Threaded::start(cpu, vector.unwrap_or(0), function);
+    let thread = thread.map(start).transpose().map_err(|_| IrqError::NoMemory { irq })?;
+    let handler = handler.unwrap_or_else(|| Arc::new(thread::Default));
+    let id = table.next_action();
+    let action = Action { id, handler, thread: thread.clone(), flags, name, owner };
+    match table.add(irq, action, alone && vector.is_none()) {
+        Ok(desc) => Ok(IrqLine { kernel: cpu.kernel_ref(), desc, id, thread, armed: true }),
+        Err(error) => {
+            if matches!(error, IrqError::NotOneshot { .. } | IrqError::Mismatch { .. }) {
+                cpu.kernel().log().print(cpu.now(), &format!("genirq: {error}"));
+            }
+            thread.iter().for_each(|thread| thread.stop(cpu));
+            Err(error)
+        }
+    }
+}
+
+/// Waits until no handler of `irq` runs and its threads have nothing left to do (`synchronize_irq`). Process context.
+#[track_caller]
+pub fn synchronize_irq(cpu: &Cpu<'_>, irq: u32) {
+    cpu.might_sleep("synchronize_irq");
+    if let Some(desc) = cpu.kernel().irqs().line(irq) {
+        // Teardown ends the wait early; then nothing runs handlers any more either.
+        let _ = desc.idle.wait_until_done(cpu, || desc.quiet());
+    }
 }
 
 /// Raises an interrupt on this CPU as if its device had (`irq_inject_interrupt`); `false` if nobody asked for it.
 ///
-/// It comes at the CPU's next point with interrupts on. Any context.
+/// It comes at the CPU's next point with interrupts on; while its line is masked it waits. Any context.
 pub fn irq_inject_interrupt(cpu: &Cpu<'_>, irq: u32) -> bool {
-    let wanted = cpu.kernel().irqs().handler(irq).is_some();
+    let irqs = cpu.kernel().irqs();
+    let wanted = irqs.handler(irq).is_some() || irqs.masked(irq);
     if wanted {
         cpu.kernel().softirqs().inject(cpu.id(), irq);
     }
     wanted
+}
+
+/// Puts the level of a line as its device would: while it is high CPU 0 is interrupted again and again, at its points
+/// with interrupts on. Any context.
+pub fn irq_set_level(cpu: &Cpu<'_>, irq: u32, high: bool) {
+    cpu.kernel().softirqs().set_level(irq, high);
 }
 
 impl IrqLine {
@@ -200,7 +214,8 @@ impl IrqLine {
         self.desc.irq
     }
 
-    /// Detaches the handler and waits until no CPU runs it (`free_irq`). Process context.
+    /// Detaches the handler, waits until no CPU runs it, and ends its thread after the last turn (`free_irq`). Process
+    /// context.
     #[track_caller]
     pub fn free(mut self, cpu: &Cpu<'_>) {
         if cpu.in_interrupt() {
@@ -210,7 +225,10 @@ impl IrqLine {
         }
         self.detach();
         // Teardown ends the wait early; then nothing runs handlers any more either.
-        let _ = self.desc.idle.wait_event_timeout(cpu, SYNC_TIMEOUT, || self.desc.running.load(Ordering::Acquire) == 0);
+        let _ = self.desc.idle.wait_event_timeout(cpu, SYNC_TIMEOUT, || self.desc.no_handler_runs());
+        if let Some(thread) = self.thread.take() {
+            thread.stop(cpu);
+        }
     }
 
     fn detach(&mut self) {

@@ -155,6 +155,12 @@ impl Kthread {
     #[track_caller]
     pub fn stop(self, cpu: &Cpu<'_>) -> i32 {
         cpu.might_sleep("kthread_stop");
+        self.end(cpu)
+    }
+
+    /// As [`Kthread::stop`], for who has complained about the context already.
+    #[track_caller]
+    pub(crate) fn end(&self, cpu: &Cpu<'_>) -> i32 {
         self.state.should_stop.store(true, Ordering::Release);
         self.wake_up(cpu);
         // Teardown ends the wait early; then it is told to go too.

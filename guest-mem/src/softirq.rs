@@ -5,7 +5,7 @@
 //! is what ksoftirqd is for. They never run over each other on one CPU. Mirrors kernel/softirq.c.
 //! Neighbours: `cpu`, `timer`, `tasklet`. Left out: softirqs of the network and block layers, ksoftirqd as a task.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -38,11 +38,30 @@ impl Softirq {
     }
 }
 
+/// Interrupts that were raised by a call.
+#[derive(Default)]
+struct Injected {
+    edges: VecDeque<u32>,
+    /// Lines that are high.
+    levels: BTreeSet<u32>,
+}
+
+impl Injected {
+    fn clear(&mut self) {
+        self.edges.clear();
+        self.levels.clear();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.edges.is_empty() && self.levels.is_empty()
+    }
+}
+
 /// What waits on one CPU.
 #[derive(Default)]
 struct Local {
     pending: AtomicU32,
-    injected: Locked<VecDeque<u32>>,
+    injected: Locked<Injected>,
     hi: Locked<VecDeque<Queued>>,
     tasklets: Locked<VecDeque<Queued>>,
 }
@@ -108,30 +127,58 @@ impl Softirqs {
     /// Makes an interrupt pending on a CPU as if its device had raised it.
     pub(crate) fn inject(&self, cpu: u32, irq: u32) {
         if let Some(local) = self.local(cpu) {
-            local.injected.lock().push_back(irq);
+            local.injected.lock().edges.push_back(irq);
             self.mark(cpu, INJECTED);
         }
     }
 
-    /// The handler of the next injected interrupt.
+    /// Puts a line high or low; lines go to CPU 0.
+    pub(crate) fn set_level(&self, irq: u32, high: bool) {
+        let Some(local) = self.local(0) else { return };
+        let levels = &mut local.injected.lock().levels;
+        if high {
+            levels.insert(irq);
+            self.mark(0, INJECTED);
+        } else {
+            levels.remove(&irq);
+        }
+    }
+
+    /// What waited elsewhere for a line that was masked comes to the CPU that opened it.
+    pub(crate) fn bring(&self, cpu: u32, irq: u32) {
+        let mut waited = false;
+        for local in &self.cpus {
+            if local.pending.load(Ordering::Relaxed) & INJECTED != 0 {
+                let edges = &mut local.injected.lock().edges;
+                let before = edges.len();
+                edges.retain(|&edge| edge != irq);
+                waited |= edges.len() < before;
+            }
+        }
+        if waited {
+            self.inject(cpu, irq);
+        }
+    }
+
+    /// The handler of the next injected interrupt; those of masked lines wait, those that nobody wants are lost.
     pub(crate) fn take_injected(&self, cpu: &Cpu<'_>) -> Option<Arc<dyn IrqHandler>> {
         if self.pending(cpu.id()) & INJECTED == 0 {
             return None;
         }
         let local = self.local(cpu.id())?;
-        loop {
-            let next = {
-                let mut injected = local.injected.lock();
-                let next = injected.pop_front();
-                if injected.is_empty() {
-                    local.pending.fetch_and(!INJECTED, Ordering::Relaxed);
-                }
-                next?
-            };
-            if let Some(handler) = cpu.kernel().irqs().handler(next) {
-                return Some(handler);
-            }
+        let irqs = cpu.kernel().irqs();
+        let mut injected = local.injected.lock();
+        let mut next = None;
+        while next.is_none()
+            && let Some(at) = injected.edges.iter().position(|&irq| !irqs.masked(irq))
+        {
+            next = injected.edges.remove(at).and_then(|irq| irqs.handler(irq));
         }
+        let next = next.or_else(|| injected.levels.iter().find_map(|&irq| irqs.handler(irq)));
+        if injected.is_empty() {
+            local.pending.fetch_and(!INJECTED, Ordering::Relaxed);
+        }
+        next
     }
 }
 

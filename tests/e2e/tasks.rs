@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lowzone::world::{Body, Exit, Lockstep, Threads};
 use lowzone_device::blk::BlkOptions as DeviceOptions;
 use lowzone_guest_mem::Cpu;
-use lowzone_guest_mem::env::Class;
+use lowzone_guest_mem::env::{Class, IrqReturn};
 use lowzone_guest_mem::finding::Resource;
+use lowzone_guest_mem::irq::{IrqFlags, IrqThread, irq_inject_interrupt, request_threaded_irq, synchronize_irq};
 use lowzone_guest_mem::kernel::MachineConfig;
 use lowzone_guest_mem::kthread::{Kthread, kthread_run};
 use lowzone_guest_mem::lock::{Locked, Mutex};
@@ -91,6 +92,42 @@ fn a_thread_waits_is_woken_and_is_stopped() {
             }
             assert_eq!(thread.stop(cpu), 10);
         }
+    });
+}
+
+/// An interrupt's thread that shares a mutex with a task, and sleeps with it held.
+struct Sleeper {
+    shared: Mutex<u64>,
+    ran: AtomicU64,
+}
+
+impl IrqThread for Sleeper {
+    fn thread(&self, cpu: &Cpu<'_>) -> IrqReturn {
+        let mut value = self.shared.lock(cpu);
+        let before = *value;
+        sleep(cpu, 1_000).unwrap();
+        *value = before + 1;
+        self.ran.fetch_add(1, Ordering::Relaxed);
+        IrqReturn::Handled
+    }
+}
+
+#[test]
+fn an_interrupts_thread_sleeps_is_waited_for_and_runs_once_more_before_it_goes() {
+    in_both("threaded irq", |cpu| {
+        let sleeper = Arc::new(Sleeper { shared: Mutex::new(0), ran: AtomicU64::new(0) });
+        let thread: Arc<dyn IrqThread> = sleeper.clone();
+        let line = request_threaded_irq(cpu, 9, None, Some(thread), IrqFlags::ONESHOT, "sleeper").unwrap();
+        for turn in 0..5 {
+            assert!(irq_inject_interrupt(cpu, 9));
+            *sleeper.shared.lock(cpu) += 1;
+            synchronize_irq(cpu, 9);
+            assert_eq!(sleeper.ran.load(Ordering::Relaxed), turn + 1);
+        }
+        assert!(irq_inject_interrupt(cpu, 9));
+        let _ = cpu.point(Class::Release, 0);
+        line.free(cpu);
+        assert_eq!((sleeper.ran.load(Ordering::Relaxed), *sleeper.shared.lock(cpu)), (6, 11));
     });
 }
 

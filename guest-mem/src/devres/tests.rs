@@ -1,7 +1,17 @@
 use super::*;
 use crate::dma::misuse;
+use crate::env::IrqReturn;
 use crate::gfp::GFP_ATOMIC;
 use crate::testing::{Lab, handler};
+
+/// A thread with nothing to do.
+struct Idle;
+
+impl IrqThread for Idle {
+    fn thread(&self, _cpu: &Cpu<'_>) -> IrqReturn {
+        IrqReturn::None
+    }
+}
 
 fn noting(order: &Arc<Locked<Vec<u32>>>, number: u32) -> impl FnOnce(&Cpu<'_>) + Send + 'static {
     let order = order.clone();
@@ -23,11 +33,14 @@ fn everything_goes_in_the_reverse_order_and_nothing_is_left() {
     drop(buf);
     drop(devres.alloc_coherent(&cpu, &device, 4096, GFP_KERNEL).unwrap());
     devres.request_irq(&cpu, 5, handler(|_| {})).unwrap();
+    let thread: Arc<dyn IrqThread> = Arc::new(Idle);
+    devres.request_threaded_irq(&cpu, 6, None, Some(thread), IrqFlags::ONESHOT, "card").unwrap();
     devres.add_action_or_reset(&cpu, noting(&order, 2)).unwrap();
-    let held = ["devm_add_action", "devm_kmalloc", "dmam_alloc_coherent", "devm_request_irq", "devm_add_action"];
+    let irqs = ["devm_request_irq", "devm_request_threaded_irq"];
+    let held = [&["devm_add_action", "devm_kmalloc", "dmam_alloc_coherent"][..], &irqs, &["devm_add_action"]].concat();
     assert_eq!(devres.held(), held);
     assert!(order.lock().is_empty());
-    assert_eq!((devres.release_all(&cpu), devres.release_all(&cpu)), (5, 0));
+    assert_eq!((devres.release_all(&cpu), devres.release_all(&cpu)), (6, 0));
     assert_eq!(*order.lock(), [2, 1]);
     assert!(lab.leaks().is_empty() && lab.findings().is_empty());
 }
@@ -51,10 +64,12 @@ fn each_call_fails_for_want_of_its_note_and_only_reset_runs_the_action() {
     let (cpu, device, devres) = (lab.cpu(), lab.device(32), Devres::default());
     let order = Arc::new(Locked::new(Vec::new()));
     let warm = Devres::note(&cpu).unwrap();
-    let calls: [&dyn Fn() -> bool; 5] = [
+    let idle = || Some(Arc::new(Idle) as Arc<dyn IrqThread>);
+    let calls: [&dyn Fn() -> bool; 6] = [
         &|| devres.kmalloc(&cpu, 100, GFP_ATOMIC).is_err(),
         &|| devres.alloc_coherent(&cpu, &device, 64, GFP_KERNEL).is_err(),
         &|| devres.request_irq(&cpu, 5, handler(|_| {})).is_err(),
+        &|| devres.request_threaded_irq(&cpu, 5, None, idle(), IrqFlags::ONESHOT, "card").is_err(),
         &|| devres.ioremap(&cpu, PhysAddr::new(0xf000_0000), 64).is_err(),
         &|| devres.add_action(&cpu, noting(&order, 1)).is_err(),
     ];

@@ -1,6 +1,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::desc::NOBODY_CARED;
 use super::*;
+use crate::env::IrqReturn;
 use crate::testing::{Handler, Lab, handler};
 
 fn fire(lab: &Lab, irq: u32) -> bool {
@@ -89,10 +92,10 @@ fn free_waits_for_a_running_handler_and_not_for_one_that_unwound() {
 
     let line = request_irq(&cpu, 4, handler(|_| {})).unwrap();
     let desc = line.desc.clone();
-    desc.running.store(1, Ordering::Relaxed);
+    desc.pretend_running(1);
     lab.solo.on_park(move |solo| {
         solo.set_now(55);
-        desc.running.store(0, Ordering::Relaxed);
+        desc.pretend_running(0);
         solo.raise(handler(|_| {}));
     });
     let desc = line.desc.clone();

@@ -82,7 +82,8 @@ impl Detector {
         match name {
             "null-dereference" | "driver-panic" => Self::Oops,
             "sleep-in-atomic" | "wrong-context" | "self-deadlock" | "inconsistent-lock" | "bad-unlock" => Self::Context,
-            "lab-lock-held" | "nobody-cared" | "freed-active" | "waits-for-itself" | "queue-draining" => Self::Context,
+            "lab-lock-held" | "nobody-cared" | "no-irq-thread" | "freed-active" | "waits-for-itself"
+            | "queue-draining" => Self::Context,
             "unmap-error-value"
             | "unmap-not-mapped"
             | "unmap-size"

@@ -19,6 +19,7 @@ mod percpu;
 mod sanitizers;
 mod scull;
 mod telling;
+mod threaded_irq;
 mod vmalloc;
 mod zones;
 
@@ -64,6 +65,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story { name: "scullc", mistakes: &["no-trim"], parts: || alone(scull::scullc) },
     Story { name: "scullp", mistakes: &[], parts: || alone(scull::scullp) },
     Story { name: "scullv", mistakes: &[], parts: || alone(scull::scullv) },
+    Story { name: "threaded-irq", mistakes: threaded_irq::MISTAKES, parts: || alone(threaded_irq::tell) },
     Story {
         name: "vmalloc",
         mistakes: &["dma-map", "overrun", "double-vfree", "use-after-vfree", "under-lock"],

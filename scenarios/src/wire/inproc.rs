@@ -344,12 +344,18 @@ impl PciBus for InProc {
         let mut state = lock(&self.interrupts.state);
         let irq = (MSI_FIRST..MSI_FIRST + MSI_COUNT).find(|irq| !state.vectors.contains_key(irq))?;
         state.vectors.insert(irq, cpu);
+        if let Some(kernel) = self.interrupts.kernel.get() {
+            kernel.irqs().add_vector(irq, cpu);
+        }
         Some(Vector { irq, addr: MSI_BASE | u64::from(cpu & 0xff) << 12, data: irq })
     }
 
     fn free_vector(&self, irq: u32) {
         let mut state = lock(&self.interrupts.state);
         state.vectors.remove(&irq);
+        if let Some(kernel) = self.interrupts.kernel.get() {
+            kernel.irqs().remove_vector(irq);
+        }
         state.pending.iter_mut().for_each(|queue| queue.retain(|&pending| pending != irq));
     }
 

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use super::*;
 use crate::devres::Devres;
 use crate::dma::{Dir, DmaDevice, ToDevice, misuse};
+use crate::env::IrqReturn;
 use crate::gfp::{GFP_ATOMIC, GFP_KERNEL};
+use crate::irq::{IrqFlags, IrqThread};
 use crate::lock::{Mutex, SpinLock};
 use crate::tasklet::Tasklet;
 use crate::testing::{Lab, handler};
@@ -74,6 +76,12 @@ impl TimerCallback for Nothing {
     fn expired(&self, _: &Cpu<'_>) {}
 }
 
+impl IrqThread for Nothing {
+    fn thread(&self, _: &Cpu<'_>) -> IrqReturn {
+        IrqReturn::None
+    }
+}
+
 fn timer(cpu: &Cpu<'_>) -> Timer {
     Timer::new(cpu, Arc::new(Nothing))
 }
@@ -96,6 +104,10 @@ const CALLS: &[(&str, &str, From, Call)] = &[
         ignore(set.devres.ioremap(cpu, PhysAddr::new(0xf000_0000), 8));
     }),
     ("devres.rs", "request_irq", From::Process, |set, cpu| ignore(set.devres.request_irq(cpu, 1, handler(|_| {})))),
+    ("devres.rs", "request_threaded_irq", From::Process, |set, cpu| {
+        let thread: Arc<dyn IrqThread> = Arc::new(Nothing);
+        ignore(set.devres.request_threaded_irq(cpu, 1, None, Some(thread), IrqFlags::ONESHOT, "table"));
+    }),
     ("devres.rs", "add_action", From::Process, |set, cpu| ignore(set.devres.add_action(cpu, |_| {}))),
     ("devres.rs", "add_action_or_reset", From::Process, |set, cpu| {
         ignore(set.devres.add_action_or_reset(cpu, |_| {}));
@@ -156,6 +168,11 @@ const CALLS: &[(&str, &str, From, Call)] = &[
         ignore(crate::iomem::ioremap(cpu, PhysAddr::new(0xf000_0000), 8));
     }),
     ("irq.rs", "request_irq", From::Process, |_, cpu| ignore(irq::request_irq(cpu, 1, handler(|_| {})))),
+    ("irq.rs", "request_threaded_irq", From::Process, |_, cpu| {
+        ignore(irq::request_threaded_irq(cpu, 1, None, Some(Arc::new(Nothing)), IrqFlags::ONESHOT, "table"));
+    }),
+    ("irq.rs", "synchronize_irq", From::Process, |_, cpu| irq::synchronize_irq(cpu, 1)),
+    ("irq.rs", "irq_set_level", From::Anywhere, |_, cpu| irq::irq_set_level(cpu, 1, true)),
     ("irq.rs", "irq_inject_interrupt", From::Anywhere, |_, cpu| assert!(!irq::irq_inject_interrupt(cpu, 99))),
     ("irq.rs", "free", From::Process, |_, cpu| irq::request_irq(cpu, 1, handler(|_| {})).unwrap().free(cpu)),
     ("kbuf.rs", "kmalloc", From::Process, |_, cpu| ignore(KBuf::kmalloc(cpu, 64, GFP_KERNEL))),
