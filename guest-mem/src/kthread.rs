@@ -1,33 +1,37 @@
 //! Kernel threads: a function that runs as a task of its own, until it returns or is asked to stop.
 //!
 //! A thread is an actor of the world, bound to one CPU, which it shares with the CPU's first task: one of a CPU's tasks
-//! runs at a time, and one that is atomic keeps the CPU. Its stack is [`STACK`] bytes of pages, as
-//! CONFIG_VMAP_STACK has it. Whoever starts a thread stops
-//! it: one that is left over is a leak. Mirrors kernel/kthread.c. Neighbours: `env`, which starts it; `workqueue`, `irq`,
-//! which have threads of their own. Left out: priorities, moving to another CPU, parking, signals.
+//! runs at a time, and one that is atomic keeps the CPU. It has a [stack](OnStack) of its own. Whoever starts a thread
+//! stops it: one that is left over is a leak. Mirrors kernel/kthread.c. Neighbours: `env`, which starts it; `workqueue`,
+//! `irq`, which have threads of their own. Left out: priorities, moving to another CPU, parking, signals.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use thiserror::Error;
 
+use crate::PhysAddr;
 use crate::cpu::Cpu;
 use crate::finding::Resource;
-use crate::gfp::{GFP_KERNEL, Gfp};
-use crate::page::{Pages, alloc_pages};
+use crate::vmalloc::VmallocError;
 use crate::wait::{WaitError, WaitQueue};
 use crate::zone::AllocError;
-use crate::{PAGE_SIZE, PhysAddr};
 
-/// Bytes of a thread's stack (`THREAD_SIZE`).
-pub const STACK: u64 = 4 * PAGE_SIZE;
+pub mod misuse;
+mod stack;
+
+use stack::Stack;
+pub use stack::{OnStack, STACK, STACK_32};
 
 /// Why a thread could not be started (`-ENOMEM`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum KthreadError {
-    /// No pages for its stack.
+    /// No area for its stack.
     #[error("no stack for the thread: {0}")]
-    NoStack(#[from] AllocError),
+    NoStack(#[from] VmallocError),
+    /// No pages for its stack, on the 32-bit machine.
+    #[error("no stack for the thread: {0}")]
+    NoPages(#[from] AllocError),
     /// The world has no room for another task.
     #[error("no room for another thread on cpu {cpu}")]
     NoTask {
@@ -51,12 +55,18 @@ struct State {
 #[cfg_attr(test, derive(Default))]
 pub struct Current {
     state: Arc<State>,
+    stack: Option<Stack>,
 }
 
 impl Current {
     /// Whether it is to return (`kthread_should_stop`). Any context.
     pub fn should_stop(&self) -> bool {
         self.state.should_stop.load(Ordering::Acquire)
+    }
+
+    /// A variable of `len` bytes on its stack, gone when it drops; `None` where the stack is full. Any context.
+    pub fn on_stack(&self, len: usize) -> Option<OnStack<'_>> {
+        OnStack::new(self.stack.as_ref()?, len)
     }
 
     /// Sleeps until it is woken and `condition` holds, or until it is to stop; `false` if it is to stop or is torn
@@ -96,24 +106,23 @@ pub struct Kthread {
 /// The thread's own half: its end is told when this drops, by whichever way it ends.
 struct Life<'a, 'w> {
     cpu: &'a Cpu<'w>,
-    state: Arc<State>,
+    current: Current,
     booked: u64,
-    stack: Option<Vec<Pages>>,
 }
 
 impl Drop for Life<'_, '_> {
     fn drop(&mut self) {
-        drop(self.stack.take());
+        drop(self.current.stack.take());
         self.cpu.kernel().unregister(self.booked);
-        self.state.ended.store(true, Ordering::Release);
-        self.state.others.wake_up_all(self.cpu);
+        self.current.state.ended.store(true, Ordering::Release);
+        self.current.state.others.wake_up_all(self.cpu);
     }
 }
 
 /// Starts a thread on CPU `on` (`kthread_create_on_cpu` and `wake_up_process`). Process context.
 ///
 /// # Errors
-/// [`KthreadError`]: no pages for its stack, or no room in the world.
+/// [`KthreadError`]: no memory for its stack, or no room in the world.
 #[track_caller]
 pub fn kthread_run(
     cpu: &Cpu<'_>,
@@ -122,16 +131,15 @@ pub fn kthread_run(
 ) -> Result<Kthread, KthreadError> {
     cpu.might_sleep("kthread_run");
     let owner = cpu.owner();
-    let page = |_| alloc_pages(cpu, 0, GFP_KERNEL | Gfp::ZERO);
-    let stack = (0..STACK / PAGE_SIZE).map(page).collect::<Result<Vec<_>, _>>()?;
+    let task = cpu.kernel().next_task();
+    let (size, stack) = (Stack::size(cpu), Some(Stack::new(cpu, task)?));
     let state = Arc::new(State::default());
-    let number = PhysAddr::new(u64::from(cpu.kernel().next_task()));
-    let booked = cpu.kernel().register(Resource::Thread, number, STACK, owner);
-    let (its, task) = (state.clone(), u32::try_from(number.get()).unwrap_or(u32::MAX));
+    let booked = cpu.kernel().register(Resource::Thread, PhysAddr::new(u64::from(task)), size, owner);
+    let current = Current { state: state.clone(), stack };
     let body = move |cpu: &Cpu<'_>| {
-        let life = Life { cpu, state: its, booked, stack: Some(stack) };
-        let result = function(cpu, &Current { state: life.state.clone() });
-        life.state.result.store(result, Ordering::Release);
+        let life = Life { cpu, current, booked };
+        let result = function(cpu, &life.current);
+        life.current.state.result.store(result, Ordering::Release);
     };
     if !cpu.spawn(on, task, Box::new(body)) {
         cpu.kernel().unregister(booked);

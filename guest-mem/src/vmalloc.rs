@@ -133,6 +133,22 @@ pub fn __vmalloc(cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<VBuf, VmallocErr
     }
 }
 
+/// Zeroed memory of `len` bytes at a multiple of them, for a thread's stack (`alloc_thread_stack_node`): who asks for
+/// the thread has complained about the context.
+#[track_caller]
+pub(crate) fn vmalloc_stack(cpu: &Cpu<'_>, len: u64, gfp: Gfp) -> Result<VBuf, VmallocError> {
+    let owner = cpu.owner();
+    if slab_point(cpu, DESCRIPTOR, gfp, owner) {
+        return Err(VmallocError::NoDescriptor { size: len });
+    }
+    let at = place_area(cpu, Area { bytes: len, backing: Backing::Alloc(Box::default()), owner }, len)?;
+    let buf = VBuf { kernel: cpu.kernel_ref(), at, len: usize::try_from(len).unwrap_or(0), owner };
+    // Without its pages it goes again: it drops.
+    let pages = take_pages(cpu, len, gfp, owner)?;
+    cpu.kernel().vmalloc.lock().fill(at, pages);
+    Ok(buf)
+}
+
 /// A place in the address space for an area of whole pages (`__get_vm_area_node`).
 #[track_caller]
 pub(crate) fn take_area(

@@ -16,6 +16,7 @@ pub(super) fn misuse_name(misuse: &Misuse) -> &'static str {
         Misuse::SyncDirection { .. } => "sync-direction",
         Misuse::SyncsReadOnly { .. } => "sync-read-only",
         Misuse::SyncsWriteOnly { .. } => "sync-write-only",
+        Misuse::MapsStack { .. } => "map-stack",
         Misuse::Pending { .. } => "pending-dma",
     }
 }

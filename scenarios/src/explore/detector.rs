@@ -84,7 +84,8 @@ impl Detector {
             "sleep-in-atomic" | "wrong-context" | "self-deadlock" | "inconsistent-lock" | "bad-unlock" => Self::Context,
             "lab-lock-held" | "nobody-cared" | "no-irq-thread" | "freed-active" | "waits-for-itself"
             | "queue-draining" => Self::Context,
-            "unmap-error-value"
+            "map-stack"
+            | "unmap-error-value"
             | "unmap-not-mapped"
             | "unmap-size"
             | "unmap-function"

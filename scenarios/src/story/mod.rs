@@ -19,6 +19,7 @@ mod percpu;
 mod sanitizers;
 mod scull;
 mod telling;
+mod thread_stack;
 mod threaded_irq;
 mod vmalloc;
 mod zones;
@@ -65,6 +66,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story { name: "scullc", mistakes: &["no-trim"], parts: || alone(scull::scullc) },
     Story { name: "scullp", mistakes: &[], parts: || alone(scull::scullp) },
     Story { name: "scullv", mistakes: &[], parts: || alone(scull::scullv) },
+    Story { name: "thread-stack", mistakes: thread_stack::MISTAKES, parts: || alone(thread_stack::tell) },
     Story { name: "threaded-irq", mistakes: threaded_irq::MISTAKES, parts: || alone(threaded_irq::tell) },
     Story {
         name: "vmalloc",

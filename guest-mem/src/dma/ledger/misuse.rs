@@ -4,12 +4,12 @@
 //! A [`Violation`] has no counterpart: without an IOMMU the hardware just does it. Its text is ours.
 //!
 //! Neighbours: the ledger makes them, the kernel turns them into findings with both call sites. Left out: messages
-//! about what is mapped (stack, vmalloc, rodata), about scatter lists, and about overlapping cache lines, which Linux
+//! about what is mapped beyond the stack (vmalloc, rodata), about scatter lists, and about overlapping cache lines, which Linux
 //! tracks across devices.
 
 use thiserror::Error;
 
-use crate::addr::{DmaAddr, PhysAddr};
+use crate::addr::{DmaAddr, PhysAddr, VirtAddr};
 use crate::dma::direction::Dir;
 use crate::dma::mapping::{Dead, Kind, Mapping};
 
@@ -160,6 +160,14 @@ pub enum Misuse {
         mapped: Dir,
         /// Direction given.
         synced: Dir,
+    },
+    /// A variable on the caller's own stack was mapped.
+    #[error("device driver maps memory from stack [{probable}addr={:#018x}]", .addr.get())]
+    MapsStack {
+        /// Where the variable lies.
+        addr: VirtAddr,
+        /// `probable ` where the stack is an area of vmalloc's.
+        probable: &'static str,
     },
     /// Mappings are left at unbind (two lines; Linux has no driver name before them, only the device).
     #[error(

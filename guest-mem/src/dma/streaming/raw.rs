@@ -36,8 +36,22 @@ impl DmaDevice {
     /// The mapping under [`DmaDevice::map_single`] and under misuse.
     #[track_caller]
     pub(crate) fn map_raw(&self, cpu: &Cpu<'_>, buf: &KBuf, dir: Dir, checked: bool) -> Result<RawMapping, MapFailure> {
-        let kernel = self.live_for(cpu, Some(buf)).ok_or(MapFailure::Stale)?;
-        let (orig, len, owner) = (buf.phys(), buf.len() as u64, cpu.owner());
+        self.live_for(cpu, Some(buf)).ok_or(MapFailure::Stale)?;
+        self.map_at(cpu, (buf.phys(), buf.len() as u64), buf.owner(), dir, checked)
+    }
+
+    /// The mapping of some bytes of memory, whoever they belong to (`dma_direct_map_page`).
+    #[track_caller]
+    pub(crate) fn map_at(
+        &self,
+        cpu: &Cpu<'_>,
+        (orig, len): (PhysAddr, u64),
+        alloc_owner: Owner,
+        dir: Dir,
+        checked: bool,
+    ) -> Result<RawMapping, MapFailure> {
+        let kernel = self.live_for(cpu, None).ok_or(MapFailure::Stale)?;
+        let owner = cpu.owner();
         // A direct mapping always succeeds; one that bounces may find the pool full.
         let natural = !Self::capable(self.bus_address(orig), len, self.mask());
         let placed = if cpu.pass(Request::new(Class::Map, len), owner, natural) == Verdict::Fail {
@@ -66,7 +80,7 @@ impl DmaDevice {
             kind: MappingKind::Single,
             bounced,
             map_owner: owner,
-            alloc_owner: buf.owner(),
+            alloc_owner,
             mapped_at: cpu.now(),
             checked,
         };

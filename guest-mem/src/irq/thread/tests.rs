@@ -250,9 +250,9 @@ fn a_handler_without_a_thread_may_not_ask_for_one() {
 }
 
 #[test]
-fn each_page_of_the_threads_stack_can_fail_and_a_failure_leaves_nothing() {
+fn each_allocation_for_the_thread_can_fail_and_a_failure_leaves_nothing() {
     let lab = Lab::new();
-    for nth in 0..5 {
+    for nth in 0..7 {
         lab.solo.fail_nth(nth);
         let asked = request_threaded_irq(&lab.cpu(), IRQ, None, Some(Counts::new(true)), IrqFlags::ONESHOT, "card");
         assert_eq!(asked.err(), Some(IrqError::NoMemory { irq: IRQ }), "point {nth}");
