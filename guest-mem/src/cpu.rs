@@ -41,7 +41,7 @@ pub enum Halt {
     Oops,
 }
 
-/// The CPU that runs this code.
+/// The CPU that runs this code; its methods may come from any context unless they say otherwise.
 ///
 /// ```
 /// # use lowzone_guest_mem::Cpu;

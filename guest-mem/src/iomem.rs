@@ -127,7 +127,7 @@ pub fn ioremap(cpu: &Cpu<'_>, at: PhysAddr, len: u64) -> Result<IoMem, IoremapEr
 
 macro_rules! variants {
     ($($name:ident $mem_type:ident;)*) => {$(
-        #[doc = concat!("[`ioremap`] as [`MemType::", stringify!($mem_type), "`] (`", stringify!($name), "`).")]
+        #[doc = concat!("[`ioremap`] as [`MemType::", stringify!($mem_type), "`] (`", stringify!($name), "`). Process context.")]
         ///
         /// # Errors
         /// [`IoremapError`].

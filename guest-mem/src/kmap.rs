@@ -73,7 +73,8 @@ fn frame_of(pages: &Pages, index: u64) -> Result<PhysAddr, KmapError> {
     Ok(pages.phys().wrapping_add(index * PAGE_SIZE))
 }
 
-/// Where the kernel sees a page now (`page_address`): `None` for high memory that nobody maps with [`kmap`].
+/// Where the kernel sees a page now (`page_address`): `None` for high memory that nobody maps with [`kmap`]. Any
+/// context.
 ///
 /// # Errors
 /// [`KmapError::NoPage`].
@@ -135,8 +136,10 @@ impl Kmap<'_> {
         self.virt
     }
 
-    /// Unmaps it and wakes who waits for a slot (`kunmap`). Not from interrupts; a drop does the same, but wakes nobody.
+    /// Unmaps it and wakes who waits for a slot (`kunmap`). Process context; a drop does the same, but wakes nobody.
+    #[track_caller]
     pub fn kunmap(self, cpu: &Cpu<'_>) {
+        cpu.might_sleep("kunmap");
         drop(self);
         cpu.wake(cpu.kernel().kmap_waiters, 1);
     }

@@ -174,6 +174,8 @@ impl KmemCache {
         let owner = cpu.owner();
         if gfp.may_sleep() {
             cpu.might_sleep("kmem_cache_alloc_bulk");
+        } else {
+            cpu.wrong_context(cpu.irqs_disabled(), "kmem_cache_alloc_bulk", None);
         }
         let len = self.object_size();
         let taken = take_many(cpu, self.cache, self.request(gfp), (n, len), owner);
@@ -202,6 +204,7 @@ impl KmemCache {
     /// Gives many objects back (`kmem_cache_free_bulk`). Interrupts on.
     #[track_caller]
     pub fn free_bulk(&self, cpu: &Cpu<'_>, objects: Vec<KBuf>) {
+        cpu.wrong_context(cpu.irqs_disabled(), "kmem_cache_free_bulk", None);
         let all: Vec<_> = objects.into_iter().map(KBuf::leak).collect();
         put_many(cpu.kernel(), &all, self.cache, cpu.owner());
     }

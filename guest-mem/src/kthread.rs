@@ -59,6 +59,12 @@ pub struct Current {
 }
 
 impl Current {
+    /// One that has a stack and no thread.
+    #[cfg(test)]
+    pub(crate) fn with_stack(cpu: &Cpu<'_>, call: impl FnOnce(&Self)) {
+        call(&Self { stack: Stack::new(cpu, cpu.task()).ok(), ..Self::default() });
+    }
+
     /// Whether it is to return (`kthread_should_stop`). Any context.
     pub fn should_stop(&self) -> bool {
         self.state.should_stop.load(Ordering::Acquire)

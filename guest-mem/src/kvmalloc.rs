@@ -89,7 +89,7 @@ pub fn kvmalloc(cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<KvBuf, KvmallocEr
     Ok(KvBuf::Vmalloc(__vmalloc(cpu, len, gfp)?))
 }
 
-/// [`kvmalloc`], zeroed (`kvzalloc`).
+/// [`kvmalloc`], zeroed (`kvzalloc`). Context as [`kvmalloc`].
 ///
 /// # Errors
 /// [`KvmallocError`].
@@ -98,7 +98,7 @@ pub fn kvzalloc(cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<KvBuf, KvmallocEr
     kvmalloc(cpu, len, gfp | Gfp::ZERO)
 }
 
-/// [`kvmalloc`] of `count` elements (`kvmalloc_array`).
+/// [`kvmalloc`] of `count` elements (`kvmalloc_array`). Context as [`kvmalloc`].
 ///
 /// # Errors
 /// [`KvmallocError::Overflow`] where the product is none, else as [`kvmalloc`].

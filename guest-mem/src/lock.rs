@@ -241,7 +241,7 @@ impl<T> Mutex<T> {
         Self(Core::new(value, MUTEX))
     }
 
-    /// Takes the lock, sleeping while another holds it (`mutex_lock`).
+    /// Takes the lock, sleeping while another holds it (`mutex_lock`). Process context.
     #[track_caller]
     pub fn lock<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> MutexLocked<'a, 'w, T> {
         cpu.might_sleep("mutex_lock");

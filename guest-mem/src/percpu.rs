@@ -140,6 +140,7 @@ pub fn alloc_percpu_gfp<T: Zero>(cpu: &Cpu<'_>, gfp: Gfp) -> Result<PerCpu<T>, P
 pub fn define_per_cpu<T: Copy>(cpu: &Cpu<'_>, template: T) -> Result<PerCpu<T>, PerCpuError> {
     let (size, align) = area::rounded(size_of::<T>(), align_of::<T>());
     let owner = cpu.owner();
+    cpu.might_sleep("__alloc_reserved_percpu");
     let found = cpu.kernel().percpu.lock().place(Part::Module, size, align, true, owner);
     match found {
         Some((place, _)) => Ok(PerCpu::at(cpu, place, template)),
@@ -306,8 +307,8 @@ impl<T: Number> PerCpu<T> {
         self.this_cpu_add(cpu, T::ONE);
     }
 
-    /// Adds to this CPU's copy by a load and a store (`__this_cpu_add`). Right only with preemption off; elsewhere the
-    /// task may be moved between the two, which is reported.
+    /// Adds to this CPU's copy by a load and a store (`__this_cpu_add`). Not in preemptible code, where the
+    /// task may be moved between the two: that is reported.
     #[track_caller]
     pub fn __this_cpu_add(&self, cpu: &Cpu<'_>, n: T) {
         check_preemptible(cpu, "__this_cpu_add()");
@@ -353,7 +354,7 @@ impl<T: Copy> CpuVar<'_, T> {
     }
 }
 
-/// The number of the CPU that this runs on (`smp_processor_id`); right only where the task can't be moved.
+/// The number of the CPU that this runs on (`smp_processor_id`). Not in preemptible code.
 ///
 /// In preemptible code the answer may be wrong the moment it is given, which is reported.
 #[track_caller]

@@ -159,7 +159,7 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// A timer that is not armed (`timer_setup`).
+    /// A timer that is not armed (`timer_setup`). Any context.
     pub fn new(cpu: &Cpu<'_>, callback: Arc<dyn TimerCallback>) -> Self {
         let id = cpu.kernel().timers().next_id.fetch_add(1, Ordering::Relaxed);
         Self { kernel: cpu.kernel_ref(), callback, id, armed_at: Locked::default(), running: Arc::default() }

@@ -85,7 +85,7 @@ pub fn vmalloc(cpu: &Cpu<'_>, len: usize) -> Result<VBuf, VmallocError> {
     __vmalloc(cpu, len, GFP_KERNEL)
 }
 
-/// [`vmalloc`], zeroed (`vzalloc`).
+/// [`vmalloc`], zeroed (`vzalloc`). Process context only.
 ///
 /// # Errors
 /// [`VmallocError`].
@@ -94,7 +94,7 @@ pub fn vzalloc(cpu: &Cpu<'_>, len: usize) -> Result<VBuf, VmallocError> {
     __vmalloc(cpu, len, GFP_KERNEL | Gfp::ZERO)
 }
 
-/// [`vmalloc`] of pages below 4 GiB (`vmalloc_32`).
+/// [`vmalloc`] of pages below 4 GiB (`vmalloc_32`). Process context only.
 ///
 /// # Errors
 /// [`VmallocError`].
@@ -159,7 +159,7 @@ pub(crate) fn take_area(
     gfp: Gfp,
 ) -> Result<VirtAddr, VmallocError> {
     let owner = area.owner;
-    if !cpu.in_task() {
+    if cpu.in_interrupt() {
         report(cpu.kernel(), AreaMisuse::InInterrupt { call }, vec![("called at", owner)]);
         return Err(VmallocError::InInterrupt);
     }
@@ -219,7 +219,8 @@ fn give_pages(kernel: &Kernel, pages: &[Pfn]) {
     pages.iter().for_each(|pfn| give_block(kernel, pfn.phys(), 0));
 }
 
-/// Frees vmalloc memory (`vfree`). Process context; in an interrupt handler or softirq a worker does it later.
+/// Frees vmalloc memory (`vfree`). Process context; in an interrupt handler or softirq, and with softirqs off, a worker
+/// does it later.
 #[track_caller]
 pub fn vfree(cpu: &Cpu<'_>, buf: VBuf) {
     misuse::vfree(cpu, buf.into_raw());

@@ -119,7 +119,7 @@ impl<'w> Cpu<'w> {
         }
     }
 
-    /// Complains if the caller may not sleep here; then goes on, as Linux does (`might_sleep`).
+    /// Complains if the caller may not sleep here; then goes on, as Linux does (`might_sleep`). Right in process context.
     #[track_caller]
     pub fn might_sleep(&self, what: &'static str) {
         if self.in_atomic() || self.rcu_depth.get() > 0 {

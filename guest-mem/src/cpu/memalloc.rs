@@ -37,18 +37,19 @@ impl Drop for MemallocScope<'_> {
 }
 
 impl Cpu<'_> {
-    /// From here on no allocation starts I/O or calls into a file system (`memalloc_noio_save`).
+    /// From here on no allocation starts I/O or calls into a file system (`memalloc_noio_save`). Any
+    /// context.
     pub fn memalloc_noio_save(&self) -> MemallocScope<'_> {
         self.memalloc_save(Memalloc::NOIO)
     }
 
-    /// From here on no allocation calls into a file system (`memalloc_nofs_save`).
+    /// From here on no allocation calls into a file system (`memalloc_nofs_save`). Any context.
     pub fn memalloc_nofs_save(&self) -> MemallocScope<'_> {
         self.memalloc_save(Memalloc::NOFS)
     }
 
     /// From here on no allocation reclaims, and each may use all reserves (`memalloc_noreclaim_save`): for code that
-    /// frees memory.
+    /// frees memory. Any context.
     pub fn memalloc_noreclaim_save(&self) -> MemallocScope<'_> {
         self.memalloc_save(Memalloc::NORECLAIM)
     }

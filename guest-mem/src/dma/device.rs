@@ -184,7 +184,7 @@ impl DmaDevice {
         Ok(())
     }
 
-    /// Both masks (`dma_set_mask_and_coherent`): the first's result counts.
+    /// Both masks (`dma_set_mask_and_coherent`): the first's result counts. Context as [`DmaDevice::set_mask`].
     ///
     /// # Errors
     /// As [`DmaDevice::set_mask`].
@@ -309,7 +309,8 @@ impl DmaDevice {
         cpu.trace_with((kind, mapping.dma.get(), len), dev, mapping.id, &[reached, behind]);
     }
 
-    /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`).
+    /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`). Any
+    /// context.
     #[track_caller]
     pub fn released(&self, cpu: &Cpu<'_>) {
         let (pending, owners) = {

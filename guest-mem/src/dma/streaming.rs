@@ -161,7 +161,7 @@ impl<D: Direction> Mapped<KBuf, D> {
         }
     }
 
-    /// Lends the buffer to the CPU until the window closes (`dma_sync_single_for_cpu` … `_for_device`).
+    /// Lends the buffer to the CPU until the window closes (`dma_sync_single_for_cpu` … `_for_device`). Any context.
     #[track_caller]
     pub fn sync_for_cpu<'m, 'w>(&'m mut self, cpu: &'m Cpu<'w>) -> Window<'m, 'w, D> {
         self.device.sync_raw(cpu, self.raw.dma, self.raw.len, true, D::DIR);

@@ -36,7 +36,7 @@ macro_rules! accessors {
             <$type>::try_from(self.read(cpu, offset, $width)).unwrap_or(<$type>::MAX)
         }
 
-        #[doc = concat!("[`IoMem::", stringify!($read), "`], as drivers of ports and memory have it.")]
+        #[doc = concat!("[`IoMem::", stringify!($read), "`], as drivers of ports and memory have it. Any context.")]
         #[track_caller]
         pub fn $io_read(&self, cpu: &Cpu<'_>, offset: u64) -> $type {
             self.$read(cpu, offset)
@@ -63,7 +63,7 @@ macro_rules! accessors {
             self.write(cpu, offset, $width, u64::from(value));
         }
 
-        #[doc = concat!("[`IoMem::", stringify!($write), "`], as drivers of ports and memory have it.")]
+        #[doc = concat!("[`IoMem::", stringify!($write), "`], as drivers of ports and memory have it. Any context.")]
         #[track_caller]
         pub fn $io_write(&self, cpu: &Cpu<'_>, offset: u64, value: $type) {
             self.$write(cpu, offset, value);

@@ -22,10 +22,12 @@ pub fn iounmap(cpu: &Cpu<'_>, window: &IoMem) {
     }
 }
 
-/// Gives a range back by numbers (`release_mem_region`): right or wrong, as often as called. Process context.
+/// Gives a range back by numbers (`release_mem_region`): right or wrong, as often as called. Not in
+/// handlers and softirqs: the lock that it takes is not theirs.
 #[track_caller]
 pub fn release_mem_region(cpu: &Cpu<'_>, at: PhysAddr, len: u64) {
     let owner = cpu.owner();
+    cpu.wrong_context(!cpu.in_task(), "release_mem_region", Some("CONFIG_PROVE_LOCKING"));
     let _ = cpu.point_for(Class::Release, len, owner);
     let released = cpu.kernel().regions.lock().release(at, len);
     if !released {

@@ -180,7 +180,8 @@ impl Drop for PageRef {
     }
 }
 
-/// How many references a page has: 0 if it is free, or not the first of its block (`page_ref_count`).
+/// How many references a page has: 0 if it is free, or not the first of its block (`page_ref_count`). Any
+/// context.
 pub fn page_count(cpu: &Cpu<'_>, at: PhysAddr) -> u32 {
     u32::try_from(at.pfn().get()).map_or(0, |pfn| cpu.kernel().pcp.shared().frames.refs(pfn))
 }

@@ -51,7 +51,7 @@ pub fn vmap<'p>(cpu: &Cpu<'_>, blocks: &[&'p Pages]) -> Result<VMap<'p>, Vmalloc
 #[track_caller]
 pub fn vunmap(cpu: &Cpu<'_>, map: VMap<'_>) {
     let owner = cpu.owner();
-    if cpu.in_task() {
+    if !cpu.in_interrupt() {
         cpu.might_sleep("vunmap");
     } else {
         report(cpu.kernel(), AreaMisuse::InInterrupt { call: "vunmap" }, vec![("called at", owner)]);

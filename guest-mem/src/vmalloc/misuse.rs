@@ -16,14 +16,14 @@ use crate::site::Site;
 #[track_caller]
 pub fn vfree(cpu: &Cpu<'_>, at: VirtAddr) {
     let owner = cpu.owner();
-    if cpu.in_task() {
+    if !cpu.in_interrupt() {
         cpu.might_sleep("vfree");
     }
     if at.get() == 0 {
         return;
     }
     let _ = cpu.point_for(Class::Release, 0, owner);
-    if cpu.in_task() {
+    if !cpu.in_interrupt() {
         free_at(cpu.kernel(), "vfree", at, owner);
     } else {
         cpu.kernel().vmalloc.lock().defer(at, owner);
@@ -35,7 +35,7 @@ pub fn vfree(cpu: &Cpu<'_>, at: VirtAddr) {
 #[track_caller]
 pub fn vunmap(cpu: &Cpu<'_>, at: VirtAddr) {
     let owner = cpu.owner();
-    if !cpu.in_task() {
+    if cpu.in_interrupt() {
         return report(cpu.kernel(), AreaMisuse::InInterrupt { call: "vunmap" }, vec![("called at", owner)]);
     }
     cpu.might_sleep("vunmap");

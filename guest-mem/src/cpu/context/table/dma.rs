@@ -1,0 +1,79 @@
+//! The DMA API and registers: from where each call may come.
+
+use super::*;
+
+pub(super) const CALLS: &[Row] = &[
+    ("dma/coherent.rs", "alloc_coherent", From::ByMask, |set, cpu| {
+        ignore(set.device.alloc_coherent(cpu, 64, set.gfp));
+    }),
+    ("dma/coherent.rs", "alloc_pages", From::ByMask, |set, cpu| ignore(set.device.alloc_pages(cpu, 64, set.gfp))),
+    ("dma/coherent.rs", "free", From::IrqsOn, |set, cpu| set.coherent().free(cpu)),
+    ("dma/coherent.rs", "$read", From::Anywhere, |set, cpu| assert_eq!(set.coherent().read_u32(cpu, 0), 0)),
+    ("dma/coherent.rs", "$write", From::Anywhere, |set, cpu| set.coherent().write_u32(cpu, 0, 1)),
+    ("dma/coherent.rs", "read", From::Anywhere, |set, cpu| set.coherent().read(cpu, 0, &mut [0; 4])),
+    ("dma/coherent.rs", "write", From::Anywhere, |set, cpu| set.coherent().write(cpu, 0, &[0; 4])),
+    ("dma/device.rs", "set_mask", From::NotHardirq, |set, cpu| set.device.set_mask(cpu, u64::MAX).unwrap()),
+    ("dma/device.rs", "set_coherent_mask", From::NotHardirq, |set, cpu| {
+        set.device.set_coherent_mask(cpu, u64::MAX).unwrap();
+    }),
+    ("dma/device.rs", "set_mask_and_coherent", From::NotHardirq, |set, cpu| {
+        set.device.set_mask_and_coherent(cpu, u64::MAX).unwrap();
+    }),
+    ("dma/device.rs", "released", From::Anywhere, |set, cpu| set.device.released(cpu)),
+    ("dma/misuse.rs", "map_single", From::Anywhere, |set, cpu| {
+        ignore(misuse::map_single(cpu, &set.device, &set.buf(), Dir::ToDevice));
+    }),
+    ("dma/misuse.rs", "map_single_unchecked", From::Anywhere, |set, cpu| {
+        assert!(misuse::map_single_unchecked(cpu, &set.device, &set.buf(), Dir::ToDevice).is_ok());
+    }),
+    ("dma/misuse.rs", "map_blindly", From::Anywhere, |set, cpu| {
+        ignore(misuse::map_blindly::<ToDevice>(cpu, &set.device, set.buf()));
+    }),
+    ("dma/misuse.rs", "free_coherent", From::IrqsOn, |set, cpu| {
+        misuse::free_coherent(cpu, &set.device, PhysAddr::new(0), crate::DmaAddr::new(0), 8);
+    }),
+    ("dma/misuse.rs", "free_coherent_as", From::IrqsOn, |set, cpu| misuse::free_coherent_as(cpu, set.coherent(), 8)),
+    ("dma/misuse.rs", "unmap_single", From::Anywhere, |set, cpu| {
+        misuse::unmap_single(cpu, &set.device, set.raw().dma, 64, Dir::ToDevice);
+    }),
+    ("dma/misuse.rs", "sync_single", From::Anywhere, |set, cpu| {
+        misuse::sync_single(cpu, &set.device, set.raw().dma, 64, true, Dir::ToDevice);
+    }),
+    ("dma/misuse.rs", "kfree", From::Anywhere, |_, cpu| misuse::kfree(cpu, PhysAddr::new(0x1000))),
+    ("dma/misuse.rs", "free_buffer", From::Anywhere, |set, cpu| misuse::free_buffer(cpu, &set.buf())),
+    ("dma/streaming.rs", "map_single", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_single::<ToDevice>(cpu, set.buf()));
+    }),
+    ("dma/streaming.rs", "unmap", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_single::<ToDevice>(&set.calm, set.buf()).unwrap().unmap(cpu));
+    }),
+    ("dma/streaming.rs", "sync_for_cpu", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_single::<ToDevice>(&set.calm, set.buf()).unwrap().sync_for_cpu(cpu));
+    }),
+    ("iomem.rs", "ioremap", From::Process, |_, cpu| ignore(iomem::ioremap(cpu, REGISTERS, 8))),
+    ("dma/misuse.rs", "kmem_cache_free", From::Anywhere, |set, cpu| {
+        misuse::kmem_cache_free(cpu, &set.cache, PhysAddr::new(0x1000));
+    }),
+    ("dma/misuse.rs", "scribble", From::Anywhere, |set, cpu| misuse::scribble(cpu, set.pages.phys(), &[1])),
+    ("iomem.rs", "$name", From::Process, |_, cpu| ignore(iomem::ioremap_wc(cpu, REGISTERS, 8))),
+    ("iomem.rs", "iounmap", From::Process, |set, cpu| iomem::iounmap(cpu, set.window())),
+    ("iomem/access.rs", "$read", From::Anywhere, |set, cpu| ignore(set.window.readl(cpu, 0))),
+    ("iomem/access.rs", "$relaxed_read", From::Anywhere, |set, cpu| ignore(set.window.readl_relaxed(cpu, 0))),
+    ("iomem/access.rs", "$io_read", From::Anywhere, |set, cpu| ignore(set.window.ioread32(cpu, 0))),
+    ("iomem/access.rs", "$rep_read", From::Anywhere, |set, cpu| set.window.ioread32_rep(cpu, 0, &mut [0; 2])),
+    ("iomem/access.rs", "$write", From::Anywhere, |set, cpu| set.window.writel(cpu, 0, 1)),
+    ("iomem/access.rs", "$relaxed_write", From::Anywhere, |set, cpu| set.window.writel_relaxed(cpu, 0, 1)),
+    ("iomem/access.rs", "$io_write", From::Anywhere, |set, cpu| set.window.iowrite32(cpu, 0, 1)),
+    ("iomem/access.rs", "$rep_write", From::Anywhere, |set, cpu| set.window.iowrite32_rep(cpu, 0, &[1; 2])),
+    ("iomem/access.rs", "memcpy_fromio", From::Anywhere, |set, cpu| set.window.memcpy_fromio(cpu, 0, &mut [0; 4])),
+    ("iomem/access.rs", "memcpy_toio", From::Anywhere, |set, cpu| set.window.memcpy_toio(cpu, 0, &[0; 4])),
+    ("iomem/access.rs", "memset_io", From::Anywhere, |set, cpu| set.window.memset_io(cpu, 0, 0, 4)),
+    ("iomem/misuse.rs", "iounmap", From::Process, |set, cpu| iomem::misuse::iounmap(cpu, &set.window)),
+    ("iomem/misuse.rs", "release_mem_region", From::Task, |_, cpu| {
+        iomem::misuse::release_mem_region(cpu, REGISTERS, 8);
+    }),
+    ("iomem/posted.rs", "flush_posted", From::Anywhere, |_, cpu| iomem::posted::flush_posted(cpu)),
+    ("iomem/region.rs", "request_mem_region", From::Process, |_, cpu| {
+        ignore(iomem::request_mem_region(cpu, REGISTERS, 8, "table"));
+    }),
+];
