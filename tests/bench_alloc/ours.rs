@@ -97,6 +97,11 @@ impl Objects {
         Self { name, machine: Machine::acquire(MachineConfig { pcp: true, ..MachineConfig::default() }).unwrap() }
     }
 
+    /// Runs something on its CPU 0.
+    pub fn with_cpu(&self, run: impl FnOnce(&Cpu<'_>)) {
+        on(&self.machine, 0, run);
+    }
+
     /// With poison and red zones.
     pub fn sanitized(name: &'static str) -> Self {
         let sanitize = Sanitize::POISON | Sanitize::RED_ZONE;
