@@ -285,6 +285,8 @@ mod tests {
             (__GFP_DIRECT_RECLAIM, 0x400, "__GFP_DIRECT_RECLAIM"),
             (__GFP_NOFAIL, 0x8000, "__GFP_NOFAIL"),
             (__GFP_MEMALLOC, 0x20000, "__GFP_MEMALLOC"),
+            (GFP_KERNEL, 0xcc0, "GFP_KERNEL"),
+            (GFP_HIGHUSER, 0x10_0cc2, "GFP_HIGHUSER"),
             (GFP_KERNEL_ACCOUNT, 0x40_0cc0, "GFP_KERNEL_ACCOUNT"),
             (GFP_ATOMIC, 0xa20, "GFP_ATOMIC"),
             (GFP_NOIO, 0xc00, "GFP_NOIO"),

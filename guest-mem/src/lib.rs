@@ -8,6 +8,8 @@
 //! This crate depends on no sibling. Left out as a whole: processes, user space, file systems.
 #![deny(unsafe_code)]
 
+#[macro_use]
+mod altered;
 pub mod addr;
 pub mod arch;
 pub mod buddy;

@@ -154,7 +154,7 @@ impl<B: Backing> Mempool<B> {
             // Before the look at the reserve, so that a free in between is not missed.
             let waits = mask == whole && gfp.may_sleep();
             if waits {
-                let _ = cpu.point(Class::Wait, RETRY_NS);
+                let _ = cpu.point(Class::Wait, altered!(RETRY_NS));
             }
             let ticket = waits.then(|| cpu.prepare(self.waiters));
             if let Some(element) = self.pop() {
@@ -173,7 +173,7 @@ impl<B: Backing> Mempool<B> {
                 }
                 Some(ticket) => {
                     self.book.waited();
-                    if cpu.park(ticket, Some(cpu.now().saturating_add(RETRY_NS))) == Wake::Dying {
+                    if cpu.park(ticket, Some(cpu.now().saturating_add(altered!(RETRY_NS)))) == Wake::Dying {
                         return Err(MempoolError::Dying);
                     }
                 }

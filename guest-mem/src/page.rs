@@ -61,7 +61,7 @@ impl Pages {
 /// The page allocator's front door, for every allocator above it.
 #[track_caller]
 pub(crate) fn take_block(cpu: &Cpu<'_>, order: u8, gfp: Gfp, class: Class, owner: Owner) -> Result<Block, AllocError> {
-    if order > MAX_ORDER {
+    if order > altered!(MAX_ORDER) {
         GfpWarning::OrderTooLarge { order }.report(cpu, gfp, owner);
         return Err(AllocError::TooLarge { order });
     }

@@ -28,6 +28,10 @@ mod tests;
 /// The largest order that has lists (`PAGE_ALLOC_COSTLY_ORDER`).
 pub const PCP_MAX_ORDER: u8 = 3;
 const LISTS: usize = 4;
+/// Pages of a batch at most, before it is rounded (1 MiB of them).
+const BATCH_MOST: u64 = 256;
+/// `vm.percpu_pagelist_high_fraction`: the part of a zone that all CPUs' lists may hold; 0 = its low mark.
+pub(crate) const HIGH_FRACTION: u64 = 0;
 const ZONES: usize = ZoneKind::ALL.len();
 
 /// How many pages of a zone a CPU keeps, and how many move at once (`pcp->high`, `pcp->batch`).
@@ -49,10 +53,10 @@ impl PcpSettings {
     /// assert_eq!(PcpSettings::new(3840, 9, 2), PcpSettings { high: 4, batch: 1 });
     /// ```
     pub fn new(managed: u64, low: u64, cpus: u32) -> Self {
-        let quarter = ((managed >> 10).min(256) / 4).max(1);
+        let quarter = ((managed >> 10).min(altered!(BATCH_MOST)) / 4).max(1);
         let half_more = quarter + quarter / 2;
         let batch = ((1 << half_more.ilog2()) - 1).max(1);
-        let high = low / u64::from(cpus.max(1));
+        let high = managed.checked_div(HIGH_FRACTION).unwrap_or(low) / u64::from(cpus.max(1));
         Self { high: u32::try_from(high).unwrap_or(u32::MAX).max(batch * 4), batch }
     }
 

@@ -16,6 +16,7 @@ use crate::finding::Finding;
 use crate::kernel::{Kernel, KernelRef, Machine, MachineConfig};
 use crate::timer::Timers;
 
+mod damage;
 pub(crate) mod shadow;
 
 type Script = Box<dyn FnOnce(&Solo)>;

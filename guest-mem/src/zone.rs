@@ -121,6 +121,10 @@ pub struct ZoneStats {
     pub marks: Watermarks,
     /// Pages kept from requests whose highest zone is DMA, DMA32, Normal, HighMem.
     pub protection: [u64; ZONES],
+    /// What its marks are raised by for a while (`watermark_boost`): [`watermark::BOOST`].
+    pub boost: u64,
+    /// Pages kept for urgent requests of high order (`nr_reserved_highatomic`): [`watermark::HIGHATOMIC`].
+    pub highatomic: u64,
 }
 
 #[derive(PartialEq, Eq)]
@@ -204,7 +208,7 @@ impl Zones {
 
     /// As [`Zones::alloc`], for a purpose.
     pub(crate) fn alloc_as(&mut self, order: u8, gfp: Gfp, owner: Owner, kind: Kind) -> Result<Block, AllocError> {
-        if order > MAX_ORDER {
+        if order > altered!(MAX_ORDER) {
             return Err(AllocError::TooLarge { order });
         }
         let zone = gfp.highest_zone(self.arch());
@@ -422,6 +426,8 @@ impl Zones {
                 free_by_order: zone.buddy.free_by_order(),
                 marks: self.shared.marks.zones[kind.index()],
                 protection: self.shared.marks.protection[kind.index()],
+                boost: watermark::BOOST,
+                highatomic: watermark::HIGHATOMIC,
             }
         })
     }

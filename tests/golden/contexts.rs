@@ -22,7 +22,7 @@ const STATE: Golden = Golden {
 };
 
 /// Runs `body` on a machine's first CPU; what it gave, and the names of the findings.
-fn on_cpu<T: Send + 'static>(body: impl FnOnce(&Cpu<'_>) -> T + Send + 'static) -> (T, Vec<&'static str>) {
+pub fn on_cpu<T: Send + 'static>(body: impl FnOnce(&Cpu<'_>) -> T + Send + 'static) -> (T, Vec<&'static str>) {
     let machine = Machine::acquire(MachineConfig::default()).unwrap();
     let bus = Arc::new(InProc::new(machine.kernel_ref(), 2));
     let mut world = Lockstep::new(machine.kernel_ref(), bus, Vec::new(), 1);

@@ -134,14 +134,13 @@ fn golden_drain() {
         row_number += 1;
         assert_eq!(stats.zone.to_string(), row.get("zone"));
         vec![
-            // Nothing boosts a mark and nothing is reserved for high orders: those are left out of the model.
-            ("boost", "0".into()),
+            ("boost", stats.boost.to_string()),
             ("min", stats.marks.min.to_string()),
             ("low", stats.marks.low.to_string()),
             ("high", stats.marks.high.to_string()),
             ("reserve_vs_DMA32", stats.protection[ZoneKind::Dma32.index()].to_string()),
             ("reserve_vs_Normal", stats.protection[ZoneKind::Normal.index()].to_string()),
-            ("highatomic", "0".into()),
+            ("highatomic", stats.highatomic.to_string()),
         ]
     });
     DRAINED.steps.iter().zip(&DRAINED.steps[1..]).for_each(|(before, after)| a_step_keeps_the_rules(before, after));

@@ -64,18 +64,38 @@ pub fn path() -> &'static Path {
     PATH.get_or_init(|| build(!cfg!(debug_assertions)))
 }
 
-/// The program with bugs seeded into its driver, where `lowzone mutants` looks for it.
-pub fn mutants() -> &'static Path {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
+/// Builds, in a target folder of its own, the program with bugs seeded into its driver, where `lowzone mutants` looks
+/// for it, and the runner of the measured tables with constants that can be altered.
+fn with_mutants() -> &'static (PathBuf, PathBuf) {
+    static PATHS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    PATHS.get_or_init(|| {
         let target = target().join("mutants");
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--release", "--package", "lowzone", "--quiet", "--target-dir"]).arg(&target);
+        // Together, so that both have the same dependencies.
+        cargo.args(["build", "--release", "--package", "lowzone", "--package", "lowzone-tests", "--bin", "lowzone"]);
+        cargo.args(["--test", "golden", "--message-format", "json", "--quiet", "--target-dir"]).arg(&target);
         cargo.env("RUSTFLAGS", "--cfg lowzone_mutants").env_remove("CARGO_ENCODED_RUSTFLAGS");
-        let status = cargo.current_dir(workspace()).stdin(Stdio::null()).status().expect("cargo runs");
-        assert!(status.success(), "the program with seeded bugs does not build");
-        target.join("release").join("lowzone")
+        let built = cargo.current_dir(workspace()).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+        let built = built.expect("cargo runs");
+        assert!(built.status.success(), "the program with seeded bugs does not build");
+        let messages = String::from_utf8_lossy(&built.stdout).into_owned();
+        let mut messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let golden = messages.find_map(|message| match message["target"]["name"].as_str() {
+            Some("golden") => message["executable"].as_str().map(PathBuf::from),
+            _ => None,
+        });
+        (target.join("release").join("lowzone"), golden.expect("cargo tells where it is"))
     })
+}
+
+/// The program with bugs seeded into its driver.
+pub fn mutants() -> &'static Path {
+    &with_mutants().0
+}
+
+/// The runner of the measured tables with constants that can be altered.
+pub fn altered_golden() -> &'static Path {
+    &with_mutants().1
 }
 
 /// The program with arguments, in a pipe and without anybody's settings.

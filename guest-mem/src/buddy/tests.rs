@@ -68,6 +68,17 @@ fn a_block_of_each_order_is_taken_as_measured() {
 }
 
 #[test]
+fn two_buddies_of_order_2_are_one_block_from_the_lower_one_on() {
+    let mut bench = Bench::new(std::slice::from_ref(&(0..16)));
+    let blocks = [0; 4].map(|_| bench.take(2));
+    assert_eq!(blocks, [0, 4, 8, 12]);
+    bench.give(12, 2);
+    bench.give(8, 2);
+    assert_eq!(bench.buddy.free_by_order()[..5], [0, 0, 0, 1, 0]);
+    assert_eq!(bench.take(3), 8);
+}
+
+#[test]
 fn sixteen_blocks_come_and_go_as_measured() {
     let mut bench = measured();
     let taken: Vec<u32> = (0..16).map(|_| bench.take(4)).collect();

@@ -34,7 +34,7 @@ pub use request::Constraints;
 
 use crate::addr::PhysAddr;
 use cell::{Cell, SEGMENT, small, wide};
-use geometry::SLOT_SHIFT;
+use geometry::{max_mapping, slot_shift, slot_size};
 use request::Search;
 
 /// Slots given to a mapping.
@@ -198,8 +198,8 @@ impl Pool {
         let mut orig = search.orig - u64::from(search.offset);
         for (back, cell) in self.cells[first..first + slots].iter_mut().enumerate() {
             *cell = Cell { orig, span, offset: search.offset, list: 0, back: small(back) };
-            span = span.saturating_sub(1 << SLOT_SHIFT);
-            orig = orig.wrapping_add(SLOT_SIZE);
+            span = span.saturating_sub(1 << slot_shift());
+            orig = orig.wrapping_add(slot_size());
         }
         self.renumber_before(first, 0);
         let size = self.area_slots();
@@ -211,7 +211,7 @@ impl Pool {
         state.dirty = (state.dirty.0.min(segment), state.dirty.1.max(segment + SEGMENT));
         self.used += search.slots;
         self.high_water = self.high_water.max(self.used);
-        let phys = self.base + (u64::from(index) << SLOT_SHIFT) + u64::from(search.offset);
+        let phys = self.base + (u64::from(index) << slot_shift()) + u64::from(search.offset);
         Slot { phys: PhysAddr::new(phys), index, count: search.slots }
     }
 
@@ -243,7 +243,7 @@ impl Pool {
         }
         self.renumber_before(first, count);
         for (kept, cell) in self.cells[first - back..first].iter_mut().rev().enumerate() {
-            cell.span = (u32::from(small(kept)) + 1) << SLOT_SHIFT;
+            cell.span = (u32::from(small(kept)) + 1) << slot_shift();
         }
         let size = wide(self.area_slots());
         let freed = u32::from(count - after);
@@ -259,9 +259,9 @@ impl Pool {
     /// The taken slot that holds the address, and the offset in it.
     fn place(&self, phys: PhysAddr) -> Option<(usize, u64)> {
         let offset = phys.get().checked_sub(self.base)?;
-        let index = usize::try_from(offset >> SLOT_SHIFT).ok()?;
+        let index = usize::try_from(offset >> slot_shift()).ok()?;
         self.cells.get(index).filter(|cell| cell.list == 0)?;
-        Some((index, offset & (SLOT_SIZE - 1)))
+        Some((index, offset & (slot_size() - 1)))
     }
 
     /// The byte of the buffer behind a byte of the pool, for a sync of any part of a mapping; `None` where none is.
@@ -279,8 +279,8 @@ impl Pool {
 
     /// The longest mapping, in bytes, for a device with this mask (`swiotlb_max_mapping_size`).
     pub fn max_mapping_size(min_align_mask: u64) -> u64 {
-        let lost = min_align_mask.checked_next_multiple_of(SLOT_SIZE).unwrap_or(u64::MAX);
-        MAX_MAPPING.saturating_sub(lost)
+        let lost = min_align_mask.checked_next_multiple_of(slot_size()).unwrap_or(u64::MAX);
+        max_mapping().saturating_sub(lost)
     }
 
     /// Where the pool begins.

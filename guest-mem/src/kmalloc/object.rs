@@ -11,7 +11,7 @@ use crate::frame::Kind as Purpose;
 use crate::gfp::{GFP_SLAB_BUG_MASK, Gfp};
 use crate::kernel::{Kernel, Memory};
 use crate::kmalloc::report::{self, Fix, SlabReport};
-use crate::page::{ask_for_pages, get_pages, give_block_by, report_bad_free, trace_release};
+use crate::page::{GfpWarning, ask_for_pages, get_pages, give_block_by, report_bad_free, trace_release};
 use crate::site::Owner;
 use crate::slab::debug::{bury, exhume, mend};
 use crate::slab::{
@@ -174,7 +174,11 @@ fn grow(cpu: &Cpu<'_>, cache: u32, refill: Refill, owner: Owner) -> Result<(), A
 
 /// Whole pages, for what no cache is large enough.
 pub(crate) fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result<(Placed, bool), AllocError> {
-    let order = large_order(len)?;
+    let order = large_order(len).inspect_err(|why| {
+        if let AllocError::TooLarge { order } = *why {
+            GfpWarning::OrderTooLarge { order }.report(cpu, gfp, owner);
+        }
+    })?;
     let kind = large_kind(len);
     let object = ask_for_pages(cpu, Request::pages(order, large_mask(gfp)), owner, |_, gfp| {
         let block = get_pages(cpu, order, gfp, (kind, owner))?;

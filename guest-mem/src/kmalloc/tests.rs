@@ -375,3 +375,34 @@ fn threads_that_allocate_and_free_each_other_s_objects_at_once_lose_none() {
     assert!(leaks.is_empty(), "{}", leaks.len());
     assert!(machine.kernel().slab_stats().iter().all(|stats| stats.active == 0));
 }
+
+#[test]
+fn each_size_gets_its_class_and_beyond_4_mib_nothing_but_a_warning() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let classes = [
+        (1, 8),
+        (9, 16),
+        (65, 96),
+        (97, 128),
+        (129, 192),
+        (193, 256),
+        (4097, 8192),
+        (8193, 16384),
+        (12289, 16384),
+        (4 << 20, 4 << 20),
+    ];
+    for (size, class) in classes {
+        let buf = kmalloc(&cpu, size, GFP_KERNEL).unwrap();
+        let order = lab.kernel().object_at(buf.phys()).unwrap().large_order;
+        assert_eq!(
+            (ksize(&buf), order),
+            (class, (size > 8192).then(|| crate::slab::get_order(class as u64))),
+            "{size}"
+        );
+    }
+    assert_eq!(kmalloc(&cpu, 0, GFP_KERNEL).unwrap().virt(), crate::addr::VirtAddr::new(16));
+    assert!(lab.findings().is_empty());
+    assert!(kmalloc(&cpu, (4 << 20) + 1, GFP_KERNEL).is_err());
+    assert_eq!(lab.findings(), ["order-too-large"]);
+}

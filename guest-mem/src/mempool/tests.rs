@@ -81,6 +81,49 @@ fn a_sleeper_wakes_by_a_free_or_after_five_seconds_or_dies() {
     assert_eq!(pool.usage().waits, 3);
 }
 
+/// A backing that always fails and notes the masks.
+#[derive(Default)]
+struct Noting(std::cell::RefCell<Vec<u32>>);
+
+impl Backing for Noting {
+    type Element = u32;
+
+    fn alloc(&self, cpu: &Cpu<'_>, gfp: Gfp) -> Result<u32, crate::zone::AllocError> {
+        self.0.borrow_mut().push(gfp.bits());
+        Never.alloc(cpu, gfp)
+    }
+
+    fn bytes(&self) -> u64 {
+        4
+    }
+}
+
+#[test]
+fn a_pool_of_two_over_a_backing_that_always_fails() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let pool = mempool_create(&cpu, 0, Noting::default()).unwrap();
+    pool.resize(&cpu, 2).unwrap();
+    pool.backing().0.take();
+    for element in [1, 2] {
+        pool.free(&cpu, element);
+    }
+    let masks = |pool: &Mempool<Noting>| pool.backing().0.take();
+    assert_eq!([(); 2].map(|()| pool.alloc(&cpu, GFP_ATOMIC)), [Ok(2), Ok(1)]);
+    assert_eq!(masks(&pool), [0x9_2a20; 2], "the first round has the whole mask");
+    assert_eq!(pool.alloc(&cpu, GFP_ATOMIC), Err(MempoolError::Empty { gfp: GFP_ATOMIC }));
+    assert_eq!(masks(&pool), [0x9_2a20], "and there is no second");
+    pool.free(&cpu, 1);
+    assert_eq!((pool.alloc(&cpu, GFP_ATOMIC), masks(&pool)), (Ok(1), vec![0x9_2a20]));
+    // Nobody frees: it looks again after 5 s, and after 5 s more.
+    lab.solo.on_park(|_| {});
+    lab.solo.on_park(|solo| solo.set_now(RETRY_NS));
+    lab.solo.on_park(|solo| solo.set_now(2 * RETRY_NS));
+    lab.solo.on_park(|solo| solo.die());
+    assert_eq!(pool.alloc(&cpu, GFP_KERNEL), Err(MempoolError::Dying));
+    assert_eq!(masks(&pool), [0x9_2880, 0x9_2cc0, 0x9_2cc0, 0x9_2cc0], "without reclaim, then with it each time");
+}
+
 #[test]
 fn a_pool_that_cannot_be_filled_gives_all_back() {
     let lab = Lab::new();

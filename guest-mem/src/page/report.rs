@@ -57,14 +57,16 @@ fn mem_info(kernel: &Kernel) -> String {
 }
 
 fn zone_lines(zone: &ZoneStats, listed: u64) -> String {
-    let ZoneStats { zone: name, managed, free, marks, protection, .. } = zone;
+    let ZoneStats { zone: name, managed, free, marks, protection, boost, highatomic, .. } = zone;
     let [min, low, high] = [marks.min, marks.low, marks.high].map(|pages| pages * KIB);
     let reserves: Vec<_> = protection.iter().map(u64::to_string).collect();
     format!(
-        "{name} free:{}kB boost:0kB min:{min}kB low:{low}kB high:{high}kB reserved_highatomic:0KB active_anon:0kB \
-         inactive_anon:0kB active_file:0kB inactive_file:0kB unevictable:0kB writepending:0kB present:{1}kB \
-         managed:{1}kB mlocked:0kB bounce:0kB free_pcp:{2}kB local_pcp:0kB free_cma:0kB\nlowmem_reserve[]: {3}\n",
+        "{name} free:{}kB boost:{}kB min:{min}kB low:{low}kB high:{high}kB reserved_highatomic:{}KB active_anon:0kB \
+         inactive_anon:0kB active_file:0kB inactive_file:0kB unevictable:0kB writepending:0kB present:{3}kB \
+         managed:{3}kB mlocked:0kB bounce:0kB free_pcp:{4}kB local_pcp:0kB free_cma:0kB\nlowmem_reserve[]: {5}\n",
         free * KIB,
+        boost * KIB,
+        highatomic * KIB,
         managed * KIB,
         listed * KIB,
         reserves.join(" "),

@@ -71,7 +71,7 @@ impl CacheId {
     /// ```
     pub fn serving(size: usize, gfp: Gfp) -> Option<Self> {
         let size = u16::try_from(size).ok()?;
-        let class = u8::try_from(CLASSES.partition_point(|&class| class < size)).ok()?;
+        let class = u8::try_from(altered!(CLASSES).partition_point(|&class| class < size)).ok()?;
         let family = match gfp {
             _ if gfp.contains(Gfp::DMA) => 2,
             _ if gfp.contains(Gfp::RECLAIMABLE) => 1,
@@ -81,8 +81,8 @@ impl CacheId {
     }
 
     /// Bytes of an object.
-    pub const fn size(self) -> u16 {
-        CLASSES[self.class as usize]
+    pub fn size(self) -> u16 {
+        altered!(CLASSES)[usize::from(self.class)]
     }
 
     /// What the cache adds to the mask of each slab (`allocflags`).

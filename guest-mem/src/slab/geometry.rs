@@ -45,7 +45,7 @@ impl Shape {
     /// quarter of itself.
     pub fn preferred(size: u32, cpus: u32) -> Self {
         let wanted = 4 * (u32::BITS - cpus.leading_zeros() + 1);
-        let most = Self::of(size, MAX_SLAB_ORDER).objects;
+        let most = Self::of(size, altered!(MAX_SLAB_ORDER)).objects;
         for objects in (2..=wanted.min(u32::from(most))).rev() {
             for fraction in [16, 8, 4] {
                 let first = get_order(u64::from(size) * u64::from(objects));
@@ -53,7 +53,7 @@ impl Shape {
                     let bytes = PAGE_SIZE << order;
                     bytes % u64::from(size) <= bytes / fraction
                 };
-                if let Some(order) = (first..=MAX_SLAB_ORDER).find(fits) {
+                if let Some(order) = (first..=altered!(MAX_SLAB_ORDER)).find(fits) {
                     return Self::of(size, order);
                 }
             }
@@ -146,7 +146,7 @@ impl Geometry {
         let mut info_end = if outside { inuse + WORD } else { inuse };
         let offset = if outside { inuse } else { object_size / 2 / WORD * WORD };
         if flags.contains(SlabFlags::STORE_USER) {
-            info_end += 2 * TRACK + if wish.kmalloc { ORIG_SIZE } else { 0 };
+            info_end += 2 * altered!(TRACK) + if wish.kmalloc { ORIG_SIZE } else { 0 };
         }
         let red_left = if red { WORD.next_multiple_of(align) } else { 0 };
         let size = (info_end + red_left + if red { WORD } else { 0 }).next_multiple_of(align);
@@ -198,7 +198,7 @@ impl Geometry {
 fn alignment(wish: &Wish) -> u32 {
     let mut align = wish.align;
     if wish.flags.contains(SlabFlags::HWCACHE_ALIGN) {
-        let mut line = CACHE_LINE;
+        let mut line = altered!(CACHE_LINE);
         while wish.object_size <= line / 2 {
             line /= 2;
         }

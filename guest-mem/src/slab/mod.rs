@@ -447,7 +447,7 @@ pub(crate) fn large_kind(size: usize) -> Kind {
 /// The order of the block that serves a request beyond the caches.
 pub(crate) fn large_order(size: usize) -> Result<u8, AllocError> {
     let order = get_order(u64::try_from(size).unwrap_or(u64::MAX));
-    if size <= KMALLOC_MAX_SIZE { Ok(order) } else { Err(AllocError::TooLarge { order }) }
+    if size <= altered!(KMALLOC_MAX_SIZE) { Ok(order) } else { Err(AllocError::TooLarge { order }) }
 }
 
 /// The mask of such a request as it reaches the page allocator.

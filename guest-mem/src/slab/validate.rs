@@ -75,6 +75,14 @@ impl SlabCaches {
         Ok(())
     }
 
+    /// Breaks an invariant, for the test that it is found: a live object is on its slab's free list.
+    #[cfg(test)]
+    pub(crate) fn corrupt(&mut self, spot: super::Spot) {
+        if let Some(mut slab) = self.slabs.slab(spot.index) {
+            slab.free.push(spot.slot);
+        }
+    }
+
     fn check_place(&self, index: u32, slab: &Slab) -> Result<(), InvalidSlab> {
         let cache = self.cache_of(slab.cache);
         let currents = cache.map_or(0, |cache| cache.current.iter().filter(|current| **current == index).count());

@@ -10,6 +10,7 @@ use crate::gfp::{__GFP_NOWARN, GFP_ATOMIC};
 use crate::kbuf::KBuf;
 use crate::kernel::MachineConfig;
 use crate::page::{Pages, alloc_pages};
+use crate::vmalloc::VBuf;
 
 /// How many operations a long run does, and after how many all is looked at.
 pub(crate) const OPERATIONS: u32 = 1_000_000;
@@ -96,6 +97,24 @@ impl Bytes for KBuf {
     }
 }
 
+impl Bytes for VBuf {
+    fn start(&self) -> u64 {
+        self.virt().get()
+    }
+
+    fn size(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, at: usize, to: &mut [u8]) {
+        self.read_at(at, to).unwrap();
+    }
+
+    fn write(&mut self, at: usize, from: &[u8]) {
+        self.write_at(at, from).unwrap();
+    }
+}
+
 const PIECE: usize = 256;
 
 /// An owner's bytes: its number, four bytes of it again and again.
@@ -151,6 +170,11 @@ impl<B: Bytes> Shadow<B> {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &B> {
         self.held.iter().map(|held| &held.buf)
+    }
+
+    /// Whether somebody owns a byte.
+    pub(crate) fn owns(&self, at: u64) -> bool {
+        self.spans.range(..=at).next_back().is_some_and(|(_, &end)| at < end)
     }
 
     /// Notes a buffer that was handed out, and `reach` bytes from its start that are its alone.

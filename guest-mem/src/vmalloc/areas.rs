@@ -17,6 +17,8 @@ use crate::site::Owner;
 
 /// Freed pages of address space that gather before any are reused, for each binary digit of the number of CPUs.
 const LAZY_UNIT: u64 = (32 << 20) / PAGE_SIZE;
+/// Bytes behind an area that are never mapped.
+const GUARD: u64 = PAGE_SIZE;
 
 /// What lies behind an area's addresses.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,8 +60,8 @@ pub(crate) struct Area {
 
 impl Area {
     /// Bytes of address space, guard included (`vm_struct.size`).
-    pub(crate) const fn size(&self) -> u64 {
-        self.bytes + PAGE_SIZE
+    pub(crate) fn size(&self) -> u64 {
+        self.bytes + altered!(GUARD)
     }
 }
 

@@ -11,46 +11,16 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
 use crate::cpu::Cpu;
-use crate::kernel::MachineConfig;
 use crate::testing::Lab;
+use crate::testing::shadow::{self, Dice, EVERY, OPERATIONS, small};
 
-const OPS: usize = 1_000_000;
 const RUNS: u32 = 4;
 const MOST: usize = 400;
 
-fn small() -> MachineConfig {
-    MachineConfig { ram: 64 << 20, cpus: 4, ..MachineConfig::default() }
-}
-
-/// xorshift64*: the shadow's own dice.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.roll(len as u64)).unwrap()
-    }
-}
-
-struct Held {
-    buf: VBuf,
-    fill: u8,
-}
-
-#[derive(Default)]
 struct Shadow {
-    held: Vec<Held>,
+    bytes: shadow::Shadow<VBuf>,
     /// Page to the buffer's first address.
     pages: BTreeMap<Pfn, VirtAddr>,
-    /// First address to the address behind its guard.
-    ranges: BTreeMap<u64, u64>,
-    serial: u8,
 }
 
 impl Shadow {
@@ -63,73 +33,57 @@ impl Shadow {
     }
 
     fn take(&mut self, cpu: &Cpu<'_>, len: usize) {
-        let Ok(mut buf) = vmalloc(cpu, len) else { return };
-        self.serial = self.serial.wrapping_add(1);
+        let Ok(buf) = vmalloc(cpu, len) else { return };
         for pfn in Self::pages_of(cpu.kernel(), &buf) {
             assert_eq!(self.pages.insert(pfn, buf.virt()), None, "{pfn:?} had an owner");
         }
-        let (start, end) = (buf.virt().get(), buf.virt().get() + (len as u64).next_multiple_of(PAGE_SIZE) + PAGE_SIZE);
-        let before = self.ranges.range(..end).next_back().map_or(0, |(_, &end)| end);
-        assert!(before <= start, "{start:#x} overlaps what ends at {before:#x}");
-        self.ranges.insert(start, end);
-        buf.write_at(0, &[self.serial]).unwrap();
-        buf.write_at(len - 1, &[self.serial]).unwrap();
-        self.held.push(Held { buf, fill: self.serial });
-    }
-
-    fn check(&self, index: usize) {
-        let Held { buf, fill } = &self.held[index];
-        let mut ends = [[0], [0]];
-        buf.read_at(0, &mut ends[0]).unwrap();
-        buf.read_at(buf.len() - 1, &mut ends[1]).unwrap();
-        assert_eq!(ends, [[*fill]; 2], "somebody else wrote into {buf:?}");
+        self.bytes.take(buf, (len as u64).next_multiple_of(PAGE_SIZE) + PAGE_SIZE);
     }
 
     fn give(&mut self, cpu: &Cpu<'_>, index: usize) {
-        self.check(index);
-        let Held { buf, .. } = self.held.swap_remove(index);
+        let (buf, _) = self.bytes.give(index);
         for pfn in Self::pages_of(cpu.kernel(), &buf) {
             assert_eq!(self.pages.remove(&pfn), Some(buf.virt()));
         }
-        self.ranges.remove(&buf.virt().get());
         vfree(cpu, buf);
     }
 
     fn check_all(&self, kernel: &Kernel) {
         kernel.validate().unwrap();
-        (0..self.held.len()).for_each(|index| self.check(index));
+        self.bytes.check_all();
         let owned: usize = kernel.vmalloc.lock().live().map(|(_, area)| area.backing.pages().len()).sum();
         assert_eq!(owned, self.pages.len());
     }
 }
 
-fn run(lab: &Lab, seed: u64, ops: usize) -> (usize, usize) {
+fn run(lab: &Lab, seed: u64, ops: u32) -> (usize, usize) {
     let cpus = [0, 1, 2, 3].map(|id| lab.cpu_number(id));
-    let (mut dice, mut shadow, mut failed) = (Dice(seed | 1), Shadow::default(), 0);
+    let (mut dice, mut shadow, mut failed) =
+        (Dice::new(seed), Shadow { bytes: shadow::Shadow::new(), pages: BTreeMap::new() }, 0);
     let mut most = 0;
     for step in 0..ops {
         let cpu = &cpus[dice.index(cpus.len())];
         match dice.roll(8) {
-            0..4 if shadow.held.len() < MOST => {
+            0..4 if shadow.bytes.len() < MOST => {
                 // Now and then more than there is.
                 let pages = if dice.roll(5000) == 0 { 20_000 } else { 1 + dice.roll(4) };
-                let before = shadow.held.len();
+                let before = shadow.bytes.len();
                 shadow.take(cpu, usize::try_from(pages * PAGE_SIZE - dice.roll(PAGE_SIZE)).unwrap());
-                failed += usize::from(shadow.held.len() == before);
+                failed += usize::from(shadow.bytes.len() == before);
             }
-            4..7 if !shadow.held.is_empty() => {
-                let index = dice.index(shadow.held.len());
+            4..7 if shadow.bytes.len() > 0 => {
+                let index = dice.index(shadow.bytes.len());
                 shadow.give(cpu, index);
             }
-            _ if !shadow.held.is_empty() => shadow.check(dice.index(shadow.held.len())),
+            _ if shadow.bytes.len() > 0 => shadow.bytes.check(dice.index(shadow.bytes.len())),
             _ => {}
         }
-        most = most.max(shadow.held.len());
-        if step % 1000 == 999 {
+        most = most.max(shadow.bytes.len());
+        if step % EVERY == EVERY - 1 {
             shadow.check_all(lab.kernel());
         }
     }
-    while !shadow.held.is_empty() {
+    while shadow.bytes.len() > 0 {
         shadow.give(&cpus[0], 0);
     }
     assert!(lab.findings().is_empty() && lab.leaks().is_empty());
@@ -140,7 +94,7 @@ fn run(lab: &Lab, seed: u64, ops: usize) -> (usize, usize) {
 fn a_million_operations_agree_with_the_shadow() {
     let mut runner = TestRunner::new(Config { cases: RUNS, failure_persistence: None, ..Config::default() });
     let seen = runner.run(&any::<u64>(), |seed| {
-        let (most, failed) = run(&Lab::of(small()), seed, OPS / RUNS as usize);
+        let (most, failed) = run(&Lab::of(small()), seed, OPERATIONS / RUNS);
         prop_assert!(most > 100 && failed > 0, "a mixed load: {most} held at once, {failed} refused");
         Ok(())
     });

@@ -7,12 +7,16 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::bad::Odd;
-use super::watermark::{RESERVE_RATIO, SCALE_FACTOR};
+use super::watermark::{BOOST_FACTOR, RESERVE_RATIO, SCALE_FACTOR};
 use super::{Marks, Pass, ZONES, ZoneKind};
 use crate::arch::Arch;
 use crate::buddy::Buddy;
 use crate::frame::Frames;
 use crate::gfp::Gfp;
+use crate::pcp::HIGH_FRACTION;
+
+/// `vm.overcommit_memory`: how much processes are promised, of which there are none here.
+const OVERCOMMIT: u64 = 0;
 
 /// How much of a zone is free, as of its last change.
 #[derive(Default)]
@@ -87,11 +91,11 @@ impl Shared {
     pub(crate) fn sysctl(&self, name: &str) -> Option<String> {
         Some(match name {
             "min_free_kbytes" => self.marks.min_free_kbytes.to_string(),
-            "lowmem_reserve_ratio" => RESERVE_RATIO.map(|ratio| ratio.to_string()).join("\t"),
-            "watermark_scale_factor" => SCALE_FACTOR.to_string(),
-            // Defaults of what is left out: no mark is boosted, nothing is overcommitted, high follows the low mark.
-            "watermark_boost_factor" => "15000".to_owned(),
-            "overcommit_memory" | "percpu_pagelist_high_fraction" => "0".to_owned(),
+            "lowmem_reserve_ratio" => altered!(RESERVE_RATIO).map(|ratio| ratio.to_string()).join("\t"),
+            "watermark_scale_factor" => altered!(SCALE_FACTOR).to_string(),
+            "watermark_boost_factor" => BOOST_FACTOR.to_string(),
+            "percpu_pagelist_high_fraction" => HIGH_FRACTION.to_string(),
+            "overcommit_memory" => OVERCOMMIT.to_string(),
             _ => return None,
         })
     }

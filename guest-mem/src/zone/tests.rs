@@ -88,6 +88,26 @@ fn zones_are_emptied_in_the_measured_order() {
 }
 
 #[test]
+fn above_its_mark_a_zone_still_needs_a_block_of_the_order() {
+    let mut zones = pc(64 << 20);
+    let blocks: Vec<_> =
+        std::iter::from_fn(|| zones.alloc(2, GFP_KERNEL | __GFP_MEMALLOC | __GFP_NORETRY, Owner::default()).ok())
+            .collect();
+    let marks = zones.stats()[1].marks;
+    let highest: Vec<_> = blocks.iter().filter(|block| block.zone == ZoneKind::Dma32).step_by(2).collect();
+    for block in &highest {
+        zones.free(block.pfn, 2).unwrap();
+    }
+    let free = zones.stats()[1].free;
+    assert!(free - 7 > marks.low && zones.stats()[1].free_by_order[3..].iter().all(|&blocks| blocks == 0));
+    assert!(zones.alloc(3, GFP_DMA32, Owner::default()).is_err());
+    let between =
+        blocks.iter().find(|block| block.zone == ZoneKind::Dma32 && block.pfn.get() ^ 4 == highest[0].pfn.get());
+    zones.free(between.unwrap().pfn, 2).unwrap();
+    assert_eq!(zones.alloc(3, GFP_DMA32, Owner::default()).unwrap().order, 3);
+}
+
+#[test]
 fn a_plain_request_never_reaches_dma_on_a_large_machine() {
     let mut zones = pc(6 << 30);
     while zones.alloc(10, GFP_KERNEL, Owner::default()).is_ok() {}

@@ -20,8 +20,20 @@ const HIGHMEM_MIN: std::ops::RangeInclusive<u64> = 32..=128;
 const HIGHMEM: usize = ZoneKind::HighMem.index();
 /// `vm.watermark_scale_factor`, in ten-thousandths of a zone.
 pub(super) const SCALE_FACTOR: u64 = 10;
+/// What of the minimum mark the others lie apart at least: a quarter.
+const LOW_SHARE: u64 = 4;
+/// What of an urgent request's mark one that can't sleep may use as well (`ALLOC_HARDER`): a quarter.
+const ATOMIC_SHARE: u64 = 4;
 /// Bounds of `vm.min_free_kbytes` as computed.
 const MIN_FREE_KBYTES: std::ops::RangeInclusive<u64> = 128..=262_144;
+
+/// What raises a zone's marks for a while: nothing, since pages of different migrate types, whose mixing does, are not told
+/// apart here.
+pub const BOOST: u64 = 0;
+/// `vm.watermark_boost_factor`, in ten-thousandths of the high mark: how far one could raise them. Without effect here.
+pub(super) const BOOST_FACTOR: u64 = 15_000;
+/// Pages of a zone that are kept for urgent requests of high order: none.
+pub const HIGHATOMIC: u64 = 0;
 
 /// A zone's watermarks, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -57,7 +69,7 @@ impl Marks {
         let pages_min = min_free_kbytes / (PAGE_SIZE / 1024);
         let mut zones = early.map(|pages| {
             let min = pages_min * pages / total;
-            let delta = (min / 4).max(pages * SCALE_FACTOR / 10_000);
+            let delta = (min / altered!(LOW_SHARE)).max(pages * altered!(SCALE_FACTOR) / 10_000);
             Watermarks { min, low: min + delta, high: min + 2 * delta }
         });
         if early[HIGHMEM] > 0 {
@@ -72,7 +84,7 @@ impl Marks {
 
 fn protection(managed: [u64; ZONES]) -> [[u64; ZONES]; ZONES] {
     let mut kept = [[0; ZONES]; ZONES];
-    for (zone, (row, ratio)) in kept.iter_mut().zip(RESERVE_RATIO).enumerate() {
+    for (zone, (row, ratio)) in kept.iter_mut().zip(altered!(RESERVE_RATIO)).enumerate() {
         if managed[zone] == 0 || ratio == 0 {
             continue;
         }
@@ -120,13 +132,13 @@ impl Pass {
     }
 
     /// The pages that it must leave free in a zone with these marks.
-    pub const fn mark(self, marks: Watermarks) -> u64 {
+    pub fn mark(self, marks: Watermarks) -> u64 {
         match self {
             Self::Low => marks.low,
             Self::Min { high: false, .. } => marks.min,
             Self::Min { high: true, atomic } => {
                 let half = marks.min - marks.min / 2;
-                if atomic { half - half / 4 } else { half }
+                if atomic { half - half / altered!(ATOMIC_SHARE) } else { half }
             }
             Self::NoMark => 0,
         }
@@ -135,7 +147,7 @@ impl Pass {
     /// Whether a zone with `free` pages and these marks may give a block of `order`, at most 10.
     ///
     /// `reserve` is what it keeps from the request. Whether it has a block that large is another matter.
-    pub const fn admits(self, free: u64, order: u8, marks: Watermarks, reserve: u64) -> bool {
+    pub fn admits(self, free: u64, order: u8, marks: Watermarks, reserve: u64) -> bool {
         matches!(self, Self::NoMark) || free.saturating_sub((1 << order) - 1) > self.mark(marks) + reserve
     }
 }

@@ -21,6 +21,7 @@ pub(crate) fn zoneinfo(kernel: &Kernel) -> String {
         let protection: Vec<_> = stats.protection.iter().map(u64::to_string).collect();
         let numbers = [
             ("pages free    ", stats.free),
+            ("      boost   ", stats.boost),
             ("      min     ", marks.min),
             ("      low     ", marks.low),
             ("      high    ", marks.high),
@@ -54,7 +55,7 @@ mod tests {
         let zones: Vec<_> = text.lines().filter(|line| line.starts_with("Node 0")).collect();
         assert_eq!(zones, ["Node 0, zone      DMA", "Node 0, zone    DMA32", "Node 0, zone   Normal"]);
         let normal = text.split("zone   Normal\n").nth(1).unwrap();
-        assert!(normal.starts_with("  pages free     786432\n        min      "), "{normal}");
+        assert!(normal.starts_with("  pages free     786432\n        boost    0\n        min      "), "{normal}");
         assert!(normal.ends_with("  start_pfn:           1048576\n"), "{normal}");
         assert!(text.contains("        protection: (0, "), "{text}");
     }

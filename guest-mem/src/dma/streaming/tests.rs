@@ -1,4 +1,3 @@
-use super::raw::release_slots;
 use super::*;
 use crate::addr::PhysAddr;
 use crate::dma::misuse;
@@ -10,7 +9,6 @@ use crate::zone::ZoneKind;
 
 const SIZES: &str = include_str!("../../../../tests/golden/map_size.tsv");
 const TIMING: &str = include_str!("../../../../tests/golden/timing.tsv");
-const FULL: &str = include_str!("../../../../tests/golden/swiotlb_full.tsv");
 
 /// A buffer above 4 GiB, filled with a byte.
 fn high(cpu: &Cpu<'_>, len: usize, byte: u8) -> KBuf {
@@ -121,51 +119,6 @@ fn copies_are_made_when_they_are_measured_to_be() {
         count += 1;
     }
     assert_eq!((wrong, count), (Vec::<String>::new(), 8));
-}
-
-#[test]
-fn the_pool_fills_up_as_measured() {
-    for (boot, cpus, bytes) in [("sw1area", 1, 64 << 20), ("sw2048", 2, 4 << 20), ("swfull", 2, 64 << 20)] {
-        let lab = Lab::of(MachineConfig { cpus, swiotlb: bytes, ..MachineConfig::default() });
-        let cpu = lab.cpu_number(u32::from(boot == "swfull"));
-        let device = lab.device(32);
-        let buf = KBuf::pages(&cpu, 6, GFP_KERNEL).unwrap();
-        let base = lab.kernel().swiotlb.lock().as_ref().unwrap().base().get();
-        let mut maps = Vec::new();
-        for row in rows(FULL).filter(|row| row.get("boot") == boot) {
-            let size = row.number("size").unwrap();
-            match row.get("what") {
-                "fill" => {
-                    while let Ok((phys, true)) = device.place(&cpu, buf.phys(), size, Owner::default()) {
-                        maps.push(phys);
-                    }
-                    assert_eq!(row.number("maps_until_error"), Some(maps.len() as u64), "{}", row.line);
-                    let slot = |phys: &PhysAddr| (phys.get() - base) / 2048;
-                    assert_eq!(row.number("last_dma_slot"), maps.last().map(slot), "{}", row.line);
-                    let text = format!("total {} (slots), used {} (slots)", row.get("nslabs"), row.get("used"));
-                    assert!(
-                        lab.log().last().unwrap().ends_with(&text) || lab.log().len() > 10,
-                        "{text}: {:?}",
-                        lab.log()
-                    );
-                }
-                "after_unmap_all" => maps.drain(..).for_each(|phys| release_slots(lab.kernel(), phys, size)),
-                _ => {
-                    let mut odd = false;
-                    maps.retain(|&phys| {
-                        odd = !odd;
-                        if odd {
-                            release_slots(lab.kernel(), phys, 2048);
-                        }
-                        !odd
-                    });
-                    assert!(device.place(&cpu, buf.phys(), size, Owner::default()).is_err(), "{}", row.line);
-                }
-            }
-            assert_eq!(row.number("used"), Some(u64::from(lab.kernel().swiotlb_usage().0)), "{}", row.line);
-        }
-        lab.kernel().validate().unwrap();
-    }
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! Neighbours: [`super::Pool`] keeps them in a row; a slot's `list` counts the free ones after it.
 
-use super::geometry::SLOT_SHIFT;
-use super::{Origin, SEGMENT_SLOTS, SLOT_SIZE};
+use super::geometry::{slot_shift, slot_size};
+use super::{Origin, SEGMENT_SLOTS};
 use crate::addr::PhysAddr;
 
 /// Slots in a segment, as an index.
@@ -35,7 +35,7 @@ impl Cell {
     }
 
     pub(super) fn slots(&self) -> usize {
-        wide(self.span.div_ceil(1 << SLOT_SHIFT))
+        wide(self.span.div_ceil(1 << slot_shift()))
     }
 
     /// Offset of the slot's first mapped byte.
@@ -48,11 +48,11 @@ impl Cell {
         if self.list != 0 {
             return *self == Self::free(self.list);
         }
-        let rest = self.span.saturating_sub(1 << SLOT_SHIFT);
+        let rest = self.span.saturating_sub(1 << slot_shift());
         let follows = next.is_some_and(|next| next.list == 0 && next.back > 0);
         match next {
             Some(next) if rest > 0 => {
-                next.back == self.back + 1 && next.span == rest && next.orig == self.orig.wrapping_add(SLOT_SIZE)
+                next.back == self.back + 1 && next.span == rest && next.orig == self.orig.wrapping_add(slot_size())
             }
             _ => self.span > 0 && rest == 0 && !follows,
         }

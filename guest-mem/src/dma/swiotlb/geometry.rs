@@ -12,7 +12,22 @@ pub const SLOT_SIZE: u64 = 1 << SLOT_SHIFT;
 pub const SEGMENT_SLOTS: u32 = 128;
 /// Bytes in the longest mapping.
 pub const MAX_MAPPING: u64 = SEGMENT_SLOTS as u64 * SLOT_SIZE;
-pub(super) const SLOT_SHIFT: u32 = 11;
+const SLOT_SHIFT: u32 = 11;
+
+/// Binary logarithm of a slot's bytes.
+pub(super) fn slot_shift() -> u32 {
+    altered!(SLOT_SHIFT)
+}
+
+/// [`SLOT_SIZE`], as the pool reckons with it.
+pub(super) fn slot_size() -> u64 {
+    1 << slot_shift()
+}
+
+/// [`MAX_MAPPING`], as the pool reckons with it.
+pub(super) fn max_mapping() -> u64 {
+    u64::from(SEGMENT_SLOTS) << slot_shift()
+}
 
 /// Why a pool can't be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -86,13 +101,13 @@ impl Geometry {
         }
         let areas = cpus.checked_next_power_of_two().filter(|_| cpus > 0).ok_or(PoolError::Cpus { cpus })?;
         let least = areas.checked_mul(SEGMENT_SLOTS).ok_or(PoolError::Cpus { cpus })?;
-        let slots = u32::try_from(bytes.div_ceil(SLOT_SIZE)).ok();
+        let slots = u32::try_from(bytes.div_ceil(slot_size())).ok();
         let slots = slots.and_then(|slots| slots.max(least).checked_next_power_of_two());
         Ok(Self { slots: slots.ok_or(PoolError::TooLarge { bytes })?, areas })
     }
 
     /// Bytes of the pool, to be reserved for it.
     pub fn bytes(&self) -> u64 {
-        u64::from(self.slots) << SLOT_SHIFT
+        u64::from(self.slots) << slot_shift()
     }
 }

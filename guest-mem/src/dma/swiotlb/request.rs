@@ -2,7 +2,7 @@
 //!
 //! Neighbours: [`super::Pool::map`] is the only user. Left out: `alloc_align_mask`, which streaming maps don't use.
 
-use super::geometry::{MAX_MAPPING, SLOT_SHIFT, SLOT_SIZE};
+use super::geometry::{max_mapping, slot_shift, slot_size};
 use super::{Stats, SwiotlbError};
 use crate::addr::{PAGE_SIZE, PhysAddr};
 
@@ -47,24 +47,24 @@ impl Search {
         size: u64,
         req: Constraints,
     ) -> Result<Self, SwiotlbError> {
-        let offset = orig.get() & req.min_align_mask & (SLOT_SIZE - 1);
+        let offset = orig.get() & req.min_align_mask & (slot_size() - 1);
         let too_large = SwiotlbError::TooLarge { size, total: stats.total, used: stats.used };
-        let alloc = size.checked_add(offset).filter(|&alloc| alloc <= MAX_MAPPING).ok_or(too_large)?;
+        let alloc = size.checked_add(offset).filter(|&alloc| alloc <= max_mapping()).ok_or(too_large)?;
         if alloc == 0 {
             return Err(SwiotlbError::ZeroSize { orig });
         }
         let page = req.min_align_mask == 0 && alloc >= PAGE_SIZE;
-        let aligned = if page { PAGE_SIZE - 1 } else { SLOT_SIZE - 1 };
+        let aligned = if page { PAGE_SIZE - 1 } else { slot_size() - 1 };
         let alike = req.min_align_mask & !aligned;
         let alloc = u32::try_from(alloc).map_err(|_| too_large)?;
         Ok(Self {
             alloc,
             offset: u16::try_from(offset).map_err(|_| too_large)?,
-            slots: alloc.div_ceil(1 << SLOT_SHIFT),
+            slots: alloc.div_ceil(1 << slot_shift()),
             orig: orig.get(),
             aligned,
             alike,
-            stride: (aligned.max(alike) >> SLOT_SHIFT) + 1,
+            stride: (aligned.max(alike) >> slot_shift()) + 1,
             base: base & req.boundary_mask,
             boundary_slots: boundary_slots(req.boundary_mask)?,
         })
@@ -72,13 +72,13 @@ impl Search {
 
     /// Whether the slot has the alignment that the request wants, and shares the buffer's bits under the mask.
     pub(super) fn fits_at(&self, index: u32) -> bool {
-        let at = self.base + (u64::from(index) << SLOT_SHIFT);
+        let at = self.base + (u64::from(index) << slot_shift());
         at & self.aligned == 0 && (self.orig == 0 || at & self.alike == self.orig & self.alike)
     }
 
     /// `iommu_is_span_boundary`.
     pub(super) fn crosses(&self, index: u32) -> bool {
-        let first = (self.base.div_ceil(SLOT_SIZE) + u64::from(index)) & (self.boundary_slots - 1);
+        let first = (self.base.div_ceil(slot_size()) + u64::from(index)) & (self.boundary_slots - 1);
         first + u64::from(self.slots) > self.boundary_slots
     }
 }
@@ -87,7 +87,7 @@ impl Search {
 fn boundary_slots(mask: u64) -> Result<u64, SwiotlbError> {
     match mask.checked_add(1) {
         Some(boundary) if !boundary.is_power_of_two() => Err(SwiotlbError::Boundary { mask }),
-        Some(boundary) => Ok(boundary.div_ceil(SLOT_SIZE)),
-        None => Ok(1 << (u64::BITS - SLOT_SHIFT)),
+        Some(boundary) => Ok(boundary.div_ceil(slot_size())),
+        None => Ok(1 << (u64::BITS - slot_shift())),
     }
 }
