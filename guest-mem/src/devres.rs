@@ -252,22 +252,23 @@ impl Devres {
         Group(self.notes.lock().next)
     }
 
-    /// Undoes what was taken since the group began, the last first; how many (`devres_release_group`). Process context.
+    /// Undoes what was taken since the group began, the last first, and tells what, in that order
+    /// (`devres_release_group`). Process context.
     #[track_caller]
-    pub fn release_group(&self, cpu: &Cpu<'_>, group: Group) -> usize {
+    pub fn release_group(&self, cpu: &Cpu<'_>, group: Group) -> Vec<&'static str> {
         cpu.might_sleep("devres_release_group");
         self.release_after(cpu, group.0)
     }
 
-    /// Undoes everything, the last first; how many (`devres_release_all`). Process context.
+    /// Undoes everything, the last first, and tells what, in that order (`devres_release_all`). Process context.
     #[track_caller]
-    pub fn release_all(&self, cpu: &Cpu<'_>) -> usize {
+    pub fn release_all(&self, cpu: &Cpu<'_>) -> Vec<&'static str> {
         cpu.might_sleep("devres_release_all");
         self.release_after(cpu, 0)
     }
 
-    fn release_after(&self, cpu: &Cpu<'_>, first: u64) -> usize {
-        let mut released = 0;
+    fn release_after(&self, cpu: &Cpu<'_>, first: u64) -> Vec<&'static str> {
+        let mut released = Vec::new();
         loop {
             // An action may take or give back more.
             let last = {
@@ -277,7 +278,7 @@ impl Devres {
             let Some(note) = last else { return released };
             let _span = cpu.span("devres");
             (note.undo)(cpu);
-            released += 1;
+            released.push(note.name);
         }
     }
 

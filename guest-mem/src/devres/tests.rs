@@ -40,7 +40,8 @@ fn everything_goes_in_the_reverse_order_and_nothing_is_left() {
     let held = [&["devm_add_action", "devm_kmalloc", "dmam_alloc_coherent"][..], &irqs, &["devm_add_action"]].concat();
     assert_eq!(devres.held(), held);
     assert!(order.lock().is_empty());
-    assert_eq!((devres.release_all(&cpu), devres.release_all(&cpu)), (6, 0));
+    let reverse: Vec<_> = held.into_iter().rev().collect();
+    assert_eq!((devres.release_all(&cpu), devres.release_all(&cpu)), (reverse, vec![]));
     assert_eq!(*order.lock(), [2, 1]);
     assert!(lab.leaks().is_empty() && lab.findings().is_empty());
 }
@@ -53,7 +54,7 @@ fn a_group_goes_early_and_alone() {
     let group = devres.open_group();
     devres.add_action(&cpu, noting(&order, 2)).unwrap();
     devres.add_action(&cpu, noting(&order, 3)).unwrap();
-    assert_eq!((devres.release_group(&cpu, group), order.lock().clone()), (2, vec![3, 2]));
+    assert_eq!((devres.release_group(&cpu, group).len(), order.lock().clone()), (2, vec![3, 2]));
     devres.release_all(&cpu);
     assert_eq!(*order.lock(), [3, 2, 1]);
 }

@@ -16,7 +16,7 @@ pub(super) fn tell(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
     let (cpu, devres) = (telling.cpu(), Devres::default());
     let told = probe(telling, &devres);
     // As the bus does when a probe fails, and at unbind.
-    telling.fact("released", devres.release_all(cpu));
+    telling.fact("released", devres.release_all(cpu).len());
     told
 }
 
@@ -41,7 +41,11 @@ fn probe(telling: &Telling<'_, '_>, devres: &Devres) -> Result<(), StoryError> {
         "devm_add_action, devm_kmalloc, dmam_alloc_coherent, devm_add_action",
         devres.held().join(", "),
     )?;
-    telling.expect("released with the group", 2, devres.release_group(cpu, group))?;
+    telling.expect(
+        "released with the group",
+        "devm_add_action, dmam_alloc_coherent",
+        devres.release_group(cpu, group).join(", "),
+    )?;
     telling.expect("left", "devm_add_action, devm_kmalloc", devres.held().join(", "))?;
     drop(buf);
     devres.release_all(cpu);

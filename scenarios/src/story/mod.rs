@@ -16,6 +16,7 @@ mod kmem_cache;
 mod mempool;
 mod pages;
 mod percpu;
+mod remove;
 mod sanitizers;
 mod scull;
 mod telling;
@@ -62,6 +63,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story { name: "pages", mistakes: &["double-free"], parts: || alone(pages::tell) },
     Story { name: "pages-left", mistakes: &[], parts: || alone(exhaustion::pages_left) },
     Story { name: "percpu", mistakes: &["preemptible"], parts: percpu::parts },
+    Story { name: "remove", mistakes: remove::MISTAKES, parts: || alone(remove::tell) },
     Story { name: "sanitizers", mistakes: &["overflow", "use-after-free"], parts: || alone(sanitizers::tell) },
     Story { name: "scullc", mistakes: &["no-trim"], parts: || alone(scull::scullc) },
     Story { name: "scullp", mistakes: &[], parts: || alone(scull::scullp) },
