@@ -31,9 +31,9 @@ const CACHE_LINE: usize = 64;
 /// A status that no device writes: a completion that forgot its status shows.
 const STATUS_UNSET: u8 = 0xff;
 /// Looks at a polled ring before its CPU is left to others for a while: a device that sleeps is awake by then.
-const LOOKS: u32 = 16_384;
+const LOOKS: u32 = 4096;
 /// The fewest looks between two rests: a quarter of those before each time, since a late device is likely a lost one.
-const LEAST_LOOKS: u32 = 64;
+const LEAST_LOOKS: u32 = 16;
 /// How long it is left to them at first, in nanoseconds; twice as long each time.
 const REST: u64 = 50_000;
 
