@@ -4,8 +4,8 @@
 //! the machine, which bodies reach through their CPU only.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowzone_device::Counters;
@@ -46,8 +46,8 @@ pub(crate) struct Slot {
     /// Bytes of its store when it was opened.
     pub(crate) capacity: u64,
     pub(crate) width: u8,
-    /// It holds what somebody wrote; else zeros.
-    pub(crate) written: AtomicBool,
+    /// Bytes that may hold what somebody wrote; elsewhere are zeros.
+    pub(crate) written: Mutex<Vec<Range<u64>>>,
 }
 
 impl Slot {

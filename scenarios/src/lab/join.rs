@@ -5,8 +5,7 @@
 //! joined here.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use lowzone_device::Worker;
 use lowzone_device::store::{ImageStore, MemoryStore, Store};
@@ -164,7 +163,7 @@ impl Slot {
     /// A place with a device of which nothing is known but what the scenario says.
     fn of(device: &Device, at: lowzone_driver::bus::Bdf, dma: DmaDevice) -> Self {
         let image = device.image.as_ref().map(PathBuf::from);
-        let written = AtomicBool::new(image.is_some());
+        let written = Mutex::new(image.iter().map(|_| 0..u64::MAX).collect());
         Self {
             name: device.name.clone(),
             at,

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use lowzone_driver::blk::{Completed, Data, Disk, Pending, Request, SECTOR, SectorRange};
 use lowzone_guest_mem::Cpu;
@@ -39,7 +38,7 @@ pub(super) fn body(bench: &Arc<Bench>, step: &ClearStep, label: String) -> Body 
             return bench.failed(format!("{label}: {} does not offer {missing}", step.device));
         }
         let _span = cpu.span("clear");
-        slot.written.store(true, Ordering::Relaxed);
+        lock(&slot.written).push(0..u64::MAX);
         let mut work = Work::new(cpu, &bench, slot, &disk, &step);
         work.pass(Pass::Write);
         let before = slot.dma.counters();

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use lowzone_driver::blk::{Data, Disk, Pending, Request, SECTOR};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
@@ -28,7 +27,7 @@ pub(super) fn body(bench: &Arc<Bench>, step: &CopyStep) -> Body {
         let (Some(from), Some(to)) = (bench.disk(&step.from), bench.disk(&step.to)) else {
             return bench.failed(format!("copy: {} or {} has no driver", step.from, step.to));
         };
-        bench.slot(&step.to).into_iter().for_each(|slot| slot.written.store(true, Ordering::Relaxed));
+        bench.slot(&step.to).into_iter().for_each(|slot| lock(&slot.written).push(0..u64::MAX));
         let bytes = from.capacity() * SECTOR;
         bench.control.begin(bytes * 3);
         let mut copy = Copy { cpu, bench: &bench, step: &step, bytes, requests: 0, retries: 0 };

@@ -7,7 +7,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use lowzone_driver::blk::{Completed, Data, Disk, Op, Pending, Request, SECTOR};
 use lowzone_guest_mem::Cpu;
@@ -32,7 +31,8 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
     let cpus = bench.kernel.config().cpus;
     let workers = cpus.min(u32::from(disk.queues())).max(1);
     let base = slot.dma.counters();
-    let written = slot.written.swap(true, Ordering::Relaxed);
+    let written = lock(&slot.written).clone();
+    lock(&slot.written).push(written_by(step, workers, slot));
     let index = {
         let mut result = lock(&bench.result);
         let memory = format!("{:?}", step.memory).to_lowercase();
@@ -43,14 +43,14 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
     bench.control.begin(step.requests * lengths.start().midpoint(*lengths.end()));
     (0..workers)
         .map(|worker| {
-            let (bench, step, disk) = (bench.clone(), step.clone(), disk.clone());
+            let (bench, step, disk, written) = (bench.clone(), step.clone(), disk.clone(), written.clone());
             let body: Body = Box::new(move |cpu| {
                 let Some(slot) = bench.slot(&step.device) else { return };
                 let _span = cpu.span("io");
                 let mut work = Work::new(cpu, &bench, slot, &disk, &step, (worker, workers));
                 match step.pattern {
                     Pattern::WriteRead => work.write_read(),
-                    Pattern::Random => work.random(written),
+                    Pattern::Random => work.random(&written),
                 }
                 work.finish(index, base);
             });
@@ -104,6 +104,18 @@ struct Work<'a> {
 fn share(all: u64, worker: u32, workers: u32) -> u64 {
     let (worker, workers) = (u64::from(worker), u64::from(workers));
     all / workers + u64::from(worker < all % workers)
+}
+
+/// Bytes of the disk that a step may write.
+fn written_by(step: &IoStep, workers: u32, slot: &Slot) -> Range<u64> {
+    let start = step.start.bytes();
+    match step.pattern {
+        Pattern::Random => start..slot.capacity,
+        Pattern::WriteRead => {
+            let blocks = (step.requests / 2).div_ceil(u64::from(workers)) * u64::from(workers);
+            start..start + blocks * step.lengths().end()
+        }
+    }
 }
 
 /// Takes a range out of those that are there.
@@ -179,10 +191,10 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn random(&mut self, written: bool) {
-        if written {
-            self.unknown.push(0..self.room);
-        }
+    fn random(&mut self, written: &[Range<u64>]) {
+        let own = |at: u64| at.saturating_sub(self.base).min(self.room);
+        let earlier = written.iter().map(|old| own(old.start)..own(old.end));
+        self.unknown.extend(earlier.filter(|old| old.start < old.end));
         let seed = self.step.seed.unwrap_or(self.bench.seed);
         let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(u64::from(self.worker)));
         for _ in 0..self.requests {
