@@ -4,7 +4,7 @@
 
 use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::misuse;
-use lowzone_guest_mem::gfp::{GFP_DMA, GFP_KERNEL};
+use lowzone_guest_mem::gfp::{__GFP_NOWARN, GFP_DMA, GFP_KERNEL};
 use lowzone_guest_mem::kmalloc::{
     KMALLOC_MAX_SIZE, ZERO_SIZE_PTR, kcalloc, kfree_sensitive, kmalloc, kmalloc_size_roundup, kmemdup, krealloc, ksize,
     kzalloc,
@@ -26,7 +26,7 @@ pub(super) fn tell(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
     telling.expect("kmalloc(8193) is from", "pages", cache_of(&kmalloc(cpu, 8193, GFP_KERNEL)?))?;
     let nothing = kmalloc(cpu, 0, GFP_KERNEL)?;
     telling.expect("kmalloc(0) is ZERO_SIZE_PTR", true, nothing.virt() == ZERO_SIZE_PTR)?;
-    let most = kmalloc(cpu, KMALLOC_MAX_SIZE + 1, GFP_KERNEL);
+    let most = kmalloc(cpu, KMALLOC_MAX_SIZE + 1, GFP_KERNEL | __GFP_NOWARN);
     telling.expect(
         "kmalloc(4 MiB + 1)",
         "order 11 is above 10",

@@ -5,7 +5,7 @@
 
 use lowzone_guest_mem::KBuf;
 use lowzone_guest_mem::dma::{DmaDevice, ToDevice, dma_bit_mask};
-use lowzone_guest_mem::gfp::GFP_KERNEL;
+use lowzone_guest_mem::gfp::{__GFP_NOWARN, GFP_KERNEL};
 use lowzone_guest_mem::kvmalloc::{KvBuf, kvfree, kvmalloc};
 use lowzone_guest_mem::lock::SpinLock;
 use lowzone_guest_mem::page::alloc_pages;
@@ -20,7 +20,7 @@ const LARGE: usize = 8 << 20;
 /// Tells it.
 pub(super) fn tell(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
     let cpu = telling.cpu();
-    let physical = KBuf::kmalloc(cpu, LARGE, GFP_KERNEL);
+    let physical = KBuf::kmalloc(cpu, LARGE, GFP_KERNEL | __GFP_NOWARN);
     telling.expect("kmalloc(8 MiB)", "NULL", if physical.is_ok() { "memory" } else { "NULL" })?;
     let mut table = vzalloc(cpu, LARGE)?;
     let area = find_vm_area(cpu.kernel(), table.virt());

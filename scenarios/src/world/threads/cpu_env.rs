@@ -145,7 +145,8 @@ impl<'s> CpuEnv<'s> {
     /// Looks for a while, then sleeps until somebody rouses this CPU, `until`, or the next timer if `irqs_on`.
     pub(super) fn doze(&self, state: State, until: Option<u64>, irqs_on: bool, over: impl Fn() -> bool) {
         if !self.baton().shared() {
-            return self.doze_with_baton(state, until, irqs_on, over);
+            // A task that begins between this look and the sleep must have the baton too.
+            return self.doze_with_baton(state, until, irqs_on, || over() || self.baton().shared());
         }
         self.give_baton();
         self.doze_with_baton(state, until, irqs_on, over);
