@@ -19,7 +19,7 @@ use lowzone_guest_mem::stats::leaks;
 use lowzone_guest_mem::trace::Kind;
 use lowzone_guest_mem::{Cpu, DmaAddr, KBuf};
 use lowzone_tests::program::lowzone;
-use lowzone_tests::scenario::{embedded, findings, lab, run};
+use lowzone_tests::scenario::{embedded, findings, lab, run, run_both};
 
 const GOLDEN: &str = include_str!("../golden/edu.tsv");
 const SECOND: u64 = 1_000_000_000;
@@ -283,54 +283,62 @@ fn every_scenario_shows_what_it_expects_with_every_seed() {
 
 #[test]
 fn the_three_lows_lie_in_three_places() {
-    let result = run(&embedded("edu/three-lows", &[]), 1);
-    let row = |label: &str| result.dma.iter().find(|row| row.label == label).unwrap();
-    let place = |label: &str| (row(label).zone.as_str(), row(label).compared, row(label).bounced);
-    assert_eq!(place("GFP_DMA"), ("DMA", true, false));
-    assert_eq!(place("28-bit mask"), ("DMA32", true, false));
-    assert_eq!(place("GFP_DMA32 by luck"), ("DMA32", true, false));
-    assert_eq!(place("GFP_DMA, held"), ("DMA", true, false));
-    assert_eq!(place("28-bit mask, held"), ("DMA", true, false), "it obeys the mask, whatever zone that takes");
-    assert_eq!(place("GFP_DMA32, 28 bits"), ("DMA32", false, false));
-    assert_eq!(place("GFP_DMA32, 32 bits"), ("DMA32", true, false));
-    assert_eq!(place("32-bit mask"), ("DMA32", true, false));
-    for row in &result.dma {
-        let limit = if row.zone == "DMA" { 16 << 20 } else { 4 << 30 };
-        assert!(row.phys < limit && row.told.is_none_or(|at| at == row.phys && at <= row.mask), "{row:?}");
+    for result in run_both(&embedded("edu/three-lows", &[]), 1) {
+        let row = |label: &str| result.dma.iter().find(|row| row.label == label).unwrap();
+        let place = |label: &str| (row(label).zone.as_str(), row(label).compared, row(label).bounced);
+        assert_eq!(place("GFP_DMA"), ("DMA", true, false));
+        assert_eq!(place("28-bit mask"), ("DMA32", true, false));
+        assert_eq!(place("GFP_DMA32 by luck"), ("DMA32", true, false));
+        assert_eq!(place("GFP_DMA, held"), ("DMA", true, false));
+        assert_eq!(place("28-bit mask, held"), ("DMA", true, false), "it obeys the mask, whatever zone that takes");
+        assert_eq!(place("GFP_DMA32, 28 bits"), ("DMA32", false, false));
+        assert_eq!(place("GFP_DMA32, 32 bits"), ("DMA32", true, false));
+        assert_eq!(place("32-bit mask"), ("DMA32", true, false));
+        for row in &result.dma {
+            let limit = if row.zone == "DMA" { 16 << 20 } else { 4 << 30 };
+            assert!(row.phys < limit && row.told.is_none_or(|at| at == row.phys && at <= row.mask), "{row:?}");
+        }
+        assert!(row("GFP_DMA32, 28 bits").phys >= 256 << 20);
     }
-    assert!(row("GFP_DMA32, 28 bits").phys >= 256 << 20);
     // On a machine without RAM above 4 GiB there is no pool either.
-    let small = run(&embedded("edu/three-lows", &["ram=2G"]), 1);
-    assert!(small.log[0].contains(": DMA addr 0x0000000010000000+1024 overflow (mask fffffff,"), "{:?}", small.log);
+    for small in run_both(&embedded("edu/three-lows", &["ram=2G"]), 1) {
+        let log = &small.log;
+        assert!(log[0].contains(": DMA addr 0x0000000010000000+1024 overflow (mask fffffff,"), "{log:?}");
+    }
 }
 
 #[test]
 fn a_pool_out_of_reach_is_told_once_in_linuxs_words_and_nothing_stays_mapped() {
-    let result = run(&embedded("edu/swiotlb-out-of-reach", &[]), 1);
-    let line = "0000:00:01.0: swiotlb addr 0x00000000bc000000+1024 overflow (mask fffffff, bus limit 0).";
-    assert_eq!(result.log.iter().filter(|text| *text == line).count(), 1, "{:?}", result.log);
-    assert_eq!((result.devices[0].map_failures, result.devices[0].bytes, result.dma[0].told), (1, 2048, None));
+    for result in run_both(&embedded("edu/swiotlb-out-of-reach", &[]), 1) {
+        let line = "0000:00:01.0: swiotlb addr 0x00000000bc000000+1024 overflow (mask fffffff, bus limit 0).";
+        assert_eq!(result.log.iter().filter(|text| *text == line).count(), 1, "{:?}", result.log);
+        assert_eq!((result.devices[0].map_failures, result.devices[0].bytes, result.dma[0].told), (1, 2048, None));
+    }
     let sets = ["driver.dma_mask=32", "device.width=32", "expect.failed_requests=0"];
     let wide = embedded("edu/swiotlb-out-of-reach", &sets);
-    let result = run(&wide, 1);
-    assert_eq!(check(&wide.expect, &result), []);
-    assert!(result.dma[0].bounced && result.dma[0].compared, "{:?}", result.dma[0]);
+    for result in run_both(&wide, 1) {
+        assert_eq!(check(&wide.expect, &result), []);
+        assert!(result.dma[0].bounced && result.dma[0].compared, "{:?}", result.dma[0]);
+    }
 }
 
 #[test]
 fn a_promise_of_64_bits_is_silent_damage_and_one_of_28_an_error() {
-    let guilty = run(&embedded("edu/clamp", &[]), 1);
-    let text = &guilty.findings.iter().find(|row| row.name == "beyond-width").unwrap().text;
-    for say in ["28-bit width", "at 0x100000000, which hit 0x0", "driver/src/edu/card.rs:", "step/canary.rs:"] {
-        assert!(text.contains(say), "{say} in\n{text}");
+    for guilty in run_both(&embedded("edu/clamp", &[]), 1) {
+        let text = &guilty.findings.iter().find(|row| row.name == "beyond-width").unwrap().text;
+        for say in ["28-bit width", "at 0x100000000, which hit 0x0", "driver/src/edu/card.rs:", "step/canary.rs:"] {
+            assert!(text.contains(say), "{say} in\n{text}");
+        }
+        assert_eq!((guilty.canary, guilty.failed_requests), (Some(CanaryState::Hit), 0), "nobody is told");
     }
-    assert_eq!((guilty.canary, guilty.failed_requests), (Some(CanaryState::Hit), 0), "nobody is told");
-    let honest = run(&embedded("edu/clamp", &["driver.dma_mask=28"]), 1);
-    assert_eq!((findings(&honest), honest.canary, honest.failed_requests), (vec![], Some(CanaryState::Intact), 1));
-    assert!(!honest.dma[1].wrong && honest.dma[1].told.is_none());
-    let refused = run(&embedded("edu/clamp", &["beyond=refuse"]), 1);
-    assert_eq!((findings(&refused), refused.canary), (vec!["beyond-width"], Some(CanaryState::Intact)));
-    assert!(refused.dma[1].wrong, "no register tells: the driver believes that all went well");
+    for honest in run_both(&embedded("edu/clamp", &["driver.dma_mask=28"]), 1) {
+        assert_eq!((findings(&honest), honest.canary, honest.failed_requests), (vec![], Some(CanaryState::Intact), 1));
+        assert!(!honest.dma[1].wrong && honest.dma[1].told.is_none());
+    }
+    for refused in run_both(&embedded("edu/clamp", &["beyond=refuse"]), 1) {
+        assert_eq!((findings(&refused), refused.canary), (vec!["beyond-width"], Some(CanaryState::Intact)));
+        assert!(refused.dma[1].wrong, "no register tells: the driver believes that all went well");
+    }
 }
 
 #[test]

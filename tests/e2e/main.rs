@@ -30,3 +30,4 @@ mod tasks;
 mod teardown_order;
 mod threads;
 mod tour;
+mod worlds;

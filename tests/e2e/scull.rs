@@ -1,8 +1,8 @@
 //! LDD3's memory devices against a plain file in memory, and under every failure.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 
-use lowzone::world::Random;
+use lowzone::world::{Body, Random};
 use lowzone_device::blk::BlkOptions;
 use lowzone_driver::scull::{Backing, Scull, ScullError};
 use lowzone_guest_mem::Cpu;
@@ -58,11 +58,17 @@ fn scull_holds_what_was_written_over_each_backing() {
         [|cpu| Backing::scullc(cpu).unwrap(), |_| Backing::scullp(), |_| Backing::scullv()];
     for (number, backing) in backings.into_iter().enumerate() {
         let config = MachineConfig { ram: 256 << 20, swiotlb: 0, ..MachineConfig::default() };
-        let mut rig = Rig::new(config, BlkOptions::default(), vec![0; 512], Serve::Nobody, 1);
         let (tell, told) = channel();
-        rig.run(Box::new(move |cpu| tell.send(play(cpu, backing(cpu)).unwrap()).unwrap()));
-        assert!(told.recv().unwrap() > 1 << 17, "{number} compared too little");
+        let body =
+            |tell: Sender<usize>| -> Body { Box::new(move |cpu| tell.send(play(cpu, backing(cpu)).unwrap()).unwrap()) };
+        let mut rig = Rig::new(config.clone(), BlkOptions::default(), vec![0; 512], Serve::Nobody, 1);
+        rig.run(body(tell.clone()));
         rig.assert_clean("scull");
+        let mut threads = Rig::threads(config, BlkOptions::default(), vec![0; 512], Serve::Nobody);
+        threads.world.run(vec![body(tell)]);
+        threads.assert_clean("scull in threads");
+        let compared: Vec<_> = told.try_iter().collect();
+        assert!(compared.len() == 2 && compared.iter().all(|&bytes| bytes > 1 << 17), "{number}: {compared:?}");
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::SystemTime;
 
 use lowzone_tests::image::{self, Folder};
-use lowzone_tests::program::lowzone;
+use lowzone_tests::program::{Outcome, lowzone};
 
 /// The image's size in MiB: small by default, as the story says with `LOWZONE_LONG` set.
 fn mib() -> u64 {
@@ -15,7 +16,12 @@ fn copy_and_compare(file: &Path) {
     let before = (fs::metadata(file).unwrap().modified().unwrap(), image::sha256(file), image::sha256sum(file));
     assert_eq!(before.1, before.2, "our hash is sha256sum's");
     let set = format!("image={}", file.display());
-    let outcome = lowzone(["run", "block/copy-image", "--json", "--set", &set]);
+    for world in ["lockstep", "threads"] {
+        compare(file, &before, &lowzone(["run", "block/copy-image", "--json", "--set", &set, "--world", world]));
+    }
+}
+
+fn compare(file: &Path, before: &(SystemTime, String, String), outcome: &Outcome) {
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert_eq!(outcome.stderr, "", "no progress bar and no complaint in a pipe");
     let result = outcome.json();
@@ -27,7 +33,7 @@ fn copy_and_compare(file: &Path) {
     let findings = result["findings"].as_array().unwrap();
     assert!(findings.is_empty() && result["leaks"].as_array().unwrap().is_empty(), "{findings:?}");
     let after = (fs::metadata(file).unwrap().modified().unwrap(), image::sha256(file));
-    assert_eq!(after, (before.0, before.1), "the source is untouched");
+    assert_eq!(after, (before.0, before.1.clone()), "the source is untouched");
 }
 
 #[test]

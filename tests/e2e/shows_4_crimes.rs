@@ -1,9 +1,10 @@
 //! Crimes: each file gives exactly its finding with both call sites; one key changed, none.
 
 use lowzone::expect::check;
-use lowzone::spec::CanaryState;
+use lowzone::result::RunResult;
+use lowzone::spec::{CanaryState, Scenario};
 use lowzone_tests::program::lowzone;
-use lowzone_tests::scenario::{embedded, findings, run};
+use lowzone_tests::scenario::{embedded, findings, run, run_threads};
 
 /// A crime file and what must be seen.
 struct Crime {
@@ -102,6 +103,11 @@ const CRIMES: [Crime; 7] = [
     },
 ];
 
+/// Five seeds in lockstep, and the threads world, which has none.
+fn runs(file: &Scenario) -> impl Iterator<Item = (u64, RunResult)> {
+    (1..=5).map(|seed| (seed, run(file, seed))).chain(std::iter::once_with(|| (0, run_threads(file, 1))))
+}
+
 #[test]
 fn shows_4_each_crime_gives_exactly_its_finding_with_both_call_sites() {
     for crime in &CRIMES {
@@ -109,8 +115,7 @@ fn shows_4_each_crime_gives_exactly_its_finding_with_both_call_sites() {
         // The wrapped write hits memory that is nobody's: the port tells that too.
         let wanted: &[&str] =
             if crime.file.ends_with("wrap") { &["not-mapped", crime.finding] } else { &[crime.finding] };
-        for seed in 1..=5 {
-            let result = run(&file, seed);
+        for (seed, result) in runs(&file) {
             let mut found = findings(&result);
             found.sort_unstable_by(|a, b| b.cmp(a));
             assert_eq!(found, wanted, "{}, seed {seed}", crime.file);
@@ -127,8 +132,7 @@ fn shows_4_each_crime_gives_exactly_its_finding_with_both_call_sites() {
 #[test]
 fn shows_4_the_same_file_but_for_one_key_gives_none() {
     for crime in &CRIMES {
-        for seed in 1..=5 {
-            let result = run(&embedded(crime.file, &[crime.honest]), seed);
+        for (_, result) in runs(&embedded(crime.file, &[crime.honest])) {
             assert_eq!(findings(&result), [""; 0], "{} with {}", crime.file, crime.honest);
             assert_eq!((result.failed_requests, result.leaks.len()), (0, 0), "{} with {}", crime.file, crime.honest);
             assert!(result.errors.is_empty(), "{}: {:?}", crime.file, result.errors);

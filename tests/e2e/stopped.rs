@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lowzone::expect::check;
+use lowzone::kit::Kit;
 use lowzone::lab::{Control, Lab, Verify};
+use lowzone::world::WorldKind;
 use lowzone_tests::image::{self, Folder};
 use lowzone_tests::program::{Outcome, command, lowzone};
 use lowzone_tests::scenario;
@@ -41,6 +43,10 @@ fn wait_for_progress(image: &Path) {
 
 #[test]
 fn stopped_by_ctrl_c_what_is_reported_done_is_in_the_image() {
+    ["lockstep", "threads"].into_iter().for_each(stopped_in);
+}
+
+fn stopped_in(world: &str) {
     let folder = Folder::new();
     let size = (BLOCKS * BLOCK) as u64;
     let sparse = |name: &str| {
@@ -50,7 +56,7 @@ fn stopped_by_ctrl_c_what_is_reported_done_is_in_the_image() {
     };
     let image = sparse("stopped.img");
     let file = folder.file("writer.toml", writer(&image).as_bytes());
-    let child = command([Path::new("run"), &file, Path::new("--json")]).spawn().unwrap();
+    let child = command(["run", &file.display().to_string(), "--json", "--world", world]).spawn().unwrap();
     wait_for_progress(&image);
     kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT).unwrap();
     let outcome = Outcome::of(&child.wait_with_output().unwrap());
@@ -78,11 +84,15 @@ fn stopped_by_ctrl_c_what_is_reported_done_is_in_the_image() {
         let bytes = read(&stopped);
         assert!(bytes == read(&whole) && bytes != vec![0; BLOCK], "block {block} of {done} reported done");
     }
-    println!("stopped after {done} of {BLOCKS} writes: all of them in the image");
+    println!("{world}: stopped after {done} of {BLOCKS} writes: all of them in the image");
 }
 
 #[test]
 fn stopped_by_an_image_that_shrinks_requests_fail_and_it_is_said() {
+    [WorldKind::Lockstep, WorldKind::Threads].into_iter().for_each(shrunk_in);
+}
+
+fn shrunk_in(world: WorldKind) {
     let folder = Folder::new();
     let image = folder.file("shrinks.img", &image::bytes(1, 64 << 20));
     let set = format!("image={}", image.display());
@@ -98,8 +108,8 @@ fn stopped_by_an_image_that_shrinks_requests_fail_and_it_is_said() {
             OpenOptions::new().write(true).open(&image).unwrap().set_len(1 << 20).unwrap();
         }
     });
-    let mut lab = Lab::new("copy", copy.clone(), 1, Verify::Sha256, control).unwrap();
-    let result = lab.run();
+    let lab = Lab::in_world(world, &Kit::STOCK, "copy", copy.clone(), 1, Verify::Sha256, control);
+    let result = lab.unwrap().run();
     truncate.join().unwrap();
     assert!(result.failed_requests > 0 && result.copies.is_empty(), "no copy is claimed: {result:?}");
     assert!(!check(&copy.expect, &result).is_empty(), "exit code 1");

@@ -43,6 +43,11 @@ pub fn run_threads(scenario: &Scenario, seed: u64) -> RunResult {
     lab.unwrap().run()
 }
 
+/// One run in lockstep and one in the threads world, of what must hold in both.
+pub fn run_both(scenario: &Scenario, seed: u64) -> [RunResult; 2] {
+    [run(scenario, seed), run_threads(scenario, seed)]
+}
+
 /// The names of a run's findings.
 pub fn findings(result: &RunResult) -> Vec<&str> {
     result.findings.iter().map(|row| row.name.as_str()).collect()
