@@ -61,7 +61,7 @@ fn scull_holds_what_was_written_over_each_backing() {
         let (tell, told) = channel();
         let body =
             |tell: Sender<usize>| -> Body { Box::new(move |cpu| tell.send(play(cpu, backing(cpu)).unwrap()).unwrap()) };
-        let mut rig = Rig::new(config.clone(), BlkOptions::default(), vec![0; 512], Serve::Nobody, 1);
+        let mut rig = Rig::new(config, BlkOptions::default(), vec![0; 512], Serve::Nobody, 1);
         rig.run(body(tell.clone()));
         rig.assert_clean("scull");
         let mut threads = Rig::threads(config, BlkOptions::default(), vec![0; 512], Serve::Nobody);
