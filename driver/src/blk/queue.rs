@@ -87,7 +87,7 @@ enum Slot {
         data: u64,
         payload: Payload,
     },
-    /// Nobody has collected it yet.
+    /// Over: whoever collects it gives the slot back.
     Done,
 }
 
@@ -229,6 +229,8 @@ impl BlkQueue {
         let (vq, lost) = {
             let mut state = self.state.lock_irqsave(cpu);
             let state = &mut *state;
+            // What nobody will collect goes now, not with the last one who knows the queue.
+            self.sweep(state);
             let lost: Vec<Slot> = state.slots.iter_mut().map(|slot| std::mem::replace(slot, Slot::Free)).collect();
             state.stats.ring = state.vq.as_ref().map(Virtqueue::stats).unwrap_or_default();
             (state.vq.take(), lost)

@@ -309,8 +309,7 @@ impl DmaDevice {
         cpu.trace_with((kind, mapping.dma.get(), len), dev, mapping.id, &[reached, behind]);
     }
 
-    /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`). Any
-    /// context.
+    /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`). Any context.
     #[track_caller]
     pub fn released(&self, cpu: &Cpu<'_>) {
         let (pending, owners) = {

@@ -3,7 +3,8 @@
 //! A world whose CPUs sleep lets each sleep on its own ([`InProc::outside`](super::InProc::outside)), so that no thread
 //! stands between the peer and the CPU. What the peer did shows in shared memory, so a CPU that is awake looks there: the
 //! descriptor only ends a sleep. A peer lives in real time, so only the world of threads has such actors outside: lockstep
-//! refuses the wires that need one, and no virtual clock can jump past what a peer is about to do. Neighbours: `vhost_user`, whose call eventfds these are; `world::threads`.
+//! refuses the wires that need one, and no virtual clock can jump past what a peer is about to do. Neighbours:
+//! `vhost_user`, whose call eventfds these are; `world::threads`.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;

@@ -4,8 +4,8 @@
 //! A [`Violation`] has no counterpart: without an IOMMU the hardware just does it. Its text is ours.
 //!
 //! Neighbours: the ledger makes them, the kernel turns them into findings with both call sites. Left out: messages
-//! about what is mapped beyond the stack (vmalloc, rodata), about scatter lists, and about overlapping cache lines, which Linux
-//! tracks across devices.
+//! about what is mapped beyond the stack (vmalloc, rodata), about scatter lists, and about overlapping cache lines,
+//! which Linux tracks across devices.
 
 use thiserror::Error;
 
