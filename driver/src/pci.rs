@@ -252,19 +252,24 @@ impl PciDevice {
     #[track_caller]
     pub fn pcim_enable(self: &Arc<Self>, cpu: &Cpu<'_>) -> Result<(), AllocError> {
         let device = Arc::downgrade(self);
-        self.devres.add_action(cpu, move |_| device.upgrade().into_iter().for_each(|device| device.disable()))?;
+        let disable = move |_: &Cpu<'_>| device.upgrade().into_iter().for_each(|device| device.disable());
+        self.devres.add_action(cpu, "pcim_enable_device", disable)?;
         self.enable();
         Ok(())
     }
 
-    /// Maps a whole BAR until the driver goes (`pcim_iomap`). Process context.
+    /// Maps the first `len` bytes of a BAR until the driver goes (`pcim_iomap`; Linux maps what there is of a shorter
+    /// one). Process context.
     ///
     /// # Errors
-    /// [`PciError::NoBar`], [`PciError::Ioremap`].
+    /// [`PciError::NoBar`] if it isn't there or shorter, [`PciError::Ioremap`].
     #[track_caller]
-    pub fn pcim_iomap(&self, cpu: &Cpu<'_>, index: u8) -> Result<Arc<IoMem>, PciError> {
+    pub fn pcim_iomap(&self, cpu: &Cpu<'_>, index: u8, len: u64) -> Result<Arc<IoMem>, PciError> {
         let bar = self.bar(index)?;
-        Ok(self.devres.ioremap(cpu, bar.at, bar.len)?)
+        if len > bar.len {
+            return Err(PciError::NoBar { at: self.at, bar: index });
+        }
+        Ok(self.devres.ioremap(cpu, bar.at, len)?)
     }
 
     /// Reads its config space.

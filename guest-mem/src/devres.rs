@@ -214,14 +214,19 @@ impl Devres {
         Ok(())
     }
 
-    /// Has `action` run when the driver goes (`devm_add_action`). Process context.
+    /// Has `action`, which its note goes by the `name` of, run when the driver goes (`devm_add_action`). Process context.
     ///
     /// # Errors
     /// [`AllocError`] for want of the note; `action` will not run then.
     #[track_caller]
-    pub fn add_action(&self, cpu: &Cpu<'_>, action: impl FnOnce(&Cpu<'_>) + Send + 'static) -> Result<(), AllocError> {
+    pub fn add_action(
+        &self,
+        cpu: &Cpu<'_>,
+        name: &'static str,
+        action: impl FnOnce(&Cpu<'_>) + Send + 'static,
+    ) -> Result<(), AllocError> {
         let note = Self::note(cpu)?;
-        self.add("devm_add_action", Some(note), Box::new(action));
+        self.add(name, Some(note), Box::new(action));
         Ok(())
     }
 
@@ -233,11 +238,12 @@ impl Devres {
     pub fn add_action_or_reset(
         &self,
         cpu: &Cpu<'_>,
+        name: &'static str,
         action: impl FnOnce(&Cpu<'_>) + Send + 'static,
     ) -> Result<(), AllocError> {
         match Self::note(cpu) {
             Ok(note) => {
-                self.add("devm_add_action", Some(note), Box::new(action));
+                self.add(name, Some(note), Box::new(action));
                 Ok(())
             }
             Err(error) => {

@@ -1,7 +1,9 @@
 //! What is left, and whether the books are right: the leak check and the validation of one kernel.
 //!
 //! [`leaks`] lists every live resource of every kind, in a fixed order, each with who made it. Memory that lies
-//! under a leaked mapping is told with the mapping, not twice. Neighbours: `kernel`, `finding`. Left out: rendering.
+//! under a leaked mapping is told with the mapping, not twice. [`by_site`] adds them up by who made them. Neighbours: `kernel`, `finding`. Left out: rendering.
+
+use std::cmp::Reverse;
 
 use thiserror::Error;
 
@@ -72,6 +74,39 @@ impl Leak {
             sites: vec![("allocated at", self.owner), ("not freed when", checked)],
         }
     }
+}
+
+/// What one call site has left behind, of one kind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeakSite {
+    /// What they are.
+    pub resource: Resource,
+    /// Who made them.
+    pub owner: Owner,
+    /// How many.
+    pub count: u64,
+    /// Their bytes together.
+    pub bytes: u64,
+    /// Where the first of them stands in the list.
+    pub first: usize,
+}
+
+/// Leaks by call site: the most bytes first, then the most pieces, then by kind and line.
+pub fn by_site(leaks: &[Leak]) -> Vec<LeakSite> {
+    let mut sites: Vec<LeakSite> = Vec::new();
+    for (first, leak) in leaks.iter().enumerate() {
+        match sites.iter_mut().find(|site| (site.resource, site.owner) == (leak.resource, leak.owner)) {
+            Some(site) => (site.count, site.bytes) = (site.count + 1, site.bytes + leak.bytes),
+            None => {
+                let (resource, owner) = (leak.resource, leak.owner);
+                sites.push(LeakSite { resource, owner, count: 1, bytes: leak.bytes, first });
+            }
+        }
+    }
+    sites.sort_by_cached_key(|site| {
+        (Reverse(site.bytes), Reverse(site.count), site.resource.to_string(), site.owner.to_string())
+    });
+    sites
 }
 
 /// Every live resource, in a fixed order; what a worker is yet to free counts as freed.

@@ -98,10 +98,21 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     for finding in &r.findings {
         writeln!(out, "{BAD}finding{BAD:#}  {}\n", finding.text.replace('\n', "\n       "))?;
     }
-    for leak in &r.leaks {
-        writeln!(out, "{BAD}leak{BAD:#}  {}\n", leak.replace('\n', "\n    "))?;
-    }
+    leaks(out, r)?;
     summary(out, r)
+}
+
+/// One of each call site, with what the site has left in all.
+fn leaks(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    for site in &r.leak_sites {
+        let first = r.leaks.get(site.first).map_or("", String::as_str).trim_start_matches("leak: ");
+        writeln!(out, "{BAD}leak{BAD:#}  {}", first.replace('\n', "\n    "))?;
+        if site.count > 1 {
+            writeln!(out, "      {} of this call site, {} bytes in all", site.count, site.bytes)?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 fn rings(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::Result<()> {

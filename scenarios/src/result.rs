@@ -7,7 +7,7 @@ use lowzone_guest_mem::fault::{FaultAttr, Tally};
 use lowzone_guest_mem::kernel::Kernel;
 use lowzone_guest_mem::mempool::PoolUse;
 use lowzone_guest_mem::site::Owner;
-use lowzone_guest_mem::stats;
+use lowzone_guest_mem::stats::{self, LeakSite};
 use serde::Serialize;
 
 use crate::lab::Slot;
@@ -369,6 +369,9 @@ pub struct RunResult {
     pub findings: Vec<FindingRow>,
     /// What was left over.
     pub leaks: Vec<String>,
+    /// The same by call site, the most bytes first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leak_sites: Vec<LeakSiteRow>,
     /// The kernel's log.
     pub log: Vec<String>,
     /// Lines that the log's rate limit kept back.
@@ -395,6 +398,29 @@ pub struct RunResult {
     pub interrupted: bool,
     /// The digest of all events, 16 hexadecimal digits; empty in threads, where it would mean nothing.
     pub digest: String,
+}
+
+/// What one call site has left behind.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LeakSiteRow {
+    /// What they are.
+    pub resource: String,
+    /// The call site.
+    pub owner: String,
+    /// How many.
+    pub count: u64,
+    /// Their bytes together.
+    pub bytes: u64,
+    /// Where the first of them stands among the leaks.
+    #[serde(skip)]
+    pub first: usize,
+}
+
+impl LeakSiteRow {
+    fn of(site: &LeakSite) -> Self {
+        let LeakSite { resource, owner, count, bytes, first } = site;
+        Self { resource: resource.to_string(), owner: owner.to_string(), count: *count, bytes: *bytes, first: *first }
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -450,8 +476,9 @@ impl RunResult {
     pub(crate) fn conclude(&mut self, kernel: &Kernel, virtual_ns: u64, interrupted: bool) {
         kernel.inspect_slabs(Owner::default());
         self.mempools = kernel.mempools().iter().map(mempool).collect();
-        self.leaks =
-            stats::leaks(kernel).iter().map(|leak| leak.finding(virtual_ns, Owner::default()).to_string()).collect();
+        let leaks = stats::leaks(kernel);
+        self.leaks = leaks.iter().map(|leak| leak.finding(virtual_ns, Owner::default()).to_string()).collect();
+        self.leak_sites = stats::by_site(&leaks).iter().map(LeakSiteRow::of).collect();
         let row = |finding: &lowzone_guest_mem::finding::Finding| FindingRow {
             name: finding.kind.name().to_owned(),
             text: finding.to_string(),

@@ -47,6 +47,17 @@ fn tour_on_another_machine_has_other_cells() {
     // Addresses, not zones, tell contiguity: the same everywhere.
     for machine in [&usual, &small, &high, &listed] {
         assert_eq!(cell(machine, "kmalloc", "physical"), "yes");
+        assert_eq!((cell(machine, "vmalloc", "physical"), cell(machine, "vmalloc", "virt")), ("no", "yes"));
+        assert_eq!(
+            (cell(machine, "alloc_percpu", "physical"), cell(machine, "alloc_percpu", "largest")),
+            ("each copy", "32 KiB")
+        );
+        for (allocator, sleeps) in [("kmalloc", "by mask"), ("mempool", "by mask"), ("vmalloc", "always")] {
+            assert_eq!(cell(machine, allocator, "sleeps"), sleeps);
+        }
+        for allocator in ["alloc_pages", "dma_alloc_coherent"] {
+            assert_eq!(cell(machine, allocator, "alignment"), "its size");
+        }
         assert_eq!(stop(machine, "ioremap").unwrap()[1]["got"], "0x10000ed");
     }
     assert!(stop(&usual, "high memory").is_none());
@@ -82,4 +93,20 @@ fn inspect_shows_what_a_step_holds_and_that_it_is_back_at_the_end() {
     assert!(all.contains("slabinfo - version: 2.1") && all.contains("        protection: (0, "), "{all}");
     let beyond = lowzone(["inspect", "block/low-zone", "--after", "9"]);
     assert_eq!((beyond.code, beyond.stderr.contains("there is no step 9")), (Some(2), true), "{beyond:?}");
+}
+
+#[test]
+fn leaks_are_told_by_call_site_with_what_each_left_in_all() {
+    for world in ["lockstep", "threads"] {
+        let seen = lowzone(["run", "alloc/sanitizers-forgotten", "--world", world]);
+        assert_eq!(seen.code, Some(0), "{}{}", seen.stdout, seen.stderr);
+        let lines: Vec<_> = seen.stdout.lines().map(str::trim).collect();
+        assert_eq!(lines.iter().filter(|line| line.starts_with("leak")).count(), 1, "{}", seen.stdout);
+        assert!(lines.contains(&"3 of this call site, 300 bytes in all"), "{}", seen.stdout);
+        assert!(
+            lines.iter().any(|line| line.ends_with("3 leaks, in threads") || line.contains("3 leaks, digest")),
+            "{}",
+            seen.stdout
+        );
+    }
 }

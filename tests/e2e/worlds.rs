@@ -7,7 +7,7 @@ use std::path::Path;
 use lowzone_tests::program::workspace;
 
 /// The modules whose stories can't leave lockstep.
-const LOCKSTEP_ONLY: [(&str, &str); 13] = [
+const LOCKSTEP_ONLY: [(&str, &str); 12] = [
     ("containment", "the point at which a driver dies is the nth of an order that repeats"),
     ("explore", "a case is a point by number"),
     ("faults", "which allocation is the nth is a matter of order"),
@@ -20,7 +20,6 @@ const LOCKSTEP_ONLY: [(&str, &str); 13] = [
     ("shows_7_recycling", "the same times and bytes in each run"),
     ("shows_7_teardown", "a CPU is torn down where it is parked; threads::endings does it to threads"),
     ("teardown_order", "the one order of a record"),
-    ("tour", "the same text twice"),
 ];
 /// The modules in which nothing runs that has a world.
 const NO_WORLD: [&str; 2] = ["bad_input", "shows_5_ui"];

@@ -2,8 +2,10 @@
 //!
 //! The registers decide whether a piece of work is over, the interrupt only says when to look: one that is lost,
 //! late or not ours does no harm. The device has no reset register, so one that does not end is reset as a function;
-//! if that doesn't stop it either it is cut off from the bus. Teardown: no work left, interrupts freed, DMA off, then
-//! memory freed. Neighbours: `registers`, `pci`. Left out: errors of a transfer, of which the device can't tell.
+//! if that doesn't stop it either it is cut off from the bus. What a probe takes is managed (`pcim_`, `devm_`), so none
+//! of its failures has a path of its own. Teardown: no work left, DMA off, then the reverse of the probe: interrupt,
+//! vector, memory, registers. Neighbours: `registers`, `pci`. Left out: errors of a transfer, of which the device can't
+//! tell.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -12,8 +14,7 @@ use lowzone_guest_mem::dma::{Coherent, Direction, FromDevice, MapError, ToDevice
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::iomem::IoMem;
-use lowzone_guest_mem::irq::{IrqLine, request_irq};
-use lowzone_guest_mem::lock::{Locked, Mutex};
+use lowzone_guest_mem::lock::Mutex;
 use lowzone_guest_mem::wait::{WaitError, WaitQueue};
 use lowzone_guest_mem::{Cpu, DmaAddr, KBuf};
 
@@ -23,7 +24,7 @@ use super::registers::{
 };
 use super::{EduError, EduOptions, MOST, TransferError};
 use crate::driver::ProbeError;
-use crate::pci::{Msi, PciDevice};
+use crate::pci::PciDevice;
 
 /// What is written to see whether the device answers.
 const PATTERNS: [u32; 2] = [0x1234_5678, 0xedcb_a987];
@@ -54,7 +55,7 @@ pub struct Moved {
 /// What the interrupt handler needs.
 struct Core {
     pci: Arc<PciDevice>,
-    regs: IoMem,
+    regs: Arc<IoMem>,
     causes: AtomicU32,
     changed: WaitQueue,
 }
@@ -82,17 +83,10 @@ impl Core {
     }
 }
 
-/// The interrupt first, its vector after: the order in which they are given back.
-struct Interrupt {
-    line: IrqLine,
-    msi: Option<Msi>,
-}
-
 /// A device in service.
 pub struct Edu {
     core: Arc<Core>,
-    interrupt: Locked<Option<Interrupt>>,
-    buffer: Coherent,
+    buffer: Arc<Coherent>,
     /// Held for a whole piece of work: there is one of everything in the device.
     turn: Mutex<()>,
     bus_master: bool,
@@ -102,28 +96,23 @@ pub struct Edu {
 
 impl Edu {
     pub(super) fn probe(cpu: &Cpu<'_>, pci: &Arc<PciDevice>, options: &EduOptions) -> Result<Self, ProbeError> {
-        pci.enable();
-        Self::start(cpu, pci, options).inspect_err(|_| pci.disable())
-    }
-
-    fn start(cpu: &Cpu<'_>, pci: &Arc<PciDevice>, options: &EduOptions) -> Result<Self, ProbeError> {
         let _span = cpu.span("start");
+        pci.pcim_enable(cpu)?;
         pci.dma().set_mask(cpu, dma_bit_mask(options.dma_mask))?;
         pci.dma().set_coherent_mask(cpu, dma_bit_mask(options.coherent_mask))?;
-        let regs = pci.map_bar(cpu, 0, 0, BYTES)?;
+        let regs = pci.pcim_iomap(cpu, 0, BYTES)?;
         identify(cpu, &regs)?;
-        let buffer = pci.dma().alloc_coherent(cpu, COHERENT_BYTES, GFP_KERNEL)?;
+        let buffer = pci.devres().alloc_coherent(cpu, pci.dma(), COHERENT_BYTES, GFP_KERNEL)?;
         let core = Arc::new(Core { pci: pci.clone(), regs, causes: AtomicU32::new(0), changed: WaitQueue::new() });
-        let msi = if options.msi { pci.enable_msi(cpu).ok() } else { None };
-        let irq = msi.as_ref().map_or_else(|| pci.intx(), |msi| Ok(msi.irq()))?;
+        let msi = if options.msi { pci.pcim_enable_msi(cpu).ok() } else { None };
+        let irq = msi.map_or_else(|| pci.intx(), Ok)?;
         pci.set_intx(true);
-        let line = request_irq(cpu, irq, core.clone())?;
+        pci.devres().request_irq(cpu, irq, core.clone())?;
         if options.bus_master {
             pci.set_master();
         }
         Ok(Self {
             core,
-            interrupt: Locked::new(Some(Interrupt { line, msi })),
             buffer,
             turn: Mutex::new(()),
             bus_master: options.bus_master,
@@ -268,16 +257,11 @@ impl Edu {
         }
     }
 
-    /// Stops everything that could reach memory, interrupts first; memory stays.
+    /// Stops everything that could reach memory; what was taken goes after it, as managed resources do.
     pub(super) fn quiesce(&self, cpu: &Cpu<'_>) {
         // Whoever is at work comes to an end first.
         let _turn = self.turn.lock(cpu);
-        let interrupt = self.interrupt.lock().take();
-        if let Some(Interrupt { line, msi }) = interrupt {
-            line.free(cpu);
-            drop(msi);
-        }
-        // Nobody is left to acknowledge, and the pin may be shared.
+        // Nobody will acknowledge any more, and the pin may be shared.
         self.core.regs.writel(cpu, STATUS, 0);
         let causes = self.core.regs.readl(cpu, CAUSES);
         self.core.regs.writel(cpu, ACKNOWLEDGE, causes);

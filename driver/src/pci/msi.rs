@@ -12,7 +12,7 @@ use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::{Cpu, PhysAddr};
 
 use super::{PciDevice, PciError, halves};
-use crate::bus::Vector;
+use crate::bus::{Bdf, PciBus, Vector};
 
 pub(super) const CAP_MSI: u8 = 0x05;
 const ENABLE: u32 = 1;
@@ -26,7 +26,7 @@ impl PciDevice {
     /// # Errors
     /// [`PciError`]: no capability, or no vector that fits into it.
     #[track_caller]
-    pub fn enable_msi(self: &Arc<Self>, cpu: &Cpu<'_>) -> Result<Msi, PciError> {
+    pub fn enable_msi(&self, cpu: &Cpu<'_>) -> Result<Msi, PciError> {
         let cap = self.find_capability(CAP_MSI)?;
         let control = self.config_read(cap + 2, Width::B2);
         let none = PciError::NoVectors { at: self.at, wanted: 1, has: 0 };
@@ -35,7 +35,7 @@ impl PciDevice {
         }
         let vector = self.bus.alloc_vector(0).ok_or(none)?;
         let id = cpu.kernel().register(Resource::Vector, PhysAddr::new(u64::from(vector.irq)), 0, cpu.owner());
-        let msi = Msi { device: self.clone(), kernel: cpu.kernel_ref(), cap, vector, id };
+        let msi = Msi { bus: self.bus.clone(), at: self.at, kernel: cpu.kernel_ref(), cap, vector, id };
         let (low, high) = halves(vector.addr);
         let wide = control & WIDE != 0;
         // It has 16 bits for data, and without the wide form 32 for the address.
@@ -50,12 +50,26 @@ impl PciDevice {
         self.config_write(cap + 2, Width::B2, control | ENABLE);
         Ok(msi)
     }
+
+    /// [`PciDevice::enable_msi`] until the driver goes, as of a device that `pcim_enable_device` enabled; its interrupt
+    /// number. Process context.
+    ///
+    /// # Errors
+    /// As [`PciDevice::enable_msi`]; for want of the note there is no vector either.
+    #[track_caller]
+    pub fn pcim_enable_msi(&self, cpu: &Cpu<'_>) -> Result<u32, PciError> {
+        let msi = self.enable_msi(cpu)?;
+        let irq = msi.irq();
+        let noted = self.devres.add_action_or_reset(cpu, "pcim_msi_release", move |_| drop(msi));
+        noted.map(|()| irq).map_err(|_| PciError::NoVectors { at: self.at, wanted: 1, has: 0 })
+    }
 }
 
 /// MSI turned on, with its vector; off again when dropped.
 #[must_use = "MSI is turned off when this is dropped"]
 pub struct Msi {
-    device: Arc<PciDevice>,
+    bus: Arc<dyn PciBus>,
+    at: Bdf,
     kernel: KernelRef,
     cap: u16,
     vector: Vector,
@@ -71,9 +85,9 @@ impl Msi {
 
 impl Drop for Msi {
     fn drop(&mut self) {
-        let control = self.device.config_read(self.cap + 2, Width::B2);
-        self.device.config_write(self.cap + 2, Width::B2, control & !ENABLE);
-        self.device.bus.free_vector(self.vector.irq);
+        let control = self.bus.config_read(self.at, self.cap + 2, Width::B2);
+        self.bus.config_write(self.at, self.cap + 2, Width::B2, control & !ENABLE);
+        self.bus.free_vector(self.vector.irq);
         if let Some(kernel) = self.kernel.get() {
             kernel.unregister(self.id);
         }

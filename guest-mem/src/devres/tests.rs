@@ -23,7 +23,7 @@ fn everything_goes_in_the_reverse_order_and_nothing_is_left() {
     let lab = Lab::new();
     let (cpu, device, devres) = (lab.cpu(), lab.device(32), Devres::default());
     let order = Arc::new(Locked::new(Vec::new()));
-    devres.add_action(&cpu, noting(&order, 1)).unwrap();
+    devres.add_action(&cpu, "disable", noting(&order, 1)).unwrap();
     let buf = devres.kzalloc(&cpu, 100, GFP_KERNEL).unwrap();
     let mut seen = [1; 100];
     buf.read_at(0, &mut seen).unwrap();
@@ -35,9 +35,9 @@ fn everything_goes_in_the_reverse_order_and_nothing_is_left() {
     devres.request_irq(&cpu, 5, handler(|_| {})).unwrap();
     let thread: Arc<dyn IrqThread> = Arc::new(Idle);
     devres.request_threaded_irq(&cpu, 6, None, Some(thread), IrqFlags::ONESHOT, "card").unwrap();
-    devres.add_action_or_reset(&cpu, noting(&order, 2)).unwrap();
+    devres.add_action_or_reset(&cpu, "stop", noting(&order, 2)).unwrap();
     let irqs = ["devm_request_irq", "devm_request_threaded_irq"];
-    let held = [&["devm_add_action", "devm_kmalloc", "dmam_alloc_coherent"][..], &irqs, &["devm_add_action"]].concat();
+    let held = [&["disable", "devm_kmalloc", "dmam_alloc_coherent"][..], &irqs, &["stop"]].concat();
     assert_eq!(devres.held(), held);
     assert!(order.lock().is_empty());
     let reverse: Vec<_> = held.into_iter().rev().collect();
@@ -50,10 +50,10 @@ fn everything_goes_in_the_reverse_order_and_nothing_is_left() {
 fn a_group_goes_early_and_alone() {
     let lab = Lab::new();
     let (cpu, devres, order) = (lab.cpu(), Devres::default(), Arc::new(Locked::new(Vec::new())));
-    devres.add_action(&cpu, noting(&order, 1)).unwrap();
+    devres.add_action(&cpu, "disable", noting(&order, 1)).unwrap();
     let group = devres.open_group();
-    devres.add_action(&cpu, noting(&order, 2)).unwrap();
-    devres.add_action(&cpu, noting(&order, 3)).unwrap();
+    devres.add_action(&cpu, "disable", noting(&order, 2)).unwrap();
+    devres.add_action(&cpu, "disable", noting(&order, 3)).unwrap();
     assert_eq!((devres.release_group(&cpu, group).len(), order.lock().clone()), (2, vec![3, 2]));
     devres.release_all(&cpu);
     assert_eq!(*order.lock(), [3, 2, 1]);
@@ -72,7 +72,7 @@ fn each_call_fails_for_want_of_its_note_and_only_reset_runs_the_action() {
         &|| devres.request_irq(&cpu, 5, handler(|_| {})).is_err(),
         &|| devres.request_threaded_irq(&cpu, 5, None, idle(), IrqFlags::ONESHOT, "card").is_err(),
         &|| devres.ioremap(&cpu, PhysAddr::new(0xf000_0000), 64).is_err(),
-        &|| devres.add_action(&cpu, noting(&order, 1)).is_err(),
+        &|| devres.add_action(&cpu, "disable", noting(&order, 1)).is_err(),
     ];
     for (index, call) in calls.iter().enumerate() {
         lab.solo.fail_nth(0);
@@ -80,7 +80,7 @@ fn each_call_fails_for_want_of_its_note_and_only_reset_runs_the_action() {
     }
     assert!(order.lock().is_empty());
     lab.solo.fail_nth(0);
-    assert!(devres.add_action_or_reset(&cpu, noting(&order, 2)).is_err());
+    assert!(devres.add_action_or_reset(&cpu, "stop", noting(&order, 2)).is_err());
     assert_eq!((order.lock().clone(), devres.held().len()), (vec![2], 0));
     // The second point of the call is the resource's own: its note goes again.
     lab.solo.fail_nth(1);

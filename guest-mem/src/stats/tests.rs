@@ -30,3 +30,22 @@ fn a_leak_is_a_finding_with_both_sites() {
     assert_eq!(finding.sites[0], ("allocated at", buf.owner()));
     assert!(finding.to_string().contains("not freed when "));
 }
+
+#[test]
+fn leaks_of_one_line_are_added_up_and_the_largest_come_first() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let small: Vec<_> = (0..3).map(|_| KBuf::kmalloc(&cpu, 10, GFP_KERNEL).unwrap()).collect();
+    let large = KBuf::kmalloc(&cpu, 77, GFP_KERNEL).unwrap();
+    let device = lab.device(32);
+    let raw = misuse::map_single(&cpu, &device, &large, Dir::ToDevice).unwrap();
+    let found = leaks(lab.kernel());
+    let sites = by_site(&found);
+    let rows: Vec<_> = sites.iter().map(|site| (site.resource, site.count, site.bytes)).collect();
+    assert_eq!(rows, [(Resource::Mapping, 1, 77), (Resource::Slab, 3, 30)], "what is mapped is no slab object here");
+    assert_eq!((sites[1].owner, found[sites[1].first].at), (small[0].owner(), small[0].phys()));
+    misuse::unmap_single(&cpu, &device, raw.dma, raw.len, Dir::ToDevice);
+    let again = by_site(&leaks(lab.kernel()));
+    assert_eq!(again.iter().map(|site| site.bytes).collect::<Vec<_>>(), [77, 30]);
+    assert_eq!(again.iter().map(|site| site.count).sum::<u64>(), 4);
+}

@@ -63,6 +63,7 @@ pub(crate) const ENTRIES: &[Entry] = embedded![
     "alloc/remove-no-del-timer",
     "alloc/remove-no-tasklet-kill",
     "alloc/sanitizers",
+    "alloc/sanitizers-forgotten",
     "alloc/sanitizers-overflow",
     "alloc/sanitizers-use-after-free",
     "alloc/scullc",

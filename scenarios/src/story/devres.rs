@@ -28,25 +28,25 @@ fn probe(telling: &Telling<'_, '_>, devres: &Devres) -> Result<(), StoryError> {
         let order = order.clone();
         move |_: &lowzone_guest_mem::Cpu<'_>| order.lock().push(name)
     };
-    devres.add_action(cpu, noted("disable the device"))?;
+    devres.add_action(cpu, "pci_disable_device", noted("disable the device"))?;
     let buf = devres.kzalloc(cpu, 100, GFP_KERNEL)?;
     if telling.makes("manual-free") {
         misuse::kfree(cpu, buf.phys());
     }
     let group = devres.open_group();
     drop(devres.alloc_coherent(cpu, &device, 4096, GFP_KERNEL)?);
-    devres.add_action(cpu, noted("stop its DMA"))?;
+    devres.add_action(cpu, "stop_dma", noted("stop its DMA"))?;
     telling.expect(
         "taken",
-        "devm_add_action, devm_kmalloc, dmam_alloc_coherent, devm_add_action",
+        "pci_disable_device, devm_kmalloc, dmam_alloc_coherent, stop_dma",
         devres.held().join(", "),
     )?;
     telling.expect(
         "released with the group",
-        "devm_add_action, dmam_alloc_coherent",
+        "stop_dma, dmam_alloc_coherent",
         devres.release_group(cpu, group).join(", "),
     )?;
-    telling.expect("left", "devm_add_action, devm_kmalloc", devres.held().join(", "))?;
+    telling.expect("left", "pci_disable_device, devm_kmalloc", devres.held().join(", "))?;
     drop(buf);
     devres.release_all(cpu);
     let order = order.lock().join(", then ");

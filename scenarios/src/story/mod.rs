@@ -64,7 +64,7 @@ pub(crate) const STORIES: &[Story] = &[
     Story { name: "pages-left", mistakes: &[], parts: || alone(exhaustion::pages_left) },
     Story { name: "percpu", mistakes: &["preemptible"], parts: percpu::parts },
     Story { name: "remove", mistakes: remove::MISTAKES, parts: || alone(remove::tell) },
-    Story { name: "sanitizers", mistakes: &["overflow", "use-after-free"], parts: || alone(sanitizers::tell) },
+    Story { name: "sanitizers", mistakes: sanitizers::MISTAKES, parts: || alone(sanitizers::tell) },
     Story { name: "scullc", mistakes: &["no-trim"], parts: || alone(scull::scullc) },
     Story { name: "scullp", mistakes: &[], parts: || alone(scull::scullp) },
     Story { name: "scullv", mistakes: &[], parts: || alone(scull::scullv) },

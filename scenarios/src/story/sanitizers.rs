@@ -1,7 +1,8 @@
 //! `sanitizers`: what lies around an object on a machine that watches, and what each watch finds.
 //!
-//! The mistakes: a byte written behind the object, one written into it after it was freed. Neither is noticed at once:
-//! the first when the object is freed, the second when it leaves the quarantine.
+//! The mistakes: a byte written behind the object, one written into it after it was freed, and objects that nobody frees.
+//! None is noticed at once: the first when the object is freed, the second when it leaves the quarantine, the third at
+//! the end.
 
 use lowzone_guest_mem::PhysAddr;
 use lowzone_guest_mem::dma::misuse;
@@ -10,6 +11,9 @@ use lowzone_guest_mem::kmalloc::{kfree, kmalloc};
 use lowzone_guest_mem::kmem_cache::{SlabFlags, kmem_cache_create};
 
 use super::{StoryError, Telling};
+
+/// The mistakes.
+pub(super) const MISTAKES: &[&str] = &["overflow", "use-after-free", "forgotten"];
 
 /// Tells it.
 pub(super) fn tell(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
@@ -36,6 +40,9 @@ pub(super) fn tell(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
     kfree(buf);
     if telling.makes("use-after-free") {
         misuse::scribble(cpu, at.wrapping_add(8), &[0x42]);
+    }
+    for _ in 0..if telling.makes("forgotten") { 3 } else { 0 } {
+        std::mem::forget(kmalloc(cpu, 100, GFP_KERNEL)?);
     }
     telling.expect("what was freed last is held back", true, kmalloc(cpu, 64, GFP_KERNEL)?.phys() != at)
 }

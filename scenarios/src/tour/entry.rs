@@ -2,9 +2,14 @@
 
 use std::time::Instant;
 
+use lowzone_guest_mem::addr::PAGE_SIZE;
+use lowzone_guest_mem::buddy::MAX_ORDER;
 use lowzone_guest_mem::dma::{DmaDevice, ToDevice};
-use lowzone_guest_mem::{Cpu, KBuf, PhysAddr};
+use lowzone_guest_mem::vmalloc::{virt_addr_valid, vmalloc_to_page};
+use lowzone_guest_mem::{Cpu, KBuf, PhysAddr, VirtAddr};
 use serde::Serialize;
+
+use crate::world::Random;
 
 /// Allocations that a cell is read off.
 pub(super) const SAMPLE: usize = 16;
@@ -24,7 +29,7 @@ pub(super) struct Entry {
     pub(super) physical: &'static str,
     /// Whether virtual addresses do.
     pub(super) virt: &'static str,
-    /// Whether the call may sleep.
+    /// Whether the call may sleep; [`super::trial`] finds out.
     pub(super) sleeps: &'static str,
     /// Which masks of a device reach it.
     pub(super) dma: String,
@@ -75,7 +80,35 @@ pub(super) fn reach(cpu: &Cpu<'_>, device: &DmaDevice, buf: KBuf) -> (String, KB
     (format!("{bits} bits, {narrow}"), buf)
 }
 
-/// Whether each page follows the one before.
-pub(super) fn contiguous(pages: &[PhysAddr]) -> &'static str {
-    if pages.windows(2).all(|pair| pair[1].get() == pair[0].get() + 4096) { "yes" } else { "no" }
+/// Whether what the CPU writes in a row lies in a row in memory, from the first byte on.
+pub(super) fn contiguous(cpu: &Cpu<'_>, first: PhysAddr, len: usize, write: impl FnOnce(&[u8])) -> &'static str {
+    let mut wrote = vec![0; len];
+    Random::new(1).fill(&mut wrote);
+    write(&wrote);
+    let mut lies = vec![0; len];
+    let read = cpu.kernel().ram().read(first, &mut lies);
+    if read.is_ok() && lies == wrote { "yes" } else { "no" }
+}
+
+/// [`contiguous`] of a buffer.
+pub(super) fn in_a_row(cpu: &Cpu<'_>, buf: &mut KBuf) -> &'static str {
+    let (first, len) = (buf.phys(), buf.len());
+    // Within its own length, so nothing is refused.
+    contiguous(cpu, first, len, |bytes| _ = buf.write_at(0, bytes))
+}
+
+/// Whether every page from an address on is mapped, as memory of RAM's map or of vmalloc's.
+pub(super) fn mapped(cpu: &Cpu<'_>, at: VirtAddr, len: usize) -> &'static str {
+    let page = |at: VirtAddr| virt_addr_valid(cpu.kernel(), at) || vmalloc_to_page(cpu.kernel(), at).is_some();
+    let mut pages = (0..len as u64).step_by(4096).map(|offset| VirtAddr::new(at.get() + offset));
+    if pages.all(page) { "yes" } else { "no" }
+}
+
+/// The alignment of blocks of each order: their own size, or the least that all of them had.
+pub(super) fn alignment_by_order(block: impl Fn(u8) -> Option<u64>) -> String {
+    let blocks: Vec<_> = (0..=MAX_ORDER).filter_map(|order| Some((order, block(order)?))).collect();
+    if blocks.iter().all(|&(order, at)| at.is_multiple_of(PAGE_SIZE << order)) {
+        return "its size".to_owned();
+    }
+    alignment(&blocks.into_iter().map(|(_, at)| at).collect::<Vec<_>>()).to_string()
 }

@@ -20,9 +20,9 @@ pub(super) const CALLS: &[Row] = &[
         let thread: Arc<dyn IrqThread> = Arc::new(Nothing);
         ignore(set.devres.request_threaded_irq(cpu, 1, None, Some(thread), IrqFlags::ONESHOT, "table"));
     }),
-    ("devres.rs", "add_action", From::Process, |set, cpu| ignore(set.devres.add_action(cpu, |_| {}))),
+    ("devres.rs", "add_action", From::Process, |set, cpu| ignore(set.devres.add_action(cpu, "nothing", |_| {}))),
     ("devres.rs", "add_action_or_reset", From::Process, |set, cpu| {
-        ignore(set.devres.add_action_or_reset(cpu, |_| {}));
+        ignore(set.devres.add_action_or_reset(cpu, "nothing", |_| {}));
     }),
     ("devres.rs", "release_group", From::Process, |set, cpu| {
         set.devres.release_group(cpu, set.devres.open_group());
