@@ -15,6 +15,7 @@ mod resource;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Context;
+use crate::dma::iommu::IommuFault;
 use crate::dma::ledger::{Misuse, Violation};
 use crate::iomem::IoMisuse;
 use crate::irq::IrqMisuse;
@@ -93,6 +94,9 @@ pub enum FindingKind {
     /// A device access that no live mapping allows.
     #[error("{0}")]
     Port(Violation),
+    /// A device access that the IOMMU refused.
+    #[error("{0}")]
+    IommuFault(IommuFault),
     /// A device put an address on its bus that it cannot decode.
     #[error("device access beyond its {width}-bit width: {} of {len} bytes at {addr:#x}{}", rw(*write), hit_text(*hit))]
     BeyondWidth {
@@ -398,6 +402,7 @@ impl FindingKind {
             Self::LabLockHeld { .. } => "lab-lock-held",
             Self::Dma(misuse) => misuse_name(misuse),
             Self::Port(violation) => violation_name(violation),
+            Self::IommuFault(_) => "iommu-fault",
             Self::BeyondWidth { .. } => "beyond-width",
             Self::BusMasterOff { .. } => "bus-master-off",
             Self::Leak { .. } => "leak",
@@ -437,6 +442,7 @@ impl FindingKind {
     pub fn address(&self) -> u64 {
         match self {
             Self::Port(violation) => violation.access().dma.get(),
+            Self::IommuFault(fault) => fault.dma.get(),
             Self::BeyondWidth { addr, .. } | Self::BusMasterOff { addr, .. } => *addr,
             _ => 0,
         }
@@ -471,7 +477,7 @@ impl FindingKind {
             Self::BadFree(BadFree::Page(error)) => error.config(),
             Self::BadFree(BadFree::Slab(KfreeError::Double { cache: LARGE, .. })) => Some("CONFIG_KASAN"),
             Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),
-            Self::GfpFixup { .. } | Self::NobodyCared { .. } | Self::Gfp(_) => Some("any"),
+            Self::GfpFixup { .. } | Self::NobodyCared { .. } | Self::Gfp(_) | Self::IommuFault(_) => Some("any"),
             Self::CacheBusy { .. } | Self::CacheRefused { .. } | Self::Irq(_) => Some("any"),
             Self::MempoolZero => Some("CONFIG_DEBUG_VM"),
             Self::MempoolResizeZero | Self::KunmapUnbalanced { .. } => Some("any (an oops)"),

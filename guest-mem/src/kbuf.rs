@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Cpu;
+use crate::dma::cache::ARCH_DMA_MINALIGN;
 use crate::fault::Request;
 use crate::finding::FindingKind;
 use crate::gfp::Gfp;
@@ -72,7 +73,9 @@ impl KBuf {
         if len > PORTABLE_SIZE && cpu.kernel().config().sanitize.contains(Sanitize::PORTABLE) {
             cpu.emit(FindingKind::BeyondPortable { bytes: len as u64 }, None, vec![("allocated at", owner)]);
         }
-        let placed = match CacheId::serving(len, gfp) {
+        // Two objects of kmalloc's never share a cache line that a device may not see.
+        let wanted = if cpu.kernel().config().coherent { len } else { len.next_multiple_of(ARCH_DMA_MINALIGN) };
+        let placed = match CacheId::serving(wanted, gfp) {
             Some(id) => small(cpu, id.number(), Request::object_of(id, gfp), len, owner),
             None => large(cpu, len, gfp, owner),
         };

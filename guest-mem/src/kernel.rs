@@ -111,6 +111,7 @@ impl Kernel {
             return Err(MachineError::Cpus(config.cpus));
         }
         let ram = Ram::new(config.ram, config.low)?;
+        let ram = if config.coherent { ram } else { ram.non_coherent() };
         if config.arch == Arch::X86_32 && ram.end() > PAE_LIMIT {
             return Err(MachineError::BeyondPae { end: ram.end() });
         }
@@ -166,9 +167,11 @@ impl Kernel {
         ram.low().min(config.arch.lowmem_end())
     }
 
-    /// The pool at the top of low RAM. On x86 it is set up only where some RAM is out of a 32-bit device's reach.
+    /// The pool at the top of low RAM. On x86 it is set up only where some RAM is out of a 32-bit device's reach or it
+    /// is forced, and an IOMMU takes its place.
     fn bounce_pool(config: &MachineConfig, ram: &Ram) -> Result<Option<Pool>, MachineError> {
-        if config.swiotlb == 0 || ram.end() <= HIGH_START {
+        let needed = config.swiotlb_force || ram.end() > HIGH_START;
+        if config.swiotlb == 0 || config.iommu.is_some() || !needed {
             return Ok(None);
         }
         let bytes = Geometry::of(config.swiotlb, config.cpus)?.bytes().next_multiple_of(PAGE_SIZE);

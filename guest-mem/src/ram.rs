@@ -20,6 +20,8 @@ use vm_memory::{
 };
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::dma::cache::CpuCache;
+use crate::lock::Locked;
 
 /// Where RAM above the device window begins.
 pub const HIGH_START: u64 = 1 << 32;
@@ -175,6 +177,8 @@ pub struct Ram {
     lent: AtomicBool,
     low: u64,
     total: u64,
+    /// What stands between the CPUs and RAM on a non-coherent machine.
+    cache: Option<Box<Locked<CpuCache>>>,
 }
 
 impl Ram {
@@ -194,7 +198,12 @@ impl Ram {
         let regions = [below, above.map(Arc::new)];
         let map = GuestMemoryMmap::from_arc_regions(regions.iter().flatten().cloned().collect());
         let map = map.map_err(|e| host(std::io::Error::other(e)))?;
-        Ok(Self { map, regions, file, lent: AtomicBool::new(false), low, total })
+        Ok(Self { map, regions, file, lent: AtomicBool::new(false), low, total, cache: None })
+    }
+
+    /// The same with caches before it that no device looks into.
+    pub(crate) fn non_coherent(self) -> Self {
+        Self { cache: Some(Box::default()), ..self }
     }
 
     /// The mapped memory, for the DMA port.
@@ -249,27 +258,83 @@ impl Ram {
         found.ok_or(RamError::NotRam { addr: at.get(), len })
     }
 
-    /// Copies bytes out of RAM.
+    /// Copies bytes out of RAM, as a CPU sees it.
     ///
     /// # Errors
     /// [`RamError::NotRam`] if any byte lies outside; nothing is copied then.
     #[inline]
     pub fn read(&self, at: PhysAddr, to: &mut [u8]) -> Result<(), RamError> {
-        self.slice(at, to.len())?.copy_to(to);
+        let slice = self.slice(at, to.len())?;
+        if let Some(cache) = &self.cache {
+            return cache.lock().read(self, at, to);
+        }
+        slice.copy_to(to);
         Ok(())
     }
 
-    /// Copies bytes into RAM.
+    /// Copies bytes into RAM, as a CPU does.
     ///
     /// # Errors
     /// [`RamError::NotRam`] if any byte lies outside.
     #[inline]
     pub fn write(&self, at: PhysAddr, from: &[u8]) -> Result<(), RamError> {
+        let slice = self.slice(at, from.len())?;
+        if let Some(cache) = &self.cache {
+            return cache.lock().write(self, at, from);
+        }
+        slice.copy_from(from);
+        Ok(())
+    }
+
+    /// Copies bytes out of RAM itself, past any cache: what a device sees, and a CPU in coherent memory.
+    ///
+    /// # Errors
+    /// As [`Ram::read`].
+    #[inline]
+    pub fn read_uncached(&self, at: PhysAddr, to: &mut [u8]) -> Result<(), RamError> {
+        self.slice(at, to.len())?.copy_to(to);
+        Ok(())
+    }
+
+    /// Copies bytes into RAM itself, past any cache.
+    ///
+    /// # Errors
+    /// As [`Ram::write`].
+    #[inline]
+    pub fn write_uncached(&self, at: PhysAddr, from: &[u8]) -> Result<(), RamError> {
         self.slice(at, from.len())?.copy_from(from);
         Ok(())
     }
 
-    /// Loads one aligned number in one access, as a ring index must be.
+    /// Writes back what CPUs wrote, before a device looks; nothing to do on a coherent machine.
+    pub(crate) fn clean(&self, at: PhysAddr, len: u64) {
+        if let Some(cache) = &self.cache {
+            cache.lock().clean(self, at, usize::try_from(len).unwrap_or(0));
+        }
+    }
+
+    /// Drops what CPUs have cached, after a device wrote; nothing to do on a coherent machine.
+    pub(crate) fn invalidate(&self, at: PhysAddr, len: u64) {
+        if let Some(cache) = &self.cache {
+            cache.lock().invalidate(self, at, usize::try_from(len).unwrap_or(0));
+        }
+    }
+
+    /// Clears bytes for an uncached alias: no line of theirs is left (`arch_dma_prep_coherent`).
+    ///
+    /// # Errors
+    /// As [`Ram::zero`].
+    pub(crate) fn zero_uncached(&self, at: PhysAddr, len: u64) -> Result<(), RamError> {
+        if self.cache.is_some() {
+            self.zero(at, len)?;
+            self.clean(at, len);
+            self.invalidate(at, len);
+            return Ok(());
+        }
+        self.zero(at, len)
+    }
+
+    /// Loads one aligned number in one access, as a ring index must be, past any cache.
     ///
     /// # Errors
     /// [`RamError::NotRam`] outside RAM or unaligned.
@@ -279,7 +344,7 @@ impl Ram {
         self.slice(at, len)?.load(0, Ordering::Acquire).map_err(|_| RamError::NotRam { addr: at.get(), len })
     }
 
-    /// Stores one aligned number in one access.
+    /// Stores one aligned number in one access, past any cache.
     ///
     /// # Errors
     /// [`RamError::NotRam`] outside RAM or unaligned.
@@ -294,6 +359,11 @@ impl Ram {
     /// # Errors
     /// [`RamError::NotRam`] if either range leaves RAM.
     pub fn copy(&self, from: PhysAddr, to: PhysAddr, len: usize) -> Result<(), RamError> {
+        if self.cache.is_some() {
+            let mut bytes = vec![0; len];
+            self.read(from, &mut bytes)?;
+            return self.write(to, &bytes);
+        }
         self.slice(from, len)?.copy_to_volatile_slice(self.slice(to, len)?);
         Ok(())
     }
@@ -319,6 +389,9 @@ impl Ram {
     /// # Errors
     /// [`RamError::Host`] if the host will not take pages back.
     pub fn reset(&self) -> Result<u64, RamError> {
+        if let Some(cache) = &self.cache {
+            cache.lock().reset();
+        }
         let lent = self.lent.swap(false, Ordering::Relaxed);
         if lent {
             self.punch(0, self.total)?;
@@ -336,7 +409,7 @@ impl Ram {
                 if len >= PUNCH_PAGES {
                     self.punch(offset + at, len * PAGE_SIZE)?;
                 } else {
-                    self.zero(PhysAddr::new(start + at), len * PAGE_SIZE)?;
+                    self.zero_uncached(PhysAddr::new(start + at), len * PAGE_SIZE)?;
                 }
             }
             region.bitmap_map().drain();

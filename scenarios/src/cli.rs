@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Setting, Verify};
 use crate::result::RunResult;
-use crate::spec::{Set, Source, SpecError, faults, schema_with};
+use crate::spec::{NamedMachine, Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
 use crate::wire::{Skip, TwoWires, WireKind};
 use crate::world::WorldKind;
@@ -86,6 +86,9 @@ struct Run {
     /// Fail where a scenario can't be told on the wire, instead of skipping it.
     #[arg(long)]
     require_peers: bool,
+    /// On a machine with this name, laid over the file's [machine]; its [on.MACHINE] says what must be seen there.
+    #[arg(long, value_enum, value_name = "NAME")]
+    machine: Option<NamedMachine>,
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
@@ -290,8 +293,13 @@ pub(crate) fn source(kit: &Kit, name: &str) -> Result<Source, CliError> {
 
 fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     let source = source(kit, options.scenario.as_deref().unwrap_or(kit.default_scenario()))?;
-    let sets = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let scenario = kit.load(&source, &sets)?;
+    let machine = options.machine.unwrap_or(NamedMachine::Identity);
+    let given = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let sets: Vec<_> = machine.sets().into_iter().chain(given).collect();
+    let scenario = match kit.load(&source, &sets)?.on(machine) {
+        Ok(scenario) => scenario,
+        Err(why) => return exempt(options, machine, &source.name, &why),
+    };
     let faults = faults(&options.fault)?;
     if options.trace.is_some() && options.seed.len() > 1 {
         return Err(CliError::TraceSeeds(options.seed.len()));
@@ -344,6 +352,17 @@ fn setting(options: &Run) -> Result<Setting, CliError> {
         (Some(WorldKind::Lockstep), wire) => Err(CliError::Time(wire)),
         (_, wire) => Ok(Setting::from(wire)),
     }
+}
+
+/// Says why a scenario is not run on a machine.
+fn exempt(options: &Run, machine: NamedMachine, name: &str, why: &str) -> Result<ExitCode, CliError> {
+    let mut out = anstream::stdout();
+    if options.json {
+        writeln!(out, "{}", serde_json::json!({ "scenario": name, "machine": machine, "exempt": why }))?;
+    } else {
+        writeln!(out, "exempt on {machine}: {name}: {why}")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Says why a scenario is not run; that is no failure unless it was asked to be one.

@@ -23,13 +23,13 @@ use lowzone_device::misbehave::Script;
 use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::fault::FaultSpec;
-use lowzone_guest_mem::kernel::{Kernel, Machine, MachineConfig};
+use lowzone_guest_mem::kernel::{Kernel, Machine};
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 
 use self::join::{Joined, Peer};
 use crate::kit::{Kit, LabDriver};
 use crate::result::{FaultRow, RunResult};
-use crate::spec::{Need, Sanitizer, Scenario, Step};
+use crate::spec::{Need, Scenario, Step};
 use crate::step;
 use crate::trace::writer::Joined as JoinedWriter;
 use crate::trace::{Header, TraceError, Writer};
@@ -100,17 +100,7 @@ impl Lab {
             let why = "its story depends on who runs when, which threads leave to chance";
             return Err(LabError::Needs { scenario: name.to_owned(), need: Need::Lockstep, why });
         }
-        let config = MachineConfig {
-            ram: scenario.machine.ram.bytes(),
-            low: scenario.machine.low_bytes(),
-            arch: scenario.machine.arch.kernel(),
-            cpus: scenario.machine.cpus,
-            swiotlb: scenario.machine.swiotlb.bytes(),
-            pcp: scenario.machine.pcp,
-            sanitize: Sanitizer::kernel(&scenario.machine.sanitize),
-            posted_writes: scenario.machine.posted_writes,
-            ..MachineConfig::default()
-        };
+        let config = scenario.machine.config();
         let machine = Machine::acquire(config)?;
         let controller = Arc::new(InProc::new(machine.kernel_ref(), config.cpus));
         let Joined { bus, slots, workers, peer } = join::join(kit, &machine, &controller, &scenario, wire)?;

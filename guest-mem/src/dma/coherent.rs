@@ -3,7 +3,8 @@
 //! The zone follows the device's coherent mask, as in dma_direct_alloc: the caller's zone bits are dropped, the
 //! mask's are used, and a block beyond the mask is retried lower. Always zeroed, whole pages, aligned to its order.
 //! Access is by accessors that take `&Cpu`, in bounds, with the barriers as `Cpu`'s methods. Freed when dropped.
-//! Mirrors kernel/dma/direct.c. Neighbours: `device`, `page`, `ledger`. Left out: non-coherent devices, atomic pools.
+//! Mirrors kernel/dma/direct.c. Neighbours: `device`, `page`, `ledger`. On a
+//! non-coherent machine it is an uncached alias; behind an IOMMU it lies anywhere, in one piece. Left out: atomic pools.
 
 use thiserror::Error;
 
@@ -11,6 +12,7 @@ use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
+use crate::dma::iommu::IovaError;
 use crate::dma::mapping::{Kind as MappingKind, NewMapping};
 use crate::env::Class;
 use crate::finding::FindingKind;
@@ -36,6 +38,9 @@ pub enum CoherentError {
     /// The device is of a machine that was recycled.
     #[error("the device is of an earlier machine")]
     Stale,
+    /// The IOMMU has no addresses left.
+    #[error(transparent)]
+    Iova(#[from] IovaError),
     /// No memory within the mask.
     #[error("no coherent memory of {len} bytes within mask {mask:#x}: {source}")]
     NoMemory {
@@ -76,7 +81,8 @@ impl DmaDevice {
         let owner = cpu.owner();
         let block = self.zeroed_block(cpu, len, gfp, "dma_alloc_coherent", owner)?;
         let (phys, order) = (block.pfn.phys(), block.order);
-        let dma = self.bus_address(phys);
+        let dma = self.enter(phys, len as u64, Dir::Bidirectional, self.coherent_mask());
+        let dma = dma.inspect_err(|_| give_block(cpu.kernel(), phys, order))?;
         let id = cpu.kernel().next_transaction();
         let mapping = NewMapping {
             id,
@@ -143,7 +149,7 @@ impl DmaDevice {
         let block = self.block_within(cpu, len, order, gfp - Gfp::ZERO, owner);
         let block = block.map_err(|source| CoherentError::NoMemory { len, mask, source })?;
         // The block came from a zone, so all of it is RAM.
-        let _ = kernel.ram().zero(block.pfn.phys(), PAGE_SIZE << order);
+        let _ = kernel.ram().zero_uncached(block.pfn.phys(), PAGE_SIZE << order);
         Ok(block)
     }
 
@@ -153,6 +159,9 @@ impl DmaDevice {
         // The pages asked for must be in reach; the rest of the block need not be.
         let size = (len as u64).next_multiple_of(PAGE_SIZE);
         let plain = gfp - GFP_ZONEMASK;
+        if self.domain().is_some() {
+            return take_block_quietly(cpu, order, plain, Class::Coherent, owner);
+        }
         let mut zone = self.zone_bits(mask);
         loop {
             let block = take_block_quietly(cpu, order, plain | zone, Class::Coherent, owner)?;
@@ -188,7 +197,7 @@ macro_rules! accessors {
                     Ok(value) => <$type>::from_le(value),
                     Err(_) => {
                         let mut bytes = [0; size_of::<$type>()];
-                        let _ = cpu.kernel().ram().read(at, &mut bytes);
+                        let _ = cpu.kernel().ram().read_uncached(at, &mut bytes);
                         <$type>::from_le_bytes(bytes)
                     }
                 },
@@ -203,7 +212,7 @@ macro_rules! accessors {
             if let Some(at) = self.place(cpu, offset, size_of::<$type>()) {
                 // In bounds, hence RAM; only an unaligned place can fail, and x86 takes that as several accesses.
                 if cpu.kernel().ram().store::<$type>(at, value.to_le()).is_err() {
-                    let _ = cpu.kernel().ram().write(at, &value.to_le_bytes());
+                    let _ = cpu.kernel().ram().write_uncached(at, &value.to_le_bytes());
                 }
             }
         }
@@ -268,7 +277,7 @@ impl Coherent {
     #[inline]
     pub fn read(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) {
         if let Some(at) = self.place(cpu, offset, to.len()) {
-            let _ = cpu.kernel().ram().read(at, to);
+            let _ = cpu.kernel().ram().read_uncached(at, to);
         }
     }
 
@@ -277,7 +286,7 @@ impl Coherent {
     #[inline]
     pub fn write(&self, cpu: &Cpu<'_>, offset: usize, from: &[u8]) {
         if let Some(at) = self.place(cpu, offset, from.len()) {
-            let _ = cpu.kernel().ram().write(at, from);
+            let _ = cpu.kernel().ram().write_uncached(at, from);
         }
     }
 
@@ -316,6 +325,7 @@ impl Drop for Coherent {
     fn drop(&mut self) {
         let Some(kernel) = self.device.live_kernel() else { return };
         free_coherent_raw(&self.device, self.dma, self.len as u64, self.freed_by);
+        self.device.leave(self.dma, self.pages() * PAGE_SIZE);
         give_block(kernel, self.phys, self.order);
         self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id, self.freed_by);
     }

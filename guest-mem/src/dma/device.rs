@@ -12,6 +12,8 @@ use thiserror::Error;
 
 use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
+use crate::dma::direction::Dir;
+use crate::dma::iommu::{Domain, IovaError};
 use crate::dma::ledger::{Ledger, Misuse};
 use crate::dma::mapping::{Kind as MappingKind, Mapping, NewMapping};
 use crate::dma::swiotlb::Pool;
@@ -63,6 +65,15 @@ pub struct DmaCounters {
     pub coherent: u64,
 }
 
+/// What lies between a device and RAM.
+#[derive(Debug)]
+pub(crate) enum Platform {
+    /// Bus addresses are physical ones, or lie a fixed distance from them.
+    Direct,
+    /// The device has a space of addresses of its own.
+    Iommu(Box<Locked<Domain>>),
+}
+
 /// The shared half of a [`DmaDevice`].
 #[derive(Debug)]
 pub struct DeviceState {
@@ -71,6 +82,7 @@ pub struct DeviceState {
     index: u16,
     mask: AtomicU64,
     coherent_mask: AtomicU64,
+    pub(crate) platform: Platform,
     pub(crate) ledger: Locked<Ledger>,
     pub(crate) counters: Locked<DmaCounters>,
 }
@@ -117,12 +129,14 @@ impl DmaDevice {
     pub fn new(kernel: KernelRef, name: &str) -> Self {
         let live = kernel.get_or_report("machine");
         let devices = live.map_or(0, |kernel| kernel.devices.lock().len());
+        let mode = live.and_then(|kernel| kernel.config().iommu);
         let state = Arc::new(DeviceState {
             kernel: KernelRefDebug(kernel),
             name: name.to_owned(),
             index: u16::try_from(devices + 1).unwrap_or(u16::MAX),
             mask: AtomicU64::new(dma_bit_mask(32)),
             coherent_mask: AtomicU64::new(dma_bit_mask(32)),
+            platform: mode.map_or(Platform::Direct, |mode| Platform::Iommu(Box::new(Locked::new(Domain::new(mode))))),
             ledger: Locked::default(),
             counters: Locked::default(),
         });
@@ -202,13 +216,19 @@ impl DmaDevice {
         if cpu.point(Class::Mask, mask) == Verdict::Fail {
             return Err(MaskError { mask });
         }
+        if self.domain().is_some() {
+            return Ok(());
+        }
         let last = self.kernel().ram().end() - PAGE_SIZE;
         let least = self.bus_address(PhysAddr::new(last.min(ZONE_DMA_LAST)));
         if mask >= dma_bit_mask(32) || mask >= least.get() { Ok(()) } else { Err(MaskError { mask }) }
     }
 
-    /// All ones up to the highest RAM address (`dma_get_required_mask`).
+    /// All ones up to the highest RAM address (`dma_get_required_mask`); 32 bits behind an IOMMU.
     pub fn required_mask(&self) -> u64 {
+        if self.domain().is_some() {
+            return dma_bit_mask(32);
+        }
         let last = self.bus_address(PhysAddr::new(self.kernel().ram().end() - 1)).get();
         u64::MAX.checked_shr(last.leading_zeros()).unwrap_or(0)
     }
@@ -221,7 +241,8 @@ impl DmaDevice {
     /// The largest streaming mapping (`dma_max_mapping_size`): 256 KiB where a bounce may be needed.
     pub fn max_mapping_size(&self) -> u64 {
         let pool = self.kernel().swiotlb.lock().is_some();
-        if pool && self.addressing_limited() { Pool::max_mapping_size(0) } else { u64::MAX }
+        let bounces = self.kernel().config().swiotlb_force || self.addressing_limited();
+        if pool && bounces { Pool::max_mapping_size(0) } else { u64::MAX }
     }
 
     pub(crate) fn kernel(&self) -> &'static Kernel {
@@ -255,6 +276,38 @@ impl DmaDevice {
     /// What a bus address reaches, or `None` below the bridge's window (`dma_to_phys`).
     pub(crate) fn phys_address(&self, addr: DmaAddr) -> Option<PhysAddr> {
         addr.get().checked_sub(self.kernel().config().dma_offset).map(PhysAddr::new)
+    }
+
+    /// The device's own address space, if it has one.
+    #[inline]
+    pub(crate) fn domain(&self) -> Option<&Locked<Domain>> {
+        match &self.state.platform {
+            Platform::Direct => None,
+            Platform::Iommu(domain) => Some(domain),
+        }
+    }
+
+    /// Makes memory that the device reaches visible to it: its bus address.
+    pub(crate) fn enter(&self, phys: PhysAddr, len: u64, dir: Dir, mask: u64) -> Result<DmaAddr, IovaError> {
+        match self.domain() {
+            None => Ok(self.bus_address(phys)),
+            Some(domain) => domain.lock().map(phys, len, dir, mask, self.kernel().clock()),
+        }
+    }
+
+    /// Ends what [`DmaDevice::enter`] began.
+    pub(crate) fn leave(&self, dma: DmaAddr, len: u64) {
+        if let Some(domain) = self.domain() {
+            domain.lock().unmap(dma, len, self.kernel().clock());
+        }
+    }
+
+    /// What lies behind a bus address that was mapped.
+    pub(crate) fn behind(&self, dma: DmaAddr) -> Option<PhysAddr> {
+        match self.domain() {
+            None => self.phys_address(dma),
+            Some(domain) => domain.lock().lookup(dma),
+        }
     }
 
     /// Whether `len` bytes at `addr` are within `mask` (`dma_capable`).

@@ -2,11 +2,14 @@
 //!
 //! `device` has the masks; `coherent` and `streaming` are the two ways to share memory; `swiotlb` bounces what the
 //! mask can't reach; `ledger` books every mapping; `port` is the device's only way in. `misuse` commits, on purpose,
-//! what the types forbid. Mirrors kernel/dma/. Left out until asked for: scatter-gather, pools, IOMMU.
+//! what the types forbid. `iommu` and `cache` are what other machines put between device and RAM. Mirrors kernel/dma/.
+//! Left out until asked for: scatter-gather, pools.
 
+pub mod cache;
 pub mod coherent;
 pub mod device;
 pub mod direction;
+pub mod iommu;
 pub mod ledger;
 pub mod mapping;
 pub mod misuse;

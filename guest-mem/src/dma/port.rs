@@ -2,20 +2,25 @@
 //!
 //! Whatever the device asks for is translated from bus to physical address and held against the ledger: mapped, by
 //! this device, in this direction, to the byte, and not the CPU's turn. What no live mapping allows is reported with
-//! the call sites and goes through, as on any machine without an IOMMU: the wrong memory is really hit. Outside RAM
+//! the call sites and goes through on any machine without an IOMMU: the wrong memory is really hit. An IOMMU refuses
+//! what it doesn't know, and that is a finding of its own. Outside RAM
 //! nothing is reached. The port sees grants of slices, not touches; it never gives out its memory whole
 //! (`physical_memory()` is `None`), and it must never be a `GuestMemoryBackend`, whose default methods would bypass
 //! it. Device code runs on it unmodified: `virtio-queue` too.
 //!
 //! No CPU runs here: findings go to the kernel's own sink, with the kernel's clock.
-//! Neighbours: `ledger`; `device::pci::BusMaster` sits on top. Left out: IOMMU, non-coherent caches.
+//! Neighbours: `ledger`; `device::pci::BusMaster` sits on top. Left out: caches, which
+//! it goes past.
+
+use std::iter::FusedIterator;
 
 use vm_memory::bitmap::BS;
-use vm_memory::guest_memory::GuestMemorySliceIterator;
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, Permissions};
+use vm_memory::guest_memory::{GuestMemoryBackendSliceIterator, GuestMemorySliceIterator, Result as MemoryResult};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, Permissions, VolatileSlice};
 
 use crate::addr::{DmaAddr, PhysAddr};
 use crate::dma::device::DmaDevice;
+use crate::dma::iommu::Pieces;
 use crate::dma::ledger::{Verdict, Violation};
 use crate::finding::{Finding, FindingKind};
 use crate::ram::{DirtyMap, RamMap};
@@ -54,8 +59,9 @@ impl DmaPort {
 
     /// Translates and checks one access; what no mapping allows is reported, and goes through all the same.
     ///
-    /// `None` only below the bridge's window or after the machine was recycled.
-    fn admit(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<PhysAddr> {
+    /// Where it goes: the first piece of RAM, then others, which only an IOMMU makes. `None` below the bridge's window,
+    /// after the machine was recycled, and where the IOMMU refuses.
+    fn admit(&self, addr: GuestAddress, count: usize, access: Permissions) -> Option<((PhysAddr, usize), Pieces)> {
         let kernel = self.device.live_kernel()?;
         let (dma, len, now) = (DmaAddr::new(addr.0), count as u64, kernel.clock());
         let write = access.has_write();
@@ -75,7 +81,28 @@ impl DmaPort {
         if let Some(violation) = violation {
             self.report(violation);
         }
-        phys.or_else(|| self.device.phys_address(dma))
+        if self.device.domain().is_some() {
+            return self.translate(dma, count, write);
+        }
+        let phys = phys.or_else(|| self.device.phys_address(dma))?;
+        Some(((phys, count), Pieces::new()))
+    }
+
+    /// What the IOMMU makes of an access.
+    fn translate(&self, dma: DmaAddr, count: usize, write: bool) -> Option<((PhysAddr, usize), Pieces)> {
+        let kernel = self.device.kernel();
+        let translated = self.device.domain()?.lock().translate(dma, count, write, kernel.clock());
+        match translated {
+            Ok(mut pieces) if pieces.is_empty() => Some(((PhysAddr::new(0), 0), std::mem::take(&mut pieces))),
+            Ok(mut pieces) => Some((pieces.remove(0), pieces)),
+            Err(fault) => {
+                let device = Some(self.device.name().to_owned());
+                let kind = FindingKind::IommuFault(fault);
+                let finding = Finding { kind, device, at: kernel.clock(), sites: Vec::new() };
+                kernel.report_for(finding, self.producer, 0);
+                None
+            }
+        }
     }
 
     fn report(&self, violation: Violation) {
@@ -100,9 +127,13 @@ impl GuestMemory for DmaPort {
     type Bitmap = DirtyMap;
 
     /// Whether memory is there: a question, not an access, so nothing is judged or recorded.
-    fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
         let Some(kernel) = self.device.live_kernel() else { return false };
-        let phys = self.device.phys_address(DmaAddr::new(addr.0));
+        let dma = DmaAddr::new(addr.0);
+        if let Some(domain) = self.device.domain() {
+            return domain.lock().translate(dma, count, access.has_write(), kernel.clock()).is_ok();
+        }
+        let phys = self.device.phys_address(dma);
         phys.is_some_and(|phys| kernel.ram().contains(phys, count as u64))
     }
 
@@ -112,11 +143,39 @@ impl GuestMemory for DmaPort {
         count: usize,
         access: Permissions,
     ) -> vm_memory::guest_memory::Result<impl GuestMemorySliceIterator<'a, BS<'a, DirtyMap>>> {
-        let phys = self.admit(addr, count, access).ok_or(GuestMemoryError::InvalidGuestAddress(addr))?;
+        let admitted = self.admit(addr, count, access).ok_or(GuestMemoryError::InvalidGuestAddress(addr))?;
+        let ((phys, len), rest) = admitted;
         let ram = self.device.kernel().ram().map();
-        Ok(GuestMemoryBackend::get_slices(ram, GuestAddress(phys.get()), count))
+        let now = GuestMemoryBackend::get_slices(ram, GuestAddress(phys.get()), len);
+        Ok(Slices { ram, now, rest: rest.into_iter() })
     }
 }
+
+/// The slices of one access: piece after piece, of which there is one but behind an IOMMU.
+struct Slices<'a> {
+    ram: &'a RamMap,
+    now: GuestMemoryBackendSliceIterator<'a, RamMap>,
+    rest: std::vec::IntoIter<(PhysAddr, usize)>,
+}
+
+impl<'a> Iterator for Slices<'a> {
+    type Item = MemoryResult<VolatileSlice<'a, BS<'a, DirtyMap>>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(slice) = self.now.next() {
+                return Some(slice);
+            }
+            // A page that was mapped is RAM, so no piece ends in an error.
+            let (phys, len) = self.rest.next()?;
+            self.now = GuestMemoryBackend::get_slices(self.ram, GuestAddress(phys.get()), len);
+        }
+    }
+}
+
+impl FusedIterator for Slices<'_> {}
+
+impl<'a> GuestMemorySliceIterator<'a, BS<'a, DirtyMap>> for Slices<'a> {}
 
 #[cfg(test)]
 mod tests;

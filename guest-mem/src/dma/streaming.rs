@@ -17,6 +17,7 @@ use crate::addr::DmaAddr;
 use crate::cpu::Cpu;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::{DeviceReads, DeviceWrites, Direction, ToDevice};
+use crate::dma::iommu::IovaError;
 use crate::dma::swiotlb::SwiotlbError;
 use crate::env::Class;
 use crate::kbuf::{KBuf, OutOfBounds};
@@ -47,6 +48,9 @@ pub enum MapFailure {
         /// How many bytes.
         len: u64,
     },
+    /// The IOMMU has no addresses left; Linux says nothing.
+    #[error(transparent)]
+    Iova(#[from] IovaError),
     /// The bounce pool has no room.
     #[error(transparent)]
     Swiotlb(#[from] SwiotlbError),

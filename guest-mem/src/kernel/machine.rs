@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::{Kernel, Sanitize};
 use crate::addr::{PAGE_SHIFT, PhysAddr};
 use crate::arch::{Arch, PAE_LIMIT};
+use crate::dma::iommu::IommuMode;
 use crate::dma::swiotlb::PoolError;
 use crate::finding::{Finding, FindingKind};
 use crate::ram::RamError;
@@ -62,6 +63,12 @@ pub struct MachineConfig {
     pub swiotlb: u64,
     /// What the bridge adds to a physical address to make the bus address.
     pub dma_offset: u64,
+    /// Every streaming mapping bounces (`swiotlb=force`), and the pool exists whatever the RAM.
+    pub swiotlb_force: bool,
+    /// The IOMMU between devices and memory, which takes the place of the bounce pool; none by default.
+    pub iommu: Option<IommuMode>,
+    /// Whether devices see what CPUs have in their caches.
+    pub coherent: bool,
     /// Whether CPUs keep lists of pages, as Linux's do; without them `/proc/buddyinfo` shows every free at once.
     pub pcp: bool,
     /// What its kernel holds from boot on; nothing unless a machine that was measured is to be matched to the page.
@@ -83,6 +90,9 @@ impl Default for MachineConfig {
             cpus: 2,
             swiotlb: 64 << 20,
             dma_offset: 0,
+            swiotlb_force: false,
+            iommu: None,
+            coherent: true,
             pcp: false,
             boot: Boot::default(),
             sanitize: Sanitize::empty(),

@@ -97,6 +97,9 @@ fn machine(machine: &Machine) -> Checked {
         }
     }
     within(&at.key("cpus"), machine.cpus, 1, 64)?;
+    if machine.dma_offset.0 > 0 {
+        bytes_within(&at.key("dma_offset"), machine.dma_offset, PAGE, MOST_BYTES)?;
+    }
     if machine.swiotlb.0 >= machine.lowmem_bytes() {
         let problem = Problem::PoolTooLarge { pool: machine.swiotlb, low: Size(machine.lowmem_bytes()) };
         return Err(Fault::new(problem, vec![pool, low, ram]));

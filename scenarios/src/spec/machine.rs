@@ -1,10 +1,13 @@
-//! The `[machine]` table: RAM, CPUs and the bounce pool.
+//! The `[machine]` table: RAM, CPUs, and what lies between them and devices.
 //!
-//! Neighbours: `check` (the limits), the runner, which builds a kernel from it. Left out: other platforms than the
-//! identity-mapped PC (bridge offsets, IOMMUs), which get a key of their own when they come.
+//! Neighbours: `check` (the limits), the runner, which builds a kernel from it. `on` has the
+//! machines that have a name.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use lowzone_guest_mem::dma::iommu::IommuMode;
+use lowzone_guest_mem::kernel::MachineConfig;
 
 use super::{Sanitizer, Size};
 
@@ -45,6 +48,26 @@ impl Arch {
     }
 }
 
+/// An IOMMU, by when it forgets what was unmapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Iommu {
+    /// At once.
+    Strict,
+    /// 10 ms or 256 unmaps later; until then the device may reach it.
+    Lazy,
+}
+
+impl Iommu {
+    /// The kernel's own.
+    pub fn kernel(self) -> IommuMode {
+        match self {
+            Self::Strict => IommuMode::Strict,
+            Self::Lazy => IommuMode::Lazy,
+        }
+    }
+}
+
 /// The machine: its memory and its CPUs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, expecting = "a [machine] table")]
@@ -64,6 +87,20 @@ pub struct Machine {
     pub cpus: u32,
     /// The swiotlb bounce pool, taken from memory below 4 GiB; 0 for none. Default "64M", as Linux's.
     pub swiotlb: Size,
+    /// Whether every streaming mapping bounces, as with Linux's swiotlb=force: none may then be longer than 256 KiB.
+    /// Default false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub swiotlb_force: bool,
+    /// What the bridge adds to a physical address to make the bus address, a multiple of 4096, at most 1T. Default 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dma_offset: Size,
+    /// The IOMMU that gives each device an address space of its own, in the place of the bounce pool: "strict" or
+    /// "lazy". Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iommu: Option<Iommu>,
+    /// Whether devices see what CPUs have in their caches. Default true; without, a forgotten sync shows stale bytes.
+    #[serde(skip_serializing_if = "is_true")]
+    pub coherent: bool,
     /// Whether each CPU keeps lists of pages, as Linux's do: a freed page is the next one handed out, and
     /// `/proc/buddyinfo` lags. Default false.
     pub pcp: bool,
@@ -84,6 +121,10 @@ impl Default for Machine {
             arch: Arch::X86_64,
             cpus: 2,
             swiotlb: Size(64 << 20),
+            swiotlb_force: false,
+            dma_offset: Size(0),
+            iommu: None,
+            coherent: true,
             pcp: false,
             sanitize: Vec::new(),
             posted_writes: false,
@@ -91,7 +132,34 @@ impl Default for Machine {
     }
 }
 
+fn is_zero(size: &Size) -> bool {
+    size.0 == 0
+}
+
+fn is_true(yes: &bool) -> bool {
+    *yes
+}
+
 impl Machine {
+    /// What the kernel is made of.
+    pub(crate) fn config(&self) -> MachineConfig {
+        MachineConfig {
+            ram: self.ram.bytes(),
+            low: self.low_bytes(),
+            arch: self.arch.kernel(),
+            cpus: self.cpus,
+            swiotlb: self.swiotlb.bytes(),
+            dma_offset: self.dma_offset.bytes(),
+            swiotlb_force: self.swiotlb_force,
+            iommu: self.iommu.map(Iommu::kernel),
+            coherent: self.coherent,
+            pcp: self.pcp,
+            sanitize: Sanitizer::kernel(&self.sanitize),
+            posted_writes: self.posted_writes,
+            ..MachineConfig::default()
+        }
+    }
+
     /// Bytes of RAM below 4 GiB: what the file says, or [`DEFAULT_LOW`], or all of RAM where that is less.
     ///
     /// ```

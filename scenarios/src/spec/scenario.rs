@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Driver, Expect, Explore, Faults, Machine, Need, Step};
+use super::{Device, Driver, Expect, Explore, Faults, Machine, NamedMachine, Need, On, OnMachine, Step};
 
 /// A lowzone scenario: a machine, its devices and a driver, what is done with them, and what must be seen.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -34,12 +34,30 @@ pub struct Scenario {
     /// What must be seen.
     #[serde(default)]
     pub expect: Expect,
+    /// What is seen on named machines instead, or why its story can't be told there.
+    #[serde(default, skip_serializing_if = "On::is_empty")]
+    pub on: On,
     /// How a campaign shortens it.
     #[serde(default)]
     pub explore: Explore,
 }
 
 impl Scenario {
+    /// The same, as it is told on a named machine; else why it can't be told there.
+    ///
+    /// # Errors
+    /// The reason that its file gives.
+    pub fn on(mut self, machine: NamedMachine) -> Result<Self, String> {
+        match self.on.of(machine) {
+            None => Ok(self),
+            Some(OnMachine { expect: Some(expect), .. }) => {
+                self.expect = expect.clone();
+                Ok(self)
+            }
+            Some(OnMachine { why, .. }) => Err(why.clone()),
+        }
+    }
+
     /// The device of this name.
     pub fn device(&self, name: &str) -> Option<&Device> {
         self.device.iter().find(|device| device.name == name)

@@ -95,6 +95,10 @@ fn defaults_are_the_documented_ones() {
             arch: Arch::X86_64,
             cpus: 2,
             swiotlb: Size(64 << 20),
+            swiotlb_force: false,
+            dma_offset: Size(0),
+            iommu: None,
+            coherent: true,
             pcp: false,
             sanitize: Vec::new(),
             posted_writes: false

@@ -29,7 +29,7 @@ pub(super) fn place(bench: &Arc<Bench>, step: &CanaryStep) -> Body {
         if alias == buffer.phys() {
             return bench.failed(format!("canary: {} reaches {}: nothing wraps", slot.name, buffer.phys()));
         }
-        match bench.kernel.ram().write(alias, &PATTERN) {
+        match bench.kernel.ram().write_uncached(alias, &PATTERN) {
             Ok(()) => *lock(&bench.canary) = Some(Canary { buffer: Some(buffer), alias }),
             Err(error) => bench.failed(format!("canary: {error}")),
         }
@@ -40,6 +40,6 @@ pub(super) fn place(bench: &Arc<Bench>, step: &CanaryStep) -> Body {
 pub(crate) fn check(bench: &Bench) {
     let Some(canary) = lock(&bench.canary).take() else { return };
     let mut bytes = [0; BYTES];
-    let intact = bench.kernel.ram().read(canary.alias, &mut bytes).is_ok() && bytes == PATTERN;
+    let intact = bench.kernel.ram().read_uncached(canary.alias, &mut bytes).is_ok() && bytes == PATTERN;
     lock(&bench.result).canary = Some(if intact { CanaryState::Intact } else { CanaryState::Hit });
 }

@@ -15,7 +15,8 @@ use super::{qtest, vhost_user};
 use crate::spec::{Expect, Need, Scenario};
 
 /// Findings that come from seeing each access of a device.
-const FROM_DMA: [&str; 7] = [
+const FROM_DMA: [&str; 8] = [
+    "iommu-fault",
     "beyond-width",
     "bus-master-off",
     "after-unmap",

@@ -53,13 +53,18 @@ impl DmaDevice {
         let kernel = self.live_for(cpu, None).ok_or(MapFailure::Stale)?;
         let owner = cpu.owner();
         // A direct mapping always succeeds; one that bounces may find the pool full.
-        let natural = !Self::capable(self.bus_address(orig), len, self.mask());
+        let in_place = !kernel.config().swiotlb_force && Self::capable(self.bus_address(orig), len, self.mask());
+        let natural = !in_place || self.domain().is_some();
         let placed = if cpu.pass(Request::new(Class::Map, len), owner, natural) == Verdict::Fail {
             Err(MapFailure::Refused { len })
         } else {
-            self.place(cpu, orig, len, owner)
+            self.place(cpu, orig, len, owner).and_then(|(phys, bounced)| {
+                let dma = self.enter(phys, len, dir, self.mask())?;
+                kernel.ram().clean(phys, len);
+                Ok((phys, bounced, dma))
+            })
         };
-        let (phys, bounced) = match placed {
+        let (phys, bounced, dma) = match placed {
             Ok(placed) => placed,
             Err(why) => {
                 self.state.counters.lock().map_failures += 1;
@@ -68,7 +73,6 @@ impl DmaDevice {
                 return Err(why);
             }
         };
-        let dma = self.bus_address(phys);
         let id = kernel.next_transaction();
         let mapping = NewMapping {
             id,
@@ -98,13 +102,13 @@ impl DmaDevice {
         len: u64,
         owner: Owner,
     ) -> Result<(PhysAddr, bool), MapFailure> {
-        let mask = self.mask();
+        let (mask, kernel) = (self.mask(), cpu.kernel());
         let addr = self.bus_address(orig);
-        if Self::capable(addr, len, mask) {
+        let in_reach = Self::capable(addr, len, mask) && !kernel.config().swiotlb_force;
+        if in_reach || self.domain().is_some() {
             return Ok((orig, false));
         }
         let size = usize::try_from(len).unwrap_or(usize::MAX);
-        let kernel = cpu.kernel();
         let no_pool = MapFailure::Overflow { what: "DMA addr", addr, len, mask };
         if kernel.swiotlb.lock().is_none() {
             return Err(warn_no_pool(kernel, self, no_pool));
@@ -150,7 +154,11 @@ impl DmaDevice {
     pub(crate) fn unmap_raw(&self, dma: DmaAddr, len: u64, dir: Dir, by: Owner) {
         let Some(kernel) = self.live_kernel() else { return };
         let unmapped = self.state.ledger.lock().unmap(dma, len, dir, MappingKind::Single, by, kernel.clock());
+        self.leave(dma, len);
         if let Some(mapping) = &unmapped.mapping {
+            if dir.device_writes() {
+                kernel.ram().invalidate(mapping.phys, len);
+            }
             if mapping.bounced {
                 if dir.device_writes() {
                     self.bounce(kernel, mapping.phys, len, true);
@@ -181,13 +189,25 @@ impl DmaDevice {
         let kind = if for_cpu { Kind::DmaSyncForCpu } else { Kind::DmaSyncForDevice };
         let id = mapping.map_or(0, |m| m.id);
         cpu.trace_by((kind, dma.get(), usize::try_from(len).unwrap_or(0)), self.index(), id, owner);
-        let copies = if for_cpu { dir.device_writes() } else { dir.device_reads() };
         // By the address, as in Linux: a sync that the books don't know is copied all the same.
-        if let Some(phys) = self.phys_address(dma).filter(|_| copies) {
-            self.bounce(kernel, phys, len, for_cpu);
+        if let Some(phys) = self.behind(dma) {
+            self.pass_on(kernel, phys, len, for_cpu, dir);
         }
         for misuse in misuses.iter() {
             self.report(*misuse, mapping.as_ref(), owner);
+        }
+    }
+
+    /// What a sync moves: lines of the CPUs' caches and bounced bytes, each in the order of kernel/dma/direct.h.
+    fn pass_on(&self, kernel: &Kernel, phys: PhysAddr, len: u64, for_cpu: bool, dir: Dir) {
+        if for_cpu && dir.device_writes() {
+            kernel.ram().invalidate(phys, len);
+        }
+        if if for_cpu { dir.device_writes() } else { dir.device_reads() } {
+            self.bounce(kernel, phys, len, for_cpu);
+        }
+        if !for_cpu {
+            kernel.ram().clean(phys, len);
         }
     }
 

@@ -1,0 +1,228 @@
+use std::ops::Deref;
+use std::sync::{RwLock, RwLockReadGuard};
+
+use vm_memory::iommu::{Error, Iommu, IommuMemory, Iotlb, IotlbIterator, IovaRange};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use super::*;
+use crate::dma::{DmaPort, FromDevice, ToDevice, misuse};
+use crate::gfp::GFP_KERNEL;
+use crate::kbuf::KBuf;
+use crate::kernel::MachineConfig;
+use crate::ram::{DirtyMap, Ram, RamMap};
+use crate::testing::Lab;
+use crate::testing::shadow::Dice;
+
+fn lab(mode: IommuMode) -> Lab {
+    Lab::of(MachineConfig { iommu: Some(mode), ..MachineConfig::default() })
+}
+
+fn at(dma: DmaAddr) -> GuestAddress {
+    GuestAddress(dma.get())
+}
+
+fn names(lab: &Lab) -> Vec<&'static str> {
+    lab.findings()
+}
+
+#[test]
+fn addresses_come_from_the_top_down_low_first_and_all_come_back() {
+    let mut iovas = Iovas::new();
+    let fresh = iovas.blocks();
+    assert_eq!(iovas.alloc(1, u64::MAX), Ok(0xdffff));
+    assert_eq!(iovas.alloc(3, u64::MAX), Ok(0xdfff8), "aligned to four pages");
+    assert_eq!(iovas.alloc(1, 0xfff_ffff), Ok(0xffff), "28 bits");
+    assert_eq!(iovas.alloc(1, 0x1fff), Ok(1));
+    assert_eq!(iovas.alloc(1, 0x1fff), Err(IovaError { pages: 1, mask: 0x1fff }), "page 0 is never given");
+    assert_eq!(iovas.alloc(1 << 20, u64::MAX), Ok((1 << 36) - (1 << 20)), "no room below 4 GiB");
+    for (first, pages) in [(0xdffff, 1), (0xdfff8, 3), (0xffff, 1), (1, 1), ((1 << 36) - (1 << 20), 1 << 20)] {
+        (first..first + pages).for_each(|page| iovas.release(page));
+    }
+    assert_eq!(iovas.blocks(), fresh);
+}
+
+#[test]
+fn a_strict_domain_refuses_what_is_not_mapped_and_bounces_nothing() {
+    let lab = lab(IommuMode::Strict);
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let port = DmaPort::new(&device);
+    assert_eq!((device.required_mask(), device.max_mapping_size()), (0xffff_ffff, u64::MAX));
+    let mut buf = KBuf::kmalloc(&cpu, 512, GFP_KERNEL).unwrap();
+    buf.write_at(0, &[7; 512]).unwrap();
+    let phys = buf.phys();
+    assert!(phys.get() >= 1 << 32);
+    let mapped = device.map_single::<ToDevice>(&cpu, buf).unwrap();
+    let dma = mapped.dma_addr();
+    assert!(!mapped.bounced() && dma.get() < 1 << 32 && dma.page_offset() == phys.page_offset());
+    let mut bytes = [0; 512];
+    port.read_slice(&mut bytes, at(dma)).unwrap();
+    assert_eq!((bytes, names(&lab)), ([7; 512], vec![]));
+    assert!(port.write_slice(&[1], at(dma)).is_err());
+    assert_eq!(names(&lab), ["wrong-direction", "iommu-fault"]);
+    drop(mapped.unmap(&cpu));
+    assert!(port.read_slice(&mut bytes, at(dma)).is_err());
+    assert_eq!(names(&lab)[2..], ["after-unmap", "iommu-fault"]);
+}
+
+#[test]
+fn a_lazy_domain_misses_a_use_after_unmap_until_the_flush() {
+    let lab = lab(IommuMode::Lazy);
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let port = DmaPort::new(&device);
+    let mapped = device.map_single::<FromDevice>(&cpu, KBuf::kmalloc(&cpu, 512, GFP_KERNEL).unwrap()).unwrap();
+    let dma = mapped.dma_addr();
+    let buf = mapped.unmap(&cpu);
+    port.write_slice(&[9; 4], at(dma)).unwrap();
+    let mut bytes = [0; 4];
+    buf.read_at(0, &mut bytes).unwrap();
+    assert_eq!((bytes, names(&lab)), ([9; 4], vec!["after-unmap"]), "the hardware let it through, the ledger saw it");
+    lab.solo.set_now(FLUSH_NS);
+    assert!(port.write_slice(&[9; 4], at(dma)).is_err());
+    assert_eq!(names(&lab)[1..], ["after-unmap", "iommu-fault"]);
+}
+
+#[test]
+fn a_full_queue_is_flushed_and_its_addresses_are_not_given_before() {
+    let mut domain = Domain::new(IommuMode::Lazy);
+    let page = PhysAddr::new(0x5000);
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..FLUSH_QUEUE {
+        let dma = domain.map(page, 4096, Dir::ToDevice, u64::MAX, 0).unwrap();
+        assert!(seen.insert(dma), "{dma:?} was given while a device could reach it");
+        domain.unmap(dma, 4096, 0);
+    }
+    assert_eq!(domain.stats(), DomainStats { mapped: 0, stale: 0, flushes: 1 });
+    assert!(seen.contains(&domain.map(page, 4096, Dir::ToDevice, u64::MAX, 0).unwrap()));
+}
+
+#[test]
+fn the_rest_of_a_page_is_exposed_and_the_ledger_says_so() {
+    let lab = lab(IommuMode::Strict);
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let port = DmaPort::new(&device);
+    let mut neighbour = KBuf::kmalloc(&cpu, 64, GFP_KERNEL).unwrap();
+    let mapped = device.map_single::<FromDevice>(&cpu, KBuf::kmalloc(&cpu, 64, GFP_KERNEL).unwrap()).unwrap();
+    neighbour.write_at(0, &[1; 64]).unwrap();
+    let there = (mapped.dma_addr().get() & !4095) + neighbour.phys().page_offset();
+    port.write_slice(&[9; 8], GuestAddress(there)).unwrap();
+    let mut bytes = [0; 8];
+    neighbour.read_at(0, &mut bytes).unwrap();
+    assert_eq!((bytes, names(&lab)), ([9; 8], vec!["not-mapped"]));
+    drop(mapped);
+}
+
+#[test]
+fn coherent_memory_lies_anywhere_and_a_mapping_that_fails_does_so_quietly() {
+    let lab = lab(IommuMode::Strict);
+    let (cpu, device) = (lab.cpu(), lab.device(24));
+    let ring = device.alloc_coherent(&cpu, 8192, GFP_KERNEL).unwrap();
+    assert!(ring.phys().get() >= 1 << 32 && ring.dma_addr().get() < 1 << 24);
+    ring.write_u32(&cpu, 4096, 5);
+    let mut bytes = [0; 4];
+    DmaPort::new(&device).read_slice(&mut bytes, GuestAddress(ring.dma_addr().get() + 4096)).unwrap();
+    assert_eq!(bytes, [5, 0, 0, 0]);
+    let buf = KBuf::pages(&cpu, 10, GFP_KERNEL).unwrap();
+    let maps: Vec<_> = (0..4).map(|_| misuse::map_single(&cpu, &device, &buf, Dir::ToDevice)).collect();
+    assert!(maps[..3].iter().all(Result::is_err) || maps[3].is_err(), "16 MiB of addresses hold three of 4 MiB");
+    for raw in maps.into_iter().flatten() {
+        misuse::unmap_single(&cpu, &device, raw.dma, raw.len, Dir::ToDevice);
+    }
+    assert!(lab.findings().is_empty() && lab.kernel().log().lines().is_empty());
+    assert!(device.set_mask(&cpu, 0xffff).is_ok(), "any mask will do");
+}
+
+/// vm-memory's IOTLB over a plain list of mappings.
+#[derive(Debug, Default)]
+struct Oracle(RwLock<Iotlb>);
+
+struct Guard<'a>(RwLockReadGuard<'a, Iotlb>);
+
+impl Deref for Guard<'_> {
+    type Target = Iotlb;
+    fn deref(&self) -> &Iotlb {
+        &self.0
+    }
+}
+
+impl Iommu for Oracle {
+    type IotlbGuard<'a> = Guard<'a>;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        len: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Guard<'_>>, Error> {
+        let range = IovaRange { base: iova, length: len };
+        Iotlb::lookup(Guard(self.0.read().unwrap()), iova, len, access)
+            .map_err(|_| Error::CannotResolve { iova_range: range, reason: String::new() })
+    }
+}
+
+type Memory = IommuMemory<RamMap, Oracle>;
+
+fn oracle_reads(memory: &Memory, dma: u64, bytes: &mut [u8]) -> bool {
+    // The oracle's sum overflows; ours is asked first.
+    dma.checked_add(bytes.len() as u64).is_some() && memory.read_slice(bytes, GuestAddress(dma)).is_ok()
+}
+
+#[test]
+fn ours_and_vm_memorys_translate_alike() {
+    use vm_memory::bitmap::NewBitmap;
+    let ram = Ram::new(1 << 20, 1 << 20).unwrap();
+    (0..1 << 18).for_each(|word: u32| ram.store(PhysAddr::new(u64::from(word) * 4), word).unwrap());
+    let memory: Memory = IommuMemory::new(ram.map().clone(), Oracle::default(), true, DirtyMap::with_len(1 << 20));
+    let (mut domain, mut dice) = (Domain::new(IommuMode::Strict), Dice::new(6));
+    let (mut live, mut granted, mut refused) = (Vec::new(), 0, 0);
+    for _ in 0..100_000 {
+        if live.len() < 40 && dice.roll(3) == 0 {
+            let (from, len) = (dice.index(1 << 19) as u64, 1 + dice.index(20_000) as u64);
+            let dir = [Dir::ToDevice, Dir::FromDevice, Dir::Bidirectional][dice.index(3)];
+            let dma = domain.map(PhysAddr::new(from), len, dir, 0xff_ffff, 0).unwrap();
+            let (offset, bytes) = (dma.page_offset(), (dma.page_offset() + len).next_multiple_of(4096));
+            let allowed = match dir {
+                Dir::ToDevice => Permissions::Read,
+                Dir::FromDevice => Permissions::Write,
+                Dir::Bidirectional => Permissions::ReadWrite,
+            };
+            let place = (GuestAddress(dma.get() - offset), GuestAddress(from - offset));
+            memory
+                .iommu()
+                .0
+                .write()
+                .unwrap()
+                .set_mapping(place.0, place.1, usize::try_from(bytes).unwrap(), allowed)
+                .unwrap();
+            live.push((dma, len, place.0, bytes));
+        } else if !live.is_empty() && dice.roll(4) == 0 {
+            let (dma, len, base, bytes) = live.swap_remove(dice.index(live.len()));
+            domain.unmap(dma, len, 0);
+            memory.iommu().0.write().unwrap().invalidate_mapping(base, usize::try_from(bytes).unwrap());
+        }
+        let wild = dice.roll(20) == 0;
+        let near = live.get(dice.index(live.len().max(1))).map_or(0, |&(dma, ..)| dma.get());
+        let dma = if wild { u64::MAX - dice.index(64) as u64 } else { near.wrapping_add(dice.index(30_000) as u64) };
+        let len = 1 + dice.index(9000);
+        let write = dice.roll(2) == 0;
+        let ours = domain.translate(DmaAddr::new(dma), len, write, 0);
+        if write {
+            let theirs =
+                dma.checked_add(len as u64).is_some() && memory.check_range(GuestAddress(dma), len, Permissions::Write);
+            assert_eq!(ours.is_ok(), theirs, "write of {len} at {dma:#x}");
+        } else {
+            let mut seen = vec![0; len];
+            assert_eq!(ours.is_ok(), oracle_reads(&memory, dma, &mut seen), "read of {len} at {dma:#x}");
+            if let Ok(pieces) = &ours {
+                let mut bytes = Vec::new();
+                for &(phys, len) in pieces {
+                    let from = bytes.len();
+                    bytes.resize(from + len, 0);
+                    ram.read(phys, &mut bytes[from..]).unwrap();
+                }
+                assert_eq!(bytes, seen);
+            }
+        }
+        *(if ours.is_ok() { &mut granted } else { &mut refused }) += 1;
+    }
+    assert!(granted > 10_000 && refused > 10_000, "{granted} granted, {refused} refused");
+}
