@@ -129,7 +129,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[driver]\nwidth = 32\n", "x.toml:3:1: unknown key 'width' / it belongs elsewhere: device.width"),
         (
             "story = 's'\n[machine]\nxyzzy = 1\n",
-            "x.toml:3:1: unknown key 'xyzzy' / valid here: arch, cpus, low, pcp, posted_writes, ram, sanitize, swiotlb",
+            "x.toml:3:1: unknown key 'xyzzy' / valid here: arch, coherent, cpus, dma_offset, iommu, low, pcp, posted_writes, ram, sanitize, swiotlb, swiotlb_force",
         ),
         ("story = 's'\n[[device]]\nname = 'a'\n", "x.toml:2:1: missing key 'kind'"),
         ("story = 's'\n[[step]]\nio = {}\n", "x.toml:3:6: missing key 'device'"),
