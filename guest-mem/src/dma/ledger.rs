@@ -5,10 +5,9 @@
 //! candidates without a perfect one: none. To the device's accesses it answers as nothing in Linux does: to the byte,
 //! with the mapping that allows it or with the reason why none does.
 //!
-//! Costs: coherent regions, few and hot (rings), have a table of their own that is searched first; each table is a
-//! sorted vector, so an access that is granted costs two binary searches at most and, where mappings don't overlap, one
-//! step back. Map and unmap move keys of 24 bytes, of which a thousand are less than the first-level cache. Mappings
-//! lie in a slab and never move; nothing is allocated once the book has been as full as it gets. A refusal may look at
+//! Costs: coherent regions, few and hot (rings), have a table of their own that is searched first; each table is in
+//! order, so an access that is granted costs two binary searches at most and, where mappings don't overlap, one step
+//! back. Map and unmap move no more keys than half a run of the table. Mappings lie in a slab and never move; nothing is allocated once the book has been as full as it gets. A refusal may look at
 //! all mappings near the address and at the last [`DEAD`] dead ones.
 //!
 //! It holds no lock and no clock: the kernel wraps it and gives the time. Neighbours: [`super::mapping`], the port
@@ -146,8 +145,7 @@ impl Ledger {
     /// `dma_mapping_error`: the driver has looked at an address; of several mappings there, the first not yet checked
     /// is marked. Returns whether one was.
     pub fn check(&mut self, dma: DmaAddr) -> bool {
-        let keys = self.streaming.at(dma);
-        let slot = keys.iter().map(|key| key.slot).find(|&slot| !self.slab[slot].mapping.checked);
+        let slot = self.streaming.at(dma).map(|key| key.slot).find(|&slot| !self.slab[slot].mapping.checked);
         if let Some(slot) = slot {
             self.slab[slot].mapping.checked = true;
         }
@@ -189,7 +187,7 @@ impl Ledger {
 
     /// `bucket_find_exact`.
     fn exact(&self, dma: DmaAddr, claim: &Claim) -> Option<usize> {
-        let keys = self.coherent.at(dma).iter().chain(self.streaming.at(dma));
+        let keys = self.coherent.at(dma).chain(self.streaming.at(dma));
         let mut candidates = keys.map(|key| key.slot);
         let first = candidates.next()?;
         let Some(second) = candidates.next() else { return Some(first) };
@@ -335,7 +333,7 @@ impl Ledger {
 
     /// Live mappings by device address; at one address coherent memory first, then in the order of their map calls.
     pub fn live(&self) -> impl Iterator<Item = &Mapping> {
-        let (mut left, mut right) = (self.coherent.keys().iter().peekable(), self.streaming.keys().iter().peekable());
+        let (mut left, mut right) = (self.coherent.keys().peekable(), self.streaming.keys().peekable());
         std::iter::from_fn(move || {
             let first = match (left.peek(), right.peek()) {
                 (Some(coherent), Some(streaming)) if streaming.dma < coherent.dma => right.next(),
@@ -348,7 +346,7 @@ impl Ledger {
 
     /// How many mappings are live.
     pub fn len(&self) -> usize {
-        self.coherent.keys().len() + self.streaming.keys().len()
+        self.coherent.len() + self.streaming.len()
     }
 
     /// Whether none is live.
@@ -363,7 +361,7 @@ impl Ledger {
 
     /// What dma-debug says when a driver is unbound with mappings left, or `None` if none is.
     pub fn pending(&self) -> Option<Misuse> {
-        let keys = self.coherent.keys().iter().chain(self.streaming.keys());
+        let keys = self.coherent.keys().chain(self.streaming.keys());
         let last = keys.max_by_key(|key| ((key.dma >> BUCKET_SHIFT) % BUCKETS, self.slab[key.slot].serial))?;
         let Mapping { dma, len, dir, kind, .. } = self.slab[last.slot].mapping;
         Some(Misuse::Pending { count: self.len(), dma, len, dir, kind })
