@@ -1,5 +1,6 @@
 //! `lowzone bench`: the lab measured with itself, and beside its peers.
 
+pub(crate) mod dma;
 mod load;
 pub(crate) mod peers;
 

@@ -129,6 +129,19 @@ enum BenchWhat {
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
+    /// What a DMA mapping costs: direct and bounced beside a memcpy, and, in instructions counted by valgrind, among a
+    /// hundred to a million live mappings, with the exponent of their number that fits.
+    Dma {
+        /// How long to measure, in seconds; counting takes a minute or two more.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Only measure times; valgrind is not needed then.
+        #[arg(long)]
+        no_count: bool,
+        /// One count, for callgrind.
+        #[command(flatten)]
+        counted: bench::dma::Counted,
+    },
     /// Requests a second beside programs that others wrote: our device and qemu-storage-daemon's under the crate
     /// virtio-driver, our driver and that crate on qemu-storage-daemon's disk; ratios of interleaved rounds.
     Peers {
@@ -174,6 +187,8 @@ pub(crate) enum CliError {
     New(#[from] fresh::NewError),
     #[error(transparent)]
     Peers(#[from] bench::peers::PeersError),
+    #[error(transparent)]
+    Dma(#[from] bench::dma::DmaBenchError),
     #[error(transparent)]
     Serve(#[from] serve::ServeError),
     #[error("{} is not there: cargo build --release -p lowzone-tests --features rivals", .0.display())]
@@ -223,6 +238,9 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Explore { seconds } })) => bench::explore(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Alloc { seconds } })) => bench::alloc(seconds),
+        Some(Command::Bench(Bench { what: BenchWhat::Dma { counted, seconds, no_count } })) => {
+            bench::dma::start(&counted, seconds, no_count)
+        }
         Some(Command::Bench(Bench { what: BenchWhat::Peers { seconds } })) => bench::peers::run(seconds),
     };
     match outcome {
