@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::lock;
+use crate::net::counters::{PacketCounters, Packets};
 use crate::pci::Fault;
 use crate::virtio::ring::RingError;
 
@@ -20,6 +21,7 @@ pub struct Counters {
     pub(crate) flushes: AtomicU64,
     pub(crate) interrupts: AtomicU64,
     pub(crate) interrupts_lost: AtomicU64,
+    pub(crate) packets: PacketCounters,
     faults: AtomicU64,
     peak: AtomicU64,
     first_fault: Mutex<Option<Fault>>,
@@ -73,6 +75,11 @@ impl Counters {
             faults: get(&self.faults),
             peak_in_flight: get(&self.peak),
         }
+    }
+
+    /// What became of the packets of a network device; zeros for another.
+    pub fn packets(&self) -> Packets {
+        self.packets.now()
     }
 
     /// The first memory fault any worker met, if one did.

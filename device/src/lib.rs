@@ -12,13 +12,14 @@
 //!
 //! A device written elsewhere brings its registers and its workers: [`pci::Endpoint`] makes a function of them.
 //!
-//! Left out: net, migration, live change of the configuration.
+//! Left out: migration, live change of the configuration.
 #![forbid(unsafe_code)]
 
 pub mod blk;
 pub mod counters;
 pub mod edu;
 pub mod misbehave;
+pub mod net;
 pub mod pci;
 pub mod store;
 pub mod tap;

@@ -2,7 +2,7 @@
 //!
 //! [`Driver`] is what a driver implements; [`pci`] finds functions, assigns their BARs and matches them by id;
 //! [`virtio`] is the driver's half of the transport and of the split ring; [`blk`] is the virtio block driver,
-//! [`edu`] that of QEMU's educational device; [`scull`] are LDD3's memory devices, which need no device.
+//! [`net`] the virtio network driver, [`edu`] that of QEMU's educational device; [`scull`] are LDD3's memory devices, which need no device.
 //! A driver reaches its device only through [`bus::PciBus`] and `guest_mem::IoSpace`, both implemented by a wire, so
 //! the same driver talks to the emulated device in process and to a peer in another.
 //!
@@ -15,6 +15,7 @@ pub mod driver;
 pub mod edu;
 #[cfg(lowzone_mutants)]
 pub mod mutant;
+pub mod net;
 pub mod pci;
 pub mod scull;
 pub mod virtio;

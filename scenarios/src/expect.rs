@@ -46,6 +46,11 @@ pub fn check(expect: &Expect, result: &RunResult) -> Vec<Mismatch> {
     for row in &result.exercises {
         compare(&format!("results of {}", row.label), "none wrong".to_owned(), wrong_results(row.wrong));
     }
+    for row in result.packets.iter().filter(|_| !result.interrupted) {
+        compare(&format!("packets of {}", row.label), "none wrong".to_owned(), wrong_results(row.wrong));
+        let known = row.delivered + row.lost.total();
+        compare(&format!("packets of {} accounted for", row.label), row.offered.to_string(), known.to_string());
+    }
     let wrong_data = result.dma.iter().filter(|row| row.wrong).count();
     compare("wrong data", expect.wrong_data.to_string(), wrong_data.to_string());
     for row in result.copies.iter().filter(|_| !result.interrupted) {

@@ -192,7 +192,7 @@ fn bytes_of(result: &str) -> u64 {
         rows.filter_map(|row| row["bytes"].as_u64()).sum::<u64>() * times
     };
     // A copy is read, written and read back.
-    of("io", 1) + of("clears", 1) + of("exercises", 1) + of("dma", 1) + of("copies", 3)
+    of("io", 1) + of("clears", 1) + of("exercises", 1) + of("dma", 1) + of("packets", 1) + of("copies", 3)
 }
 
 /// Runs the matrix.

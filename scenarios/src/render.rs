@@ -87,6 +87,7 @@ pub(crate) fn result(out: &mut dyn Write, r: &RunResult, verbose: bool) -> io::R
     clears(out, r)?;
     exercises(out, r)?;
     transfers(out, r)?;
+    packets(out, r)?;
     copies(out, r)?;
     stories(out, r)?;
     mempools(out, r)?;
@@ -239,6 +240,47 @@ fn transfers(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
         ]);
     }
     if r.dma.is_empty() { Ok(()) } else { print(out, &mut t, usize::MAX) }
+}
+
+fn packets(out: &mut dyn Write, r: &RunResult) -> io::Result<()> {
+    let mut t =
+        table(&["packets", "device", "offered", "delivered", "wrong", "lost", "bytes", "polls", "refills", "maps"]);
+    for row in &r.packets {
+        t.add_row([
+            row.label.clone(),
+            row.device.clone(),
+            row.offered.to_string(),
+            row.delivered.to_string(),
+            row.wrong.to_string(),
+            (row.lost.total() + row.missing).to_string(),
+            bytes(row.bytes),
+            row.polls.to_string(),
+            row.refills.to_string(),
+            row.streaming_peak.to_string(),
+        ]);
+    }
+    if r.packets.is_empty() {
+        return Ok(());
+    }
+    print(out, &mut t, 2)?;
+    for row in r.packets.iter().filter(|row| row.lost.total() + row.missing > 0) {
+        let l = row.lost;
+        let causes = [
+            ("no memory", l.no_memory),
+            ("no header", l.no_header),
+            ("no mapping", l.no_mapping),
+            ("no buffer posted", l.no_buffer),
+            ("buffer too small", l.too_small),
+            ("no packet", l.no_packet),
+            ("memory refused", l.fault),
+            ("cut short", l.short),
+            ("backlog full", l.backlog),
+            ("missing", row.missing),
+        ];
+        let told: Vec<_> = causes.iter().filter(|(_, n)| *n > 0).map(|(cause, n)| format!("{cause} {n}")).collect();
+        writeln!(out, "  {:<10} lost: {}", row.label, told.join(", "))?;
+    }
+    writeln!(out)
 }
 
 fn outcome(row: &DmaRow) -> &'static str {

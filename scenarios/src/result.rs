@@ -188,6 +188,70 @@ pub struct DmaRow {
     pub compared: bool,
 }
 
+/// One `packets` step: every packet is delivered, or lost for a cause.
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct PacketsRow {
+    /// Its label.
+    pub label: String,
+    /// The device.
+    pub device: String,
+    /// Packets that there were to be sent.
+    pub offered: u64,
+    /// Packets that came, and were compared.
+    pub delivered: u64,
+    /// Of these, not as they were sent, out of order, or twice.
+    pub wrong: u64,
+    /// Bytes of those that came.
+    pub bytes: u64,
+    /// Packets lost.
+    pub lost: LostRow,
+    /// Packets neither delivered nor lost: nobody knows where they are.
+    pub missing: u64,
+    /// The most mappings that were live at once when a tenth of the packets was done with.
+    pub streaming_peak_warm: u64,
+    /// The most mappings that were live at once, to the end.
+    pub streaming_peak: u64,
+    /// Polls of the receive queue.
+    pub polls: u64,
+    /// Times that buffers could not be posted from a poll.
+    pub refill_failed: u64,
+    /// Times that the work posted them.
+    pub refills: u64,
+    /// The longest time without a packet, in nanoseconds of the world's clock.
+    pub longest_wait: u64,
+}
+
+/// Packets lost, by cause.
+#[derive(Clone, Copy, Debug, Default, Serialize, PartialEq, Eq)]
+pub struct LostRow {
+    /// No memory for its bytes.
+    pub no_memory: u64,
+    /// The driver had no memory for its header.
+    pub no_header: u64,
+    /// The driver could not map it.
+    pub no_mapping: u64,
+    /// The device found no buffer for it.
+    pub no_buffer: u64,
+    /// The buffer was too small.
+    pub too_small: u64,
+    /// The device took it for no packet.
+    pub no_packet: u64,
+    /// The device was refused memory.
+    pub fault: u64,
+    /// The driver got less than a packet back, which is none of the device's faults.
+    pub short: u64,
+    /// Too many waited to be taken.
+    pub backlog: u64,
+}
+
+impl LostRow {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let by_driver = self.no_memory + self.no_header + self.no_mapping + self.short + self.backlog;
+        by_driver + self.no_buffer + self.too_small + self.no_packet + self.fault
+    }
+}
+
 /// What one mempool cost and gave.
 #[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct MempoolRow {
@@ -345,6 +409,9 @@ pub struct RunResult {
     /// The `dma` steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dma: Vec<DmaRow>,
+    /// The `packets` steps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub packets: Vec<PacketsRow>,
     /// The `story` steps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stories: Vec<StoryRow>,
@@ -506,6 +573,7 @@ impl RunResult {
             + exercises
             + self.clears.iter().map(|row| row.bytes).sum::<u64>()
             + self.dma.iter().map(|row| row.bytes).sum::<u64>()
+            + self.packets.iter().map(|row| row.bytes).sum::<u64>()
             + self.copies.iter().map(|row| row.bytes * 3).sum::<u64>()
     }
 }

@@ -11,6 +11,7 @@ mod faults;
 mod front_end;
 mod hostile_device;
 mod matrix;
+mod net;
 mod polled;
 mod probe_unwinds;
 mod qtest;

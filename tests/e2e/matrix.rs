@@ -61,6 +61,15 @@ fn matrix_passes_on_every_wire_and_names_what_can_not_be_told_there() {
         assert_eq!(cell["state"], "exempt", "{name}");
         assert!(cell["why"].as_str().unwrap().starts_with("can't be told over vhost-user: "), "{cell}");
     }
+    // A network runs in both worlds, and no wire has one: each says why.
+    for (name, _) in cells(&json, 0).into_iter().filter(|(name, _)| name.starts_with("net/")) {
+        let states: Vec<_> = (0..4).map(|column| cells(&json, column)).collect();
+        let cell = |column: usize| states[column].iter().find(|(other, _)| *other == name).unwrap().1;
+        assert_eq!((&cell(0)["state"], &cell(1)["state"]), (&"passed".into(), &"passed".into()), "{name}");
+        for (column, why) in [(2, "it is of kind 'virtio-net'"), (3, "is of kind 'virtio-blk', and so is its driver")] {
+            assert!(cell(column)["why"].as_str().unwrap().contains(why), "{name}: {}", cell(column));
+        }
+    }
     // Stories of allocators have no device that a peer could stand in for, and run in both worlds.
     for (name, _) in cells(&json, 0).into_iter().filter(|(name, _)| name.starts_with("alloc/")) {
         let states: Vec<_> = (0..4).map(|column| cells(&json, column)).collect();

@@ -63,6 +63,8 @@ pub struct DmaCounters {
     pub bounced_slots: u64,
     /// Coherent allocations made.
     pub coherent: u64,
+    /// The most mappings that were live after a map call, coherent memory among them.
+    pub peak: u64,
 }
 
 /// What lies between a device and RAM.

@@ -145,6 +145,7 @@ impl Prepared {
             match step {
                 Step::Io(io) => io.requests = io.requests.min(requests),
                 Step::Exercise(exercise) => exercise.times = exercise.times.min(requests),
+                Step::Packets(packets) => packets.count = packets.count.min(requests),
                 _ => {}
             }
         }
@@ -153,7 +154,7 @@ impl Prepared {
 
     /// The first step that has the driver work: the proof that it does.
     fn work(&self) -> Option<&Step> {
-        self.scenario.step.iter().find(|step| matches!(step, Step::Io(_) | Step::Exercise(_)))
+        self.scenario.step.iter().find(|step| matches!(step, Step::Io(_) | Step::Exercise(_) | Step::Packets(_)))
     }
 
     /// Runs the scenario with `strikes` planned.
@@ -339,6 +340,9 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
     for row in result.exercises.iter().filter(|row| row.wrong > 0) {
         why.add(Detector::FalseSuccess, format!("false success: {} results of {} are wrong", row.wrong, row.label));
     }
+    for row in result.packets.iter().filter(|row| row.wrong > 0) {
+        why.add(Detector::FalseSuccess, format!("false success: {} packets of {} are wrong", row.wrong, row.label));
+    }
     for row in result.dma.iter().filter(|row| row.wrong) {
         why.add(Detector::FalseSuccess, format!("false success: {} brought other bytes than were sent", row.label));
     }
@@ -358,6 +362,7 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
 /// What was wrong with the clean part after it.
 fn recovery_reasons(recovery: &RunResult, why: &mut Reasons) {
     let right = recovery.exercises.iter().all(|row| row.wrong == 0) && !recovery.dma.iter().any(|row| row.wrong);
+    let right = right && recovery.packets.iter().all(|row| row.wrong == 0);
     // Not whether enough was compared: random reads of what an earlier part wrote are not.
     let io = recovery.io.iter().all(|row| row.mismatched == 0);
     let whole = right && io && recovery.errors.is_empty();

@@ -11,6 +11,7 @@ use lowzone_driver::Driver;
 use lowzone_driver::blk::{BlkDriver, Disk};
 use lowzone_driver::bus::Bdf;
 use lowzone_driver::edu::Edu;
+use lowzone_driver::net::NetDevice;
 use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::Cpu;
 use thiserror::Error;
@@ -67,6 +68,11 @@ pub trait LabDriver: Driver {
 
     /// The driver itself, if it also serves virtio devices that no PCI bus found.
     fn virtio(&self) -> Option<&BlkDriver> {
+        None
+    }
+
+    /// The network device made of the function at `at`, of a driver whose [`Kind`] has packets.
+    fn net(&self, _at: Bdf) -> Option<Arc<NetDevice>> {
         None
     }
 

@@ -9,6 +9,7 @@
 mod device;
 mod driver;
 mod edu;
+mod net;
 mod stock;
 
 pub use device::{DeviceEnv, DeviceKind, DeviceMemory, MakeError, Plugged};

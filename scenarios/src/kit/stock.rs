@@ -13,16 +13,16 @@ use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::{Cpu, KBuf};
 use thiserror::Error;
 
-use super::{DeviceEnv, DeviceKind, DriverKind, ExerciseError, LabDriver, MakeError, Plugged, edu};
+use super::{DeviceEnv, DeviceKind, DriverKind, ExerciseError, LabDriver, MakeError, Plugged, edu, net};
 use crate::spec::{Driver, Kind, VIRTIO_BLK};
 
 /// Bytes of one exercise.
 const BYTES: usize = 4096;
 
 pub(super) const DRIVERS: &[DriverKind] =
-    &[DriverKind { kind: Kind::new(VIRTIO_BLK).disks(), make: driver }, edu::DRIVER];
+    &[DriverKind { kind: Kind::new(VIRTIO_BLK).disks(), make: driver }, edu::DRIVER, net::DRIVER];
 pub(super) const DEVICES: &[DeviceKind] =
-    &[DeviceKind { kind: Kind::new(VIRTIO_BLK).disks(), make: device }, edu::DEVICE];
+    &[DeviceKind { kind: Kind::new(VIRTIO_BLK).disks(), make: device }, edu::DEVICE, net::DEVICE];
 
 /// A request that came back without the buffer it took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

@@ -104,6 +104,12 @@ pub(crate) const ENTRIES: &[Entry] = embedded![
     "edu/selftest",
     "edu/swiotlb-out-of-reach",
     "edu/three-lows",
+    "net/loop-back",
+    "net/pressure",
+    "net/source",
+    "net/tx-never-unmapped",
+    "net/tx-use-after-unmap",
+    "net/tx-wrong-direction",
 ];
 
 /// All embedded scenarios, sorted by name.

@@ -16,7 +16,8 @@ pub struct Device {
     /// What steps call it, such as "vda": letters, digits, `-` and `_`. No two devices share one.
     pub name: String,
     /// What it is: "virtio-blk", a virtio 1.x block device on virtio-pci; "edu", QEMU's educational device, which
-    /// decodes 28 address bits there (`width`) and drops the others (`beyond`); or a kind that the program brings.
+    /// decodes 28 address bits there (`width`) and drops the others (`beyond`); "virtio-net", a virtio 1.x network
+    /// device that sends back what it is sent, or with options.source = N makes N packets itself (seed, interval_ns); or a kind that the program brings.
     pub kind: String,
     /// What a kind of the user's own wants to know. Default {}.
     #[serde(default, skip_serializing_if = "Options::is_empty")]

@@ -13,7 +13,7 @@ use super::kind::VIRTIO_BLK;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, expecting = "a [driver] table")]
 pub struct Driver {
-    /// Which driver: "virtio-blk", "edu", or a kind that the program brings. Default "virtio-blk".
+    /// Which driver: "virtio-blk", "virtio-net", "edu", or a kind that the program brings. Default "virtio-blk".
     pub kind: String,
     /// What a driver of the user's own wants to know. Default {}.
     #[serde(skip_serializing_if = "Options::is_empty")]

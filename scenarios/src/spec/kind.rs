@@ -12,6 +12,12 @@ pub const VIRTIO_BLK: &str = "virtio-blk";
 /// The kind of QEMU's educational device and its driver, which every program has.
 pub const EDU: &str = "edu";
 
+/// The kind of a virtio network device and its driver, which every program has.
+pub const VIRTIO_NET: &str = "virtio-net";
+
+/// What the options of a [`VIRTIO_NET`] device are called.
+pub(crate) const NET_OPTIONS: &[&str] = &["source", "seed", "interval_ns"];
+
 /// One kind of driver or device.
 ///
 /// ```
@@ -30,12 +36,14 @@ pub struct Kind {
     pub disks: bool,
     /// Of a driver: its devices move bytes to and from a buffer of their own, so that `dma` works with it.
     pub engine: bool,
+    /// Of a driver: its devices send and receive packets, so that `packets` works with it.
+    pub packets: bool,
 }
 
 impl Kind {
-    /// A kind without options, disks and engine.
+    /// A kind without options, disks, engine and packets.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, options: &[], disks: false, engine: false }
+        Self { name, options: &[], disks: false, engine: false, packets: false }
     }
 
     /// The same with these keys in its `options` table.
@@ -46,6 +54,11 @@ impl Kind {
     /// The same with disks.
     pub const fn disks(self) -> Self {
         Self { disks: true, ..self }
+    }
+
+    /// The same with packets.
+    pub const fn packets(self) -> Self {
+        Self { packets: true, ..self }
     }
 
     /// The same with a DMA engine.
@@ -86,8 +99,8 @@ impl Default for Kinds {
     fn default() -> Self {
         let blk = Kind::new(VIRTIO_BLK).disks();
         Self {
-            drivers: vec![blk, Kind::new(EDU).engine()],
-            devices: vec![blk, Kind::new(EDU)],
+            drivers: vec![blk, Kind::new(EDU).engine(), Kind::new(VIRTIO_NET).packets()],
+            devices: vec![blk, Kind::new(EDU), Kind::new(VIRTIO_NET).options(NET_OPTIONS)],
             stories: StoryKind::all(),
         }
     }

@@ -41,7 +41,8 @@ pub use error::SpecError;
 pub use expect::{CanaryState, Expect};
 pub use explore::Explore;
 pub use fault::{FaultError, FaultTable, Faults, faults};
-pub use kind::{EDU, Kind, Kinds, StoryKind, VIRTIO_BLK};
+pub(crate) use kind::NET_OPTIONS;
+pub use kind::{EDU, Kind, Kinds, StoryKind, VIRTIO_BLK, VIRTIO_NET};
 pub use load::{Source, load, load_with};
 pub use machine::{Arch, DEFAULT_LOW, Iommu, Machine};
 pub use need::Need;
@@ -55,5 +56,6 @@ pub use set::Set;
 pub use size::{Size, SizeError};
 pub use step::{
     AllocGfp, CanaryStep, ClearStep, Clearing, CopyStep, DEFAULT_BYTES, DmaDirection, DmaStep, ExerciseStep, HoldStep,
-    IoStep, IrqAllocStep, MapDirection, Memory, Pattern, ProbeStep, RawReadStep, RemoveStep, Step, StoryStep, Unmap,
+    IoStep, IrqAllocStep, MapDirection, Memory, PacketsFrom, PacketsStep, Pattern, ProbeStep, RawPacketStep,
+    RawReadStep, RemoveStep, Step, StoryStep, Unmap,
 };

@@ -80,6 +80,9 @@ pub enum Problem {
     /// A transfer with a driver whose devices have no buffer of their own.
     #[error("'{verb}' needs a device with a buffer of its own, and driver \"{driver}\" has none such")]
     NoEngine { verb: &'static str, driver: String },
+    /// A step of packets with a driver that has none.
+    #[error("'{verb}' needs a network device, and driver \"{driver}\" makes none")]
+    NoPackets { verb: &'static str, driver: String },
     /// A device with two or three things behind it.
     #[error("device '{device}' has more than one store: {}", .keys.join(", "))]
     ManyStores { device: String, keys: Vec<String> },
@@ -176,6 +179,7 @@ impl Problem {
             Self::NoStore { .. } => "give it 'size', 'image' or 'size_of'".to_owned(),
             Self::NeedlessStore { .. } => "leave it out".to_owned(),
             Self::NoDisks { .. } => "take exercise = { device = \"…\" }".to_owned(),
+            Self::NoPackets { .. } => "take driver.kind = \"virtio-net\"".to_owned(),
             Self::NoEngine { .. } => "take driver.kind = \"edu\"".to_owned(),
             Self::ManyStores { .. } => "keep one of them".to_owned(),
             Self::ImageUnset { .. } => "name one: --set image=FILE".to_owned(),

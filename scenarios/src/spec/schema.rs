@@ -26,7 +26,7 @@ pub fn schema() -> Value {
 /// ```
 /// let schema = lowzone::spec::schema_with(&lowzone::spec::Kinds::default());
 /// let kinds = &schema["$defs"]["Device"]["properties"]["kind"]["enum"];
-/// assert_eq!(*kinds, serde_json::json!(["virtio-blk", "edu"]));
+/// assert_eq!(*kinds, serde_json::json!(["virtio-blk", "edu", "virtio-net"]));
 /// ```
 pub fn schema_with(kinds: &Kinds) -> Value {
     let mut schema = schema();

@@ -26,6 +26,10 @@ pub enum Step {
     Exercise(ExerciseStep),
     /// Moves bytes between memory and the buffer that a device has of its own, and compares what comes back.
     Dma(DmaStep),
+    /// Sends packets through a network device, or receives those it makes, and checks each to the byte.
+    Packets(PacketsStep),
+    /// One packet sent by raw DMA calls, which can commit crimes a driver's types would not allow.
+    RawPacket(RawPacketStep),
     /// Copies one device to another, reads the copy back and compares SHA-256.
     Copy(CopyStep),
     /// Writes blocks, clears every second one without moving its data, and reads all back.
@@ -52,6 +56,8 @@ impl Step {
             Self::Io(_) => "io",
             Self::Exercise(_) => "exercise",
             Self::Dma(_) => "dma",
+            Self::Packets(_) => "packets",
+            Self::RawPacket(_) => "raw_packet",
             Self::Copy(_) => "copy",
             Self::Clear(_) => "clear",
             Self::RawRead(_) => "raw_read",
@@ -197,6 +203,65 @@ pub struct DmaStep {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub mask: Option<u8>,
+}
+
+/// Sends packets through a network device, or receives those it makes: what comes is compared to the byte, and what does
+/// not come is accounted for by its cause.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct PacketsStep {
+    /// The device.
+    pub device: String,
+    /// What the result calls this step. Default: its verb and number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// How many, 1 to 1000000000; of a device with a source no more than it makes. Default 256.
+    #[serde(default = "default_packets")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub count: u64,
+    /// Who sends them. Default "driver".
+    #[serde(default)]
+    pub from: PacketsFrom,
+    /// Packets that are sent before the device is told, and received before the next are sent, 1 to 1024. Default 16.
+    #[serde(default = "default_burst")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub burst: u32,
+    /// Pieces of memory that each packet sent is made of, 1 to 3. Default 2.
+    #[serde(default = "default_pieces")]
+    #[schemars(range(min = 1, max = 3))]
+    pub pieces: u32,
+    /// The flags that packets sent are allocated with. Default "GFP_ATOMIC".
+    #[serde(default)]
+    pub gfp: AllocGfp,
+    /// Packets may be lost, as in a network that is short of memory: they are counted by cause. Else each is a failed
+    /// request. Default false.
+    #[serde(default)]
+    pub lossy: bool,
+}
+
+/// Who sends the packets of a [`PacketsStep`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PacketsFrom {
+    /// The driver; the device sends them back.
+    #[default]
+    Driver,
+    /// The device's source.
+    Source,
+}
+
+/// One packet whose buffer is mapped and unmapped by hand.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct RawPacketStep {
+    /// The device.
+    pub device: String,
+    /// The direction the buffer is mapped with; what is sent needs "to-device". Default "to-device".
+    #[serde(default = "to_device")]
+    pub direction: MapDirection,
+    /// When the buffer is unmapped. Default "after-completion".
+    #[serde(default)]
+    pub unmap: Unmap,
 }
 
 /// Which way the bytes of a [`DmaStep`] go.
@@ -374,6 +439,22 @@ const fn default_requests() -> u64 {
 
 const fn default_times() -> u64 {
     4
+}
+
+const fn default_packets() -> u64 {
+    256
+}
+
+const fn default_burst() -> u32 {
+    16
+}
+
+const fn default_pieces() -> u32 {
+    2
+}
+
+const fn to_device() -> MapDirection {
+    MapDirection::ToDevice
 }
 
 const fn coherent() -> Memory {

@@ -47,6 +47,10 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
         if matches!(step, Step::Dma(_)) {
             require(engine, &at, || Problem::NoEngine { verb, driver: driver.clone() })?;
         }
+        if matches!(step, Step::Packets(_) | Step::RawPacket(_)) {
+            let packets = kind.is_some_and(|kind| kind.packets);
+            require(packets, &at, || Problem::NoPackets { verb, driver: driver.clone() })?;
+        }
         let device = |key: &str, name: &str| known_device(&at.key(key), name, &scenario.device, false);
         match step {
             Step::Probe(_) | Step::Remove(_) => {}
@@ -63,6 +67,13 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
                 bytes_within(&at.key("bytes"), dma.bytes, 1, MOST_DMA)?;
                 dma.mask.map_or(Ok(()), |mask| within(&at.key("mask"), mask, 1, 64))?;
             }
+            Step::Packets(packets) => {
+                device("device", &packets.device)?;
+                within(&at.key("count"), packets.count, 1, MOST_REQUESTS)?;
+                within(&at.key("burst"), packets.burst, 1, 1024)?;
+                within(&at.key("pieces"), packets.pieces, 1, lowzone_driver::net::FRAGS as u64)?;
+            }
+            Step::RawPacket(raw) => device("device", &raw.device)?,
             Step::Story(told) => story_step(&at, told, kinds)?,
             Step::Hold(hold) => bytes_within(&at.key("below"), hold.below, PAGE, MOST_HOLD)?,
             Step::Copy(copy) => {

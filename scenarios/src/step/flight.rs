@@ -1,7 +1,7 @@
 //! Requests that nobody waits for: what a disk is busy with when its driver has to let go of it.
 //!
 //! A campaign does this before each removal and shutdown of the scenario: a driver that only ever lets go of an idle
-//! device proves little. Neighbours: `explore::case`. Left out: drivers without a disk, whose work ends before
+//! device proves little. Neighbours: `explore::case`. Left out: drivers without disks and packets, whose work ends before
 //! `exercise` returns.
 
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use lowzone_guest_mem::gfp::GFP_KERNEL;
 use thiserror::Error;
 
 use super::data::{self, BufferError};
+use super::packets;
 use crate::lab::{Bench, Slot, lock};
 use crate::spec::Memory;
 use crate::world::Body;
@@ -36,6 +37,13 @@ pub(crate) fn leave(bench: &Arc<Bench>) -> Body {
     Box::new(move |cpu| {
         let _span = cpu.span("in_flight");
         for slot in bench.slots.iter().filter(|slot| bench.is_bound(slot.at)) {
+            if let Some(net) = bench.driver.net(slot.at)
+                && let Err(error) = packets::send_and_forget(cpu, &net, REQUESTS)
+            {
+                let mut result = lock(&bench.result);
+                result.failed_requests += 1;
+                result.log.push(format!("{}: packet not sent: {error}", slot.name));
+            }
             let Some(disk) = bench.driver.disk(slot.at) else { continue };
             let sent = (0..REQUESTS).try_for_each(|_| send(cpu, slot, &disk));
             disk.commit(cpu, 0);

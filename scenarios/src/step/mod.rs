@@ -1,6 +1,6 @@
 //! Steps: what each verb of a scenario does, as bodies for the world's CPUs.
 //!
-//! One noun a file: `bind` (probe, remove), `io`, `exercise`, `dma`, `copy`, `clear`, `raw` (raw_read, irq_alloc), `canary`,
+//! One noun a file: `bind` (probe, remove), `io`, `packets`, `exercise`, `dma`, `copy`, `clear`, `raw` (raw_read, irq_alloc), `canary`,
 //! `hold`, `story`, `flight` (a campaign's own); `data` is the buffers they share. Neighbours: `lab`, which runs the bodies;
 //! `driver::blk` and `driver::edu`, which they use as any caller would.
 
@@ -14,6 +14,7 @@ mod exercise;
 mod flight;
 mod hold;
 mod io;
+pub(crate) mod packets;
 mod raw;
 mod story;
 
@@ -35,6 +36,10 @@ pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> 
         Step::Io(io) => io::bodies(bench, io, io.label.clone().unwrap_or_else(label)),
         Step::Exercise(work) => vec![exercise::body(bench, work, work.label.clone().unwrap_or_else(label))],
         Step::Dma(dma) => vec![dma::body(bench, dma, dma.label.clone().unwrap_or_else(label), number)],
+        Step::Packets(packets) => {
+            vec![packets::body(bench, packets, packets.label.clone().unwrap_or_else(label))]
+        }
+        Step::RawPacket(raw) => vec![raw::send(bench, raw)],
         Step::Copy(copy) => vec![copy::body(bench, copy)],
         Step::Clear(clear) => vec![clear::body(bench, clear, clear.label.clone().unwrap_or_else(label))],
         Step::RawRead(raw) => vec![raw::read(bench, raw)],

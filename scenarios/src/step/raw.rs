@@ -1,9 +1,11 @@
-//! `raw_read` and `irq_alloc`: one request by raw calls, which can do wrong what the types would not allow.
+//! `raw_read`, `raw_packet` and `irq_alloc`: one request by raw calls, which can do wrong what the types would not allow.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lowzone_device::net::frame;
 use lowzone_driver::blk::{Data, Request};
+use lowzone_driver::net::{Frame, Piece};
 use lowzone_guest_mem::dma::{Dir, misuse};
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::gfp::{GFP_KERNEL, Gfp};
@@ -13,11 +15,13 @@ use lowzone_guest_mem::{Cpu, KBuf};
 
 use super::data;
 use crate::lab::{Bench, lock};
-use crate::spec::{IrqAllocStep, MapDirection, Memory, RawReadStep, Unmap};
+use crate::spec::{IrqAllocStep, MapDirection, Memory, RawPacketStep, RawReadStep, Unmap};
 use crate::world::Body;
 
 /// Bytes of a raw request.
 const BYTES: usize = 4096;
+/// How long a raw packet may take.
+const PACKET_NS: u64 = 5_000_000_000;
 /// Bytes that the handler of `irq_alloc` allocates.
 const IRQ_BYTES: usize = 256;
 
@@ -61,6 +65,47 @@ fn raw_read(cpu: &Cpu<'_>, bench: &Bench, step: &RawReadStep) -> Result<(), Stri
         Unmap::BeforeDoorbell => {}
     }
     outcome.map(|_| ())
+}
+
+/// One packet whose buffer is mapped and unmapped by hand.
+pub(super) fn send(bench: &Arc<Bench>, step: &RawPacketStep) -> Body {
+    let (bench, step) = (bench.clone(), step.clone());
+    Box::new(move |cpu| {
+        if let Err(why) = raw_packet(cpu, &bench, &step) {
+            lock(&bench.result).failed_requests += 1;
+            lock(&bench.result).log.push(format!("{}: raw packet failed: {why}", step.device));
+        }
+    })
+}
+
+fn raw_packet(cpu: &Cpu<'_>, bench: &Bench, step: &RawPacketStep) -> Result<(), String> {
+    let slot = bench.slot(&step.device).ok_or("no device")?;
+    let net = bench.driver.net(slot.at).ok_or("no driver")?;
+    let mut room = [0; frame::MOST];
+    let packet = frame::make(bench.seed, 0, &mut room);
+    let mut buffer = KBuf::kmalloc(cpu, packet.len(), GFP_KERNEL).map_err(|e| e.to_string())?;
+    buffer.write_at(0, packet).map_err(|e| e.to_string())?;
+    let dir = match step.direction {
+        MapDirection::FromDevice => Dir::FromDevice,
+        MapDirection::ToDevice => Dir::ToDevice,
+    };
+    let raw = misuse::map_single(cpu, &slot.dma, &buffer, dir).map_err(|e| e.to_string())?;
+    if step.unmap == Unmap::BeforeDoorbell {
+        misuse::unmap_single(cpu, &slot.dma, raw.dma, raw.len, dir);
+    }
+    let mut packet = Frame::new();
+    // The first piece always fits.
+    let _ = packet.push(Piece::Raw(raw));
+    let seen = net.completed();
+    let sent = net.transmit(cpu, packet).map_err(|e| e.why.to_string());
+    let done = sent.and_then(|()| net.wait_completed(cpu, seen, PACKET_NS).map_err(|e| e.to_string()));
+    match step.unmap {
+        Unmap::AfterCompletion => misuse::unmap_single(cpu, &slot.dma, raw.dma, raw.len, dir),
+        // The crime: mapping and buffer are forgotten, as by a driver that lost its pointer.
+        Unmap::Never => std::mem::forget(buffer),
+        Unmap::BeforeDoorbell => {}
+    }
+    done
 }
 
 /// How often, and how long each time, an interrupt is waited for that has ended its request already.

@@ -88,8 +88,16 @@ impl DmaDevice {
             mapped_at: cpu.now(),
             checked,
         };
-        self.state.ledger.lock().map(mapping);
-        self.state.counters.lock().maps += 1;
+        let live = {
+            let mut ledger = self.state.ledger.lock();
+            ledger.map(mapping);
+            ledger.len() as u64
+        };
+        {
+            let mut counters = self.state.counters.lock();
+            counters.maps += 1;
+            counters.peak = counters.peak.max(live);
+        }
         self.trace_mapping(cpu, Kind::DmaMapPage, &mapping);
         Ok(RawMapping { dma, len, id, bounced })
     }
