@@ -55,7 +55,7 @@ fn what_is_sent_comes_back_in_both_worlds_by_vectors_and_by_pin_in_one_piece_or_
         &[][..],
         &["msix=false"],
         &["pieces=1", "device.event_idx=false", "device.indirect=false"],
-        &["pieces=3", "device.queue_size=16", "cpus=1"],
+        &["pieces=3", "device.queue_size=16", "burst=4", "cpus=1"],
         &["machine.ram=2G", "burst=100"],
     ] {
         let scenario = embedded("net/loop-back", sets);

@@ -15,6 +15,3 @@ pub use config::{NetOptions, Source};
 pub use counters::{Drops, Packets};
 pub use device::{Net, NetDeviceError, net};
 pub use worker::NetWorker;
-
-#[cfg(test)]
-mod tests;
