@@ -1,7 +1,7 @@
 //! What became of the packets of a network device, cause by cause.
 //!
 //! Live counters sit in [`crate::Counters`]; [`Packets`] are the numbers at one moment. They begin at zero each time the
-//! driver becomes ready. Neighbours: [`super::worker`], which counts.
+//! driver becomes ready. Neighbours: `worker`, which counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

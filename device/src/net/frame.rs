@@ -1,7 +1,7 @@
 //! Packets that can be checked to the byte: each says its number, and length and content follow from it.
 //!
 //! An Ethernet header of the local experimental type, the number, then words of a pattern. Who sends and who receives
-//! need only agree on a seed. Neighbours: [`super::worker`]'s source makes them; whoever receives checks them.
+//! need only agree on a seed. Neighbours: `worker`'s source makes them; whoever receives checks them.
 
 use thiserror::Error;
 

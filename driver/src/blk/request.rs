@@ -121,7 +121,7 @@ pub enum SubmitFailure {
     /// No room on the ring: try again after a completion.
     #[error("the ring is full")]
     Full,
-    /// The data could not be mapped: try again after a completion.
+    /// The data could not be mapped: see [`SubmitFailure::is_temporary`].
     #[error(transparent)]
     Map(#[from] MapFailure),
     /// The ring refused it for another reason.
@@ -147,9 +147,15 @@ pub enum SubmitFailure {
 }
 
 impl SubmitFailure {
-    /// Whether waiting for a completion may help.
+    /// Whether waiting for a completion may help: not where memory is out of reach and there is nothing to bounce through.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Full | Self::Map(_))
+        match self {
+            Self::Full => true,
+            Self::Map(why) => {
+                !matches!(why, MapFailure::Overflow { .. } | MapFailure::Stale | MapFailure::Vmalloc { .. })
+            }
+            _ => false,
+        }
     }
 }
 

@@ -82,7 +82,7 @@ impl fmt::Display for NamedMachine {
     }
 }
 
-/// What a scenario shows on one machine instead of its [expect].
+/// What a scenario shows on one machine instead of its `expect` table.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "an [on.MACHINE] table")]
 pub struct OnMachine {
@@ -93,7 +93,7 @@ pub struct OnMachine {
     pub expect: Option<Expect>,
 }
 
-/// What a scenario shows on named machines where that is not its [expect].
+/// What a scenario shows on named machines where that is not its `expect` table.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case", expecting = "an [on] table of machines")]
 pub struct On {

@@ -135,6 +135,8 @@ mod tests {
                 "io",
                 "exercise",
                 "dma",
+                "packets",
+                "raw_packet",
                 "copy",
                 "clear",
                 "raw_read",

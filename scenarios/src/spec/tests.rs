@@ -136,7 +136,7 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[[step]]\nprboe = {}\n", "x.toml:3:1: unknown step 'prboe' / did you mean 'probe'?"),
         (
             "story = 's'\n[[step]]\n",
-            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, dma, copy, clear, raw_read, irq_alloc, canary, hold, story, remove",
+            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, dma, packets, raw_packet, copy, clear, raw_read, irq_alloc, canary, hold, story, remove",
         ),
         (
             "story = 's'\n[[step]]\nprobe = {}\nremove = {}\n",
