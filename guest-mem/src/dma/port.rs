@@ -3,14 +3,12 @@
 //! Whatever the device asks for is translated from bus to physical address and held against the ledger: mapped, by
 //! this device, in this direction, to the byte, and not the CPU's turn. What no live mapping allows is reported with
 //! the call sites and goes through on any machine without an IOMMU: the wrong memory is really hit. An IOMMU refuses
-//! what it doesn't know, and that is a finding of its own. Outside RAM
-//! nothing is reached. The port sees grants of slices, not touches; it never gives out its memory whole
-//! (`physical_memory()` is `None`), and it must never be a `GuestMemoryBackend`, whose default methods would bypass
-//! it. Device code runs on it unmodified: `virtio-queue` too.
+//! what it doesn't know, and that is a finding of its own. Outside RAM nothing is reached. The port sees grants of slices,
+//! not touches; it never gives out its memory whole (`physical_memory()` is `None`), and it must never be a
+//! `GuestMemoryBackend`, whose default methods would bypass it. Device code runs on it unmodified: `virtio-queue` too.
 //!
 //! No CPU runs here: findings go to the kernel's own sink, with the kernel's clock.
-//! Neighbours: `ledger`; `device::pci::BusMaster` sits on top. Left out: caches, which
-//! it goes past.
+//! Neighbours: `ledger`; `device::pci::BusMaster` sits on top. Left out: caches, which it goes past.
 
 use std::iter::FusedIterator;
 

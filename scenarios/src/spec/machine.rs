@@ -1,7 +1,7 @@
 //! The `[machine]` table: RAM, CPUs, and what lies between them and devices.
 //!
-//! Neighbours: `check` (the limits), the runner, which builds a kernel from it. `on` has the
-//! machines that have a name.
+//! Neighbours: `check` (the limits), the runner, which builds a kernel from it; `on`, the machines that have a
+//! name.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
