@@ -121,7 +121,7 @@ pub fn leaks(kernel: &Kernel) -> Vec<Leak> {
             under_dma.push((mapping.orig.get(), mapping.len));
             let resource = match mapping.kind {
                 MappingKind::Coherent => Resource::Coherent,
-                MappingKind::Single => Resource::Mapping,
+                MappingKind::Single | MappingKind::Sg | MappingKind::Resource => Resource::Mapping,
             };
             found.push(Leak {
                 resource,

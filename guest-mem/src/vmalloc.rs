@@ -302,6 +302,11 @@ impl VBuf {
         self.owner
     }
 
+    /// Whether its machine was recycled.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.kernel.get().is_none()
+    }
+
     /// Gives the pointer away, as C has it: whoever has it must [`misuse::vfree`] it.
     pub fn into_raw(self) -> VirtAddr {
         let at = self.at;

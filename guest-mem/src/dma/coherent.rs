@@ -13,7 +13,7 @@ use crate::cpu::Cpu;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
 use crate::dma::iommu::IovaError;
-use crate::dma::mapping::{Kind as MappingKind, NewMapping};
+use crate::dma::mapping::{Entries, Kind as MappingKind, NewMapping};
 use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::gfp::{GFP_DMA, GFP_DMA32, GFP_ZONEMASK, Gfp};
@@ -92,6 +92,7 @@ impl DmaDevice {
             len: len as u64,
             dir: Dir::Bidirectional,
             kind: MappingKind::Coherent,
+            entries: Entries::default(),
             bounced: false,
             map_owner: owner,
             alloc_owner: owner,

@@ -3,7 +3,7 @@
 //! The bus makes one for each function it finds, with the 32-bit masks that PCI gives; the masks belong to the device
 //! and survive unbind and rebind. [`DmaDevice::set_mask`] has `dma_set_mask`'s return codes. Mirrors
 //! kernel/dma/mapping.c and direct.c. Neighbours: `coherent`, `streaming`, `port`, all of which hang on it.
-//! Left out: per-device pools, segment limits.
+//! `parms` has what a device says of its segments. Left out: per-device pools.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use crate::dma::direction::Dir;
 use crate::dma::iommu::{Domain, IovaError};
 use crate::dma::ledger::{Ledger, Misuse};
 use crate::dma::mapping::{Kind as MappingKind, Mapping, NewMapping};
+use crate::dma::parms::Parms;
 use crate::dma::swiotlb::Pool;
 use crate::env::{Class, Verdict};
 use crate::finding::{Finding, FindingKind};
@@ -28,6 +29,8 @@ use crate::trace::{Kind, Producer, Record, Shape, owner_word};
 
 /// Highest address of ZONE_DMA: the smallest mask that the direct mapping serves.
 const ZONE_DMA_LAST: u64 = (1 << 24) - 1;
+/// The longest range of addresses that is cached (`iova_rcache_range`).
+const IOVA_CACHED: u64 = PAGE_SIZE << 5;
 
 /// A mask of the lowest `bits` bits (`DMA_BIT_MASK`).
 ///
@@ -85,6 +88,8 @@ pub struct DeviceState {
     mask: AtomicU64,
     coherent_mask: AtomicU64,
     pub(crate) platform: Platform,
+    /// What a bus sets up for its functions: a mask to set (`dev->dma_mask`), and `dma_parms`.
+    pub(crate) parms: Option<Parms>,
     pub(crate) ledger: Locked<Ledger>,
     pub(crate) counters: Locked<DmaCounters>,
 }
@@ -129,6 +134,17 @@ impl DmaDevice {
     /// A handle of a recycled machine gives a device that is booked nowhere and can do nothing.
     #[track_caller]
     pub fn new(kernel: KernelRef, name: &str) -> Self {
+        Self::booked(kernel, name, Some(Parms::default()), dma_bit_mask(32))
+    }
+
+    /// Books a device that no bus has prepared for DMA: it has no mask to set, no `dma_parms`, and maps nothing.
+    #[track_caller]
+    pub fn bare(kernel: KernelRef, name: &str) -> Self {
+        Self::booked(kernel, name, None, 0)
+    }
+
+    #[track_caller]
+    fn booked(kernel: KernelRef, name: &str, parms: Option<Parms>, mask: u64) -> Self {
         let live = kernel.get_or_report("machine");
         let devices = live.map_or(0, |kernel| kernel.devices.lock().len());
         let mode = live.and_then(|kernel| kernel.config().iommu);
@@ -136,8 +152,9 @@ impl DmaDevice {
             kernel: KernelRefDebug(kernel),
             name: name.to_owned(),
             index: u16::try_from(devices + 1).unwrap_or(u16::MAX),
-            mask: AtomicU64::new(dma_bit_mask(32)),
-            coherent_mask: AtomicU64::new(dma_bit_mask(32)),
+            mask: AtomicU64::new(mask),
+            coherent_mask: AtomicU64::new(mask),
+            parms,
             platform: mode.map_or(Platform::Direct, |mode| Platform::Iommu(Box::new(Locked::new(Domain::new(mode))))),
             ledger: Locked::default(),
             counters: Locked::default(),
@@ -163,7 +180,7 @@ impl DmaDevice {
         Producer(u16::try_from(self.kernel().config().cpus).unwrap_or(0) + self.index())
     }
 
-    /// The streaming mask.
+    /// The streaming mask; 0 of a device that has none to set.
     pub fn mask(&self) -> u64 {
         self.state.mask.load(Ordering::Relaxed)
     }
@@ -171,6 +188,11 @@ impl DmaDevice {
     /// The coherent mask.
     pub fn coherent_mask(&self) -> u64 {
         self.state.coherent_mask.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has a streaming mask (`dev->dma_mask`).
+    pub(crate) fn has_mask(&self) -> bool {
+        self.state.parms.is_some()
     }
 
     /// What it cost so far.
@@ -185,6 +207,9 @@ impl DmaDevice {
     #[track_caller]
     pub fn set_mask(&self, cpu: &Cpu<'_>, mask: u64) -> Result<(), MaskError> {
         self.check_mask(cpu, mask)?;
+        if !self.has_mask() {
+            return Err(MaskError { mask });
+        }
         self.state.mask.store(mask, Ordering::Relaxed);
         Ok(())
     }
@@ -240,11 +265,34 @@ impl DmaDevice {
         self.mask() < self.required_mask()
     }
 
-    /// The largest streaming mapping (`dma_max_mapping_size`): 256 KiB where a bounce may be needed.
+    /// The largest streaming mapping (`dma_max_mapping_size`): 256 KiB where a bounce may be needed, less what
+    /// `min_align_mask` may take.
     pub fn max_mapping_size(&self) -> u64 {
         let pool = self.kernel().swiotlb.lock().is_some();
-        let bounces = self.kernel().config().swiotlb_force || self.addressing_limited();
-        if pool && bounces { Pool::max_mapping_size(0) } else { u64::MAX }
+        let bounces = pool && (self.addressing_limited() || self.bounces_all());
+        if bounces { Pool::max_mapping_size(self.min_align_mask().into()) } else { u64::MAX }
+    }
+
+    /// The largest mapping that is worth its price (`dma_opt_mapping_size`): the largest there is, or what an IOMMU's
+    /// allocator of addresses caches.
+    pub fn opt_mapping_size(&self) -> u64 {
+        let worth = if self.domain().is_some() { IOVA_CACHED } else { u64::MAX };
+        self.max_mapping_size().min(worth)
+    }
+
+    /// Whether syncs do anything for what is mapped at a bus address (`dma_need_sync`): where it bounced, where there
+    /// are caches that the device doesn't see, and behind an IOMMU, which isn't asked.
+    pub fn need_sync(&self, addr: DmaAddr) -> bool {
+        if self.domain().is_some() || !self.kernel().config().coherent {
+            return true;
+        }
+        let pool = self.kernel().swiotlb.lock();
+        self.phys_address(addr).is_some_and(|phys| pool.as_ref().is_some_and(|pool| pool.holds(phys)))
+    }
+
+    /// Whether every mapping bounces (`is_swiotlb_force_bounce`).
+    pub(crate) fn bounces_all(&self) -> bool {
+        self.kernel().config().swiotlb_force
     }
 
     pub(crate) fn kernel(&self) -> &'static Kernel {

@@ -12,15 +12,17 @@
 //!
 //! It holds no lock and no clock: the kernel wraps it and gives the time. Neighbours: [`super::mapping`], the port
 //! (which asks [`Ledger::admit`]), the map and unmap calls, the leak check. Left out: dma-debug's finite store of
-//! entries, its failure to look back further than the device's segment size, scatter lists, `map_resource`.
+//! entries, its failure to look back further than the device's segment size.
 
 mod claim;
+mod lines;
 mod misuse;
 mod table;
 #[cfg(test)]
 mod tests;
 mod validate;
 
+pub use lines::MOST as MOST_OVERLAPS;
 pub use misuse::{Access, Misuse, Misuses, Violation};
 pub use validate::LedgerError;
 
@@ -29,6 +31,7 @@ use super::mapping::{Dead, Kind, Mapping, NewMapping};
 use crate::addr::{DmaAddr, PhysAddr};
 use crate::site::Owner;
 use claim::Claim;
+use lines::Lines;
 use table::{Key, Table};
 
 /// How many dead mappings are remembered.
@@ -86,6 +89,7 @@ struct Entry {
 pub struct Ledger {
     coherent: Table,
     streaming: Table,
+    lines: Lines,
     slab: Vec<Entry>,
     free: Vec<usize>,
     /// A ring, once it is full.
@@ -107,6 +111,7 @@ impl Ledger {
         Self {
             coherent: Table::new(),
             streaming: Table::new(),
+            lines: Lines::default(),
             slab: Vec::new(),
             free: Vec::new(),
             dead: Vec::new(),
@@ -118,9 +123,21 @@ impl Ledger {
 
     /// Books a mapping that has been made; overlaps are allowed, as they are in Linux.
     pub fn map(&mut self, new: NewMapping) -> MapId {
+        self.map_tracked(new).0
+    }
+
+    /// [`Ledger::map`], and what dma-debug says of a first cache line that another mapping begins in too.
+    pub fn map_tracked(&mut self, new: NewMapping) -> (MapId, Misuses) {
         self.epoch += 1;
         self.serial += 1;
         let entry = Entry { serial: self.serial, mapping: Mapping::new(new) };
+        let mut misuses = Misuses::default();
+        if let Some((line, overlaps)) = self.lines.enter(&entry.mapping) {
+            misuses.push(Misuse::Overlaps);
+            if overlaps > MOST_OVERLAPS {
+                misuses.push(Misuse::TooManyOverlaps { line });
+            }
+        }
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slab[slot] = entry;
@@ -132,13 +149,13 @@ impl Ledger {
             }
         };
         self.table(new.kind).insert(Key { dma: new.dma.get(), len: new.len, slot });
-        MapId { slot, serial: entry.serial }
+        (MapId { slot, serial: entry.serial }, misuses)
     }
 
     fn table(&mut self, kind: Kind) -> &mut Table {
         match kind {
             Kind::Coherent => &mut self.coherent,
-            Kind::Single => &mut self.streaming,
+            Kind::Single | Kind::Sg | Kind::Resource => &mut self.streaming,
         }
     }
 
@@ -157,12 +174,24 @@ impl Ledger {
     ///
     /// `by` and `now` (ns) are kept for late accesses. For `dma_free_coherent` see [`Ledger::free_coherent`].
     pub fn unmap(&mut self, dma: DmaAddr, len: u64, dir: Dir, kind: Kind, by: Owner, now: u64) -> Unmapped {
-        self.end(dma, &Claim { len, dir, kind, cpu: None }, by, now)
+        self.unmap_entry(dma, len, dir, (kind, 0), by, now)
+    }
+
+    /// As [`Ledger::unmap`], of an entry of a scatterlist that the caller says has so many.
+    pub fn unmap_entry(&mut self, dma: DmaAddr, len: u64, dir: Dir, of: (Kind, u32), by: Owner, now: u64) -> Unmapped {
+        self.end(dma, &Claim { len, dir, kind: of.0, entries: of.1, cpu: None }, by, now)
+    }
+
+    /// To how many entries of a list dma-debug looks in an unmap or sync: those of the mapping that the first one is
+    /// (`get_nr_mapped_entries`); 0 if it is none.
+    pub fn mapped_entries(&self, dma: DmaAddr, len: u64, dir: Dir, entries: u32) -> u32 {
+        let slot = self.exact(dma, &Claim { len, dir, kind: Kind::Sg, entries, cpu: None });
+        slot.map_or(0, |slot| self.slab[slot].mapping.entries.mapped)
     }
 
     /// As [`Ledger::unmap`], for coherent memory that the caller says lies at `cpu`; that is compared, too.
     pub fn free_coherent(&mut self, dma: DmaAddr, len: u64, cpu: PhysAddr, by: Owner, now: u64) -> Unmapped {
-        let claim = Claim { len, dir: Dir::Bidirectional, kind: Kind::Coherent, cpu: Some(cpu) };
+        let claim = Claim { len, dir: Dir::Bidirectional, kind: Kind::Coherent, entries: 0, cpu: Some(cpu) };
         self.end(dma, &claim, by, now)
     }
 
@@ -179,6 +208,7 @@ impl Ledger {
         let mapping = self.slab[slot].mapping;
         let misuses = claim.compare(&mapping);
         self.table(mapping.kind).remove(dma.get(), slot);
+        self.lines.leave(&mapping);
         self.slab[slot].serial = 0;
         self.free.push(slot);
         self.bury(Dead { mapping, unmap_owner: by, unmapped_at: now });
@@ -218,8 +248,14 @@ impl Ledger {
     /// Passes part of a streaming mapping to the CPU or back to the device; an access of the device to what the CPU
     /// owns is refused until then. Coherent memory may be synced, to no effect.
     pub fn sync(&mut self, dma: DmaAddr, len: u64, for_cpu: bool, dir: Dir) -> Synced {
+        self.sync_entry(dma, len, for_cpu, dir, (Kind::Single, 0))
+    }
+
+    /// As [`Ledger::sync`], by another family of calls: of an entry of a scatterlist that has so many.
+    pub fn sync_entry(&mut self, dma: DmaAddr, len: u64, for_cpu: bool, dir: Dir, of: (Kind, u32)) -> Synced {
         let mut misuses = Misuses::default();
-        let Some(slot) = self.containing(dma, len, dir) else {
+        let claim = Claim { len, dir, kind: of.0, entries: of.1, cpu: None };
+        let Some(slot) = self.containing(dma, &claim) else {
             misuses.push(Misuse::SyncsUnallocated { dma, len });
             return Synced { mapping: None, misuses };
         };
@@ -236,7 +272,8 @@ impl Ledger {
                 misuses.push(Misuse::SyncsWriteOnly { dma, size, mapped, synced });
             }
         }
-        if entry.mapping.kind == Kind::Single {
+        claim.compare_entries(&entry.mapping, |mapped, synced| misuses.push(Misuse::SyncEntries { mapped, synced }));
+        if entry.mapping.kind != Kind::Coherent {
             self.epoch += 1;
             entry.mapping.hand_over(dma, len, for_cpu);
         }
@@ -244,8 +281,8 @@ impl Ledger {
     }
 
     /// `bucket_find_contain`: bucket by bucket down from the address, the perfect candidate or the only one.
-    fn containing(&self, dma: DmaAddr, len: u64, dir: Dir) -> Option<usize> {
-        let claim = Claim { len, dir, kind: Kind::Single, cpu: None };
+    fn containing(&self, dma: DmaAddr, claim: &Claim) -> Option<usize> {
+        let len = claim.len;
         let mut highest = dma.get() >> BUCKET_SHIFT;
         loop {
             let (mut bucket, mut count, mut any, mut perfect) = (0, 0, None, None);
@@ -372,6 +409,7 @@ impl Ledger {
         self.epoch += 1;
         self.coherent.clear();
         self.streaming.clear();
+        self.lines.clear();
         self.slab.clear();
         self.free.clear();
         self.dead.clear();

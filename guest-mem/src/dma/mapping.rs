@@ -3,8 +3,8 @@
 //! A [`Mapping`] is the state of one transaction between its map call and its unmap call; a [`Dead`] is the same
 //! after it, kept for a while so that a late access can be told from a wild one.
 //!
-//! Neighbours: [`super::ledger`] keeps them and is the only one who changes them. Left out: scatter lists (an entry is
-//! a mapping of its own), `DMA_ATTR_*`, and the CPU addresses of the buffer (only where its bytes lie).
+//! Neighbours: [`super::ledger`] keeps them and is the only one who changes them. An entry of a scatterlist is a mapping
+//! of its own that knows how many there were. Left out: the CPU addresses of the buffer (only where its bytes lie).
 
 use std::fmt;
 
@@ -17,15 +17,21 @@ use crate::site::Owner;
 pub enum Kind {
     /// `dma_map_single` and `dma_map_page`: one type, to dma-debug.
     Single,
+    /// An entry of a `dma_map_sg`.
+    Sg,
     /// `dma_alloc_coherent`.
     Coherent,
+    /// `dma_map_resource`.
+    Resource,
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Single => "single",
+            Self::Sg => "scather-gather",
             Self::Coherent => "coherent",
+            Self::Resource => "resource",
         })
     }
 }
@@ -91,6 +97,15 @@ impl Window {
     }
 }
 
+/// How many entries the scatterlist of a mapping has; none for a mapping that is of no list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Those of the map call (`sg_call_ents`), which sync and unmap must repeat.
+    pub called: u32,
+    /// Those that the device was told (`sg_mapped_ents`).
+    pub mapped: u32,
+}
+
 /// What a map call tells the ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct NewMapping {
@@ -108,6 +123,8 @@ pub struct NewMapping {
     pub dir: Dir,
     /// Family of the call.
     pub kind: Kind,
+    /// Of how many entries it is one.
+    pub entries: Entries,
     /// Whether it went through swiotlb.
     pub bounced: bool,
     /// Who mapped it.
@@ -137,6 +154,8 @@ pub struct Mapping {
     pub dir: Dir,
     /// Family of the call.
     pub kind: Kind,
+    /// Of how many entries it is one.
+    pub entries: Entries,
     /// Whether it went through swiotlb.
     pub bounced: bool,
     /// Whether the driver asked `dma_mapping_error` (Linux: `MAP_ERR_CHECKED`).
@@ -163,6 +182,7 @@ impl Mapping {
             len: new.len,
             dir: new.dir,
             kind: new.kind,
+            entries: new.entries,
             bounced: new.bounced,
             checked: new.checked,
             map_owner: new.map_owner,

@@ -6,10 +6,12 @@
 
 use crate::addr::{DmaAddr, PhysAddr};
 use crate::cpu::{Cpu, Halt};
+use crate::dma::attrs::Attrs;
 use crate::dma::coherent::Coherent;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::{Dir, Direction};
-use crate::dma::streaming::{MapFailure, Mapped, RawMapping, report_unmap};
+use crate::dma::sg::SgTable;
+use crate::dma::streaming::{MapFailure, Mapped, Piece, RawMapping, Terms, report_unmap};
 use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::kbuf::{KBuf, kfree_raw};
@@ -21,7 +23,7 @@ use crate::kmem_cache::KmemCache;
 /// [`MapFailure`].
 #[track_caller]
 pub fn map_single(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Result<RawMapping, MapFailure> {
-    device.map_raw(cpu, buf, dir, true)
+    device.map_raw(cpu, buf, Terms::single(dir))
 }
 
 /// Maps a buffer and never asks `dma_mapping_error` about it, unless [`mapping_error`] is called. Any context.
@@ -30,7 +32,7 @@ pub fn map_single(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Re
 /// [`MapFailure`], of which C code that doesn't ask would not know.
 #[track_caller]
 pub fn map_single_unchecked(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Result<RawMapping, MapFailure> {
-    device.map_raw(cpu, buf, dir, false)
+    device.map_raw(cpu, buf, Terms { checked: false, ..Terms::single(dir) })
 }
 
 /// Maps a buffer and goes on whatever came of it: a failed mapping's address is all-ones. Any context.
@@ -66,13 +68,69 @@ pub fn free_coherent_as(cpu: &Cpu<'_>, memory: Coherent, len: usize) {
 pub fn unmap_single(cpu: &Cpu<'_>, device: &DmaDevice, dma: DmaAddr, len: u64, dir: Dir) {
     let owner = cpu.owner();
     let _ = cpu.point_for(Class::Release, len, owner);
-    device.unmap_raw(dma, len, dir, owner);
+    device.unmap_raw(dma, len, Terms::single(dir), owner);
 }
 
 /// Syncs by numbers (`dma_sync_single_for_cpu` or `_for_device`). Any context.
 #[track_caller]
 pub fn sync_single(cpu: &Cpu<'_>, device: &DmaDevice, dma: DmaAddr, len: u64, for_cpu: bool, dir: Dir) {
-    device.sync_raw(cpu, dma, len, for_cpu, dir);
+    device.sync_raw(cpu, dma, len, for_cpu, Terms::single(dir));
+}
+
+/// Maps a scatterlist without taking its memory (`dma_map_sg`): the number of entries, 0 if it failed. Any context.
+#[track_caller]
+pub fn map_sg(cpu: &Cpu<'_>, device: &DmaDevice, table: &mut SgTable, dir: Dir) -> usize {
+    map_sgtable(cpu, device, table, dir).map_or(0, |()| table.entries().len())
+}
+
+/// Maps a scatterlist without taking its memory (`dma_map_sgtable`, of which each failure here is `-EIO`). Any context.
+///
+/// # Errors
+/// [`MapFailure`].
+#[track_caller]
+pub fn map_sgtable(cpu: &Cpu<'_>, device: &DmaDevice, table: &mut SgTable, dir: Dir) -> Result<(), MapFailure> {
+    device.map_sg_raw(cpu, table, dir, Attrs::empty())
+}
+
+/// Unmaps a scatterlist that is said to have `count` entries (`dma_unmap_sg`). Any context.
+#[track_caller]
+pub fn unmap_sg(cpu: &Cpu<'_>, device: &DmaDevice, table: &SgTable, count: usize, dir: Dir) {
+    let owner = cpu.owner();
+    let _ = cpu.point_for(Class::Release, count as u64, owner);
+    device.unmap_sg_raw(table, count, dir, Attrs::empty(), owner);
+}
+
+/// Syncs a scatterlist that is said to have `count` entries (`dma_sync_sg_for_cpu` or `_for_device`). Any context.
+#[track_caller]
+pub fn sync_sg(cpu: &Cpu<'_>, device: &DmaDevice, table: &SgTable, count: usize, for_cpu: bool, dir: Dir) {
+    device.sync_sg_raw(cpu, table, count, for_cpu, dir);
+}
+
+/// Maps `len` bytes of a buffer from `offset` on with attributes, without taking it (`dma_map_single_attrs`); a part
+/// that leaves the buffer is mapped all the same. Any context.
+///
+/// # Errors
+/// [`MapFailure`].
+#[track_caller]
+pub fn map_part(
+    cpu: &Cpu<'_>,
+    device: &DmaDevice,
+    buf: &KBuf,
+    (offset, len): (u64, u64),
+    dir: Dir,
+    attrs: Attrs,
+) -> Result<RawMapping, MapFailure> {
+    let piece = Piece { orig: buf.phys().wrapping_add(offset), len, owner: buf.owner() };
+    device.live_for(cpu, Some(buf)).ok_or(MapFailure::Stale)?;
+    device.map_at(cpu, piece, Terms { attrs, ..Terms::single(dir) })
+}
+
+/// Unmaps by numbers with attributes (`dma_unmap_single_attrs`). Any context.
+#[track_caller]
+pub fn unmap_attrs(cpu: &Cpu<'_>, device: &DmaDevice, (dma, len): (DmaAddr, u64), dir: Dir, attrs: Attrs) {
+    let owner = cpu.owner();
+    let _ = cpu.point_for(Class::Release, len, owner);
+    device.unmap_raw(dma, len, Terms { attrs, ..Terms::single(dir) }, owner);
 }
 
 /// Frees an address (`kfree`): one never allocated, or freed before, is reported. Any context.

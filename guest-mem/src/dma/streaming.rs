@@ -6,29 +6,36 @@
 //! can't reach is bounced through the swiotlb, with its copies exactly where Linux 6.1 makes them: every map copies
 //! in, whatever the direction; unmap and sync-for-cpu copy back where the device may write.
 //!
+//! [`DmaDevice::map_page`] does the same for part of some pages, of high memory too, and [`DmaDevice::map_resource`] for
+//! another device's registers, which never bounce.
+//!
 //! Mapping, syncing and unmapping never sleep: any context. Mirrors kernel/dma/direct.h and swiotlb.c.
-//! Neighbours: `device`, `swiotlb`, `ledger`. Left out: pages of high memory, scatter-gather, attributes.
+//! Neighbours: `device`, `swiotlb`, `ledger`, `sg`. Left out: `DMA_NONE`, which Linux answers with a BUG.
 
 use std::marker::PhantomData;
 
 use thiserror::Error;
 
-use crate::addr::DmaAddr;
+use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
+use crate::dma::attrs::Attrs;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::{DeviceReads, DeviceWrites, Direction, ToDevice};
 use crate::dma::iommu::IovaError;
+use crate::dma::mapping::Kind as MappingKind;
 use crate::dma::swiotlb::SwiotlbError;
 use crate::env::Class;
 use crate::kbuf::{KBuf, OutOfBounds};
+use crate::page::Pages;
 use crate::site::Owner;
 
+mod bounce;
 mod raw;
 #[cfg(test)]
 mod tests;
 
 pub use raw::RawMapping;
-pub(crate) use raw::report_unmap;
+pub(crate) use raw::{Piece, Placed, Terms, report_unmap};
 
 /// Why a mapping failed (`DMA_MAPPING_ERROR`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -48,6 +55,15 @@ pub enum MapFailure {
         /// How many bytes.
         len: u64,
     },
+    /// The device has no DMA mask, because no bus gave it one.
+    #[error("WARNING: kernel/dma/mapping.c dma_map_page_attrs: the device has no dma_mask")]
+    NoMask,
+    /// The stretch does not lie in the pages.
+    #[error(transparent)]
+    OutOfBounds(#[from] OutOfBounds),
+    /// A scatterlist without an entry, whose count is that of a failure.
+    #[error("a scatterlist of no entries")]
+    NoEntries,
     /// The IOMMU has no addresses left; Linux says nothing.
     #[error(transparent)]
     Iova(#[from] IovaError),
@@ -84,9 +100,19 @@ pub struct MapError<B> {
 pub struct Mapped<B, D: Direction> {
     device: DmaDevice,
     raw: RawMapping,
+    terms: Terms,
     /// `None` only after `unmap` took it.
     buf: Option<B>,
     direction: PhantomData<D>,
+}
+
+/// Registers of another device, to be reached by this one (`dma_map_resource`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resource {
+    /// Where they lie.
+    pub phys: PhysAddr,
+    /// How many bytes.
+    pub len: u64,
 }
 
 impl DmaDevice {
@@ -96,9 +122,82 @@ impl DmaDevice {
     /// [`MapError`] with the buffer and the reason.
     #[track_caller]
     pub fn map_single<D: Direction>(&self, cpu: &Cpu<'_>, buf: KBuf) -> Result<Mapped<KBuf, D>, MapError<KBuf>> {
-        match self.map_raw(cpu, &buf, D::DIR, true) {
-            Ok(raw) => Ok(Mapped { device: self.clone(), raw, buf: Some(buf), direction: PhantomData }),
+        self.map_single_attrs(cpu, buf, Attrs::empty())
+    }
+
+    /// [`DmaDevice::map_single`] with attributes, which count for the unmap too (`dma_map_single_attrs`). Any context.
+    ///
+    /// # Errors
+    /// As [`DmaDevice::map_single`].
+    #[track_caller]
+    pub fn map_single_attrs<D: Direction>(
+        &self,
+        cpu: &Cpu<'_>,
+        buf: KBuf,
+        attrs: Attrs,
+    ) -> Result<Mapped<KBuf, D>, MapError<KBuf>> {
+        let terms = Terms { attrs, ..Terms::single(D::DIR) };
+        match self.map_raw(cpu, &buf, terms) {
+            Ok(raw) => Ok(self.mapped(raw, terms, buf)),
             Err(why) => Err(MapError { buf, why }),
+        }
+    }
+
+    /// Gives `len` bytes from `offset` on of some pages to the device, of high memory too (`dma_map_page`). Any context.
+    ///
+    /// # Errors
+    /// [`MapError`] with the pages and the reason.
+    #[track_caller]
+    pub fn map_page<D: Direction>(
+        &self,
+        cpu: &Cpu<'_>,
+        pages: Pages,
+        offset: u64,
+        len: u64,
+    ) -> Result<Mapped<Pages, D>, MapError<Pages>> {
+        let terms = Terms::single(D::DIR);
+        match self.map_part_of(cpu, &pages, (offset, len), terms) {
+            Ok(raw) => Ok(self.mapped(raw, terms, pages)),
+            Err(why) => Err(MapError { buf: pages, why }),
+        }
+    }
+
+    #[track_caller]
+    fn map_part_of(
+        &self,
+        cpu: &Cpu<'_>,
+        pages: &Pages,
+        (offset, len): (u64, u64),
+        terms: Terms,
+    ) -> Result<RawMapping, MapFailure> {
+        if pages.kernel().get().is_none() {
+            cpu.stale("block of pages");
+            return Err(MapFailure::Stale);
+        }
+        let size = PAGE_SIZE << pages.order();
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let [offset, len, size] = [offset, len, size].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+            return Err(OutOfBounds { offset, len, size }.into());
+        }
+        let orig = pages.phys().wrapping_add(offset);
+        self.map_at(cpu, Piece { orig, len, owner: pages.owner() }, terms)
+    }
+
+    /// Lets the device reach another device's registers (`dma_map_resource`): never bounced. Any context.
+    ///
+    /// # Errors
+    /// [`MapError`] with the reason.
+    #[track_caller]
+    pub fn map_resource<D: Direction>(
+        &self,
+        cpu: &Cpu<'_>,
+        resource: Resource,
+    ) -> Result<Mapped<Resource, D>, MapError<Resource>> {
+        let terms = Terms { kind: MappingKind::Resource, ..Terms::single(D::DIR) };
+        let piece = Piece { orig: resource.phys, len: resource.len, owner: cpu.owner() };
+        match self.map_at(cpu, piece, terms) {
+            Ok(raw) => Ok(self.mapped(raw, terms, resource)),
+            Err(why) => Err(MapError { buf: resource, why }),
         }
     }
 
@@ -106,8 +205,13 @@ impl DmaDevice {
     #[track_caller]
     pub(crate) fn map_blindly<D: Direction>(&self, cpu: &Cpu<'_>, buf: KBuf) -> Mapped<KBuf, D> {
         let failed = RawMapping { dma: DmaAddr::new(u64::MAX), len: buf.len() as u64, id: 0, bounced: false };
-        let raw = self.map_raw(cpu, &buf, D::DIR, false).unwrap_or(failed);
-        Mapped { device: self.clone(), raw, buf: Some(buf), direction: PhantomData }
+        let terms = Terms { checked: false, ..Terms::single(D::DIR) };
+        let raw = self.map_raw(cpu, &buf, terms).unwrap_or(failed);
+        self.mapped(raw, terms, buf)
+    }
+
+    fn mapped<B, D: Direction>(&self, raw: RawMapping, terms: Terms, buf: B) -> Mapped<B, D> {
+        Mapped { device: self.clone(), raw, terms, buf: Some(buf), direction: PhantomData }
     }
 }
 
@@ -136,10 +240,8 @@ impl<B, D: Direction> Mapped<B, D> {
     pub fn bounced(&self) -> bool {
         self.raw.bounced
     }
-}
 
-impl<D: Direction> Mapped<KBuf, D> {
-    /// Takes the buffer back from the device (`dma_unmap_single`). Any context.
+    /// Takes the memory back from the device (`dma_unmap_single` and its like). Any context.
     ///
     /// ```
     /// # use lowzone_guest_mem::dma::{Mapped, ToDevice};
@@ -152,24 +254,51 @@ impl<D: Direction> Mapped<KBuf, D> {
     /// }
     /// ```
     #[track_caller]
-    pub fn unmap(mut self, cpu: &Cpu<'_>) -> KBuf {
+    pub fn unmap(mut self, cpu: &Cpu<'_>) -> B {
         let owner = cpu.owner();
         let _ = cpu.point_for(Class::Release, self.raw.len, owner);
         match self.buf.take() {
             Some(buf) => {
-                self.device.unmap_raw(self.raw.dma, self.raw.len, D::DIR, owner);
+                self.device.unmap_raw(self.raw.dma, self.raw.len, self.terms, owner);
                 buf
             }
             // Only this method empties it, and it consumes the mapping.
             None => cpu.halt(crate::cpu::Halt::Dying),
         }
     }
+}
 
+impl<D: Direction> Mapped<KBuf, D> {
     /// Lends the buffer to the CPU until the window closes (`dma_sync_single_for_cpu` … `_for_device`). Any context.
     #[track_caller]
     pub fn sync_for_cpu<'m, 'w>(&'m mut self, cpu: &'m Cpu<'w>) -> Window<'m, 'w, D> {
-        self.device.sync_raw(cpu, self.raw.dma, self.raw.len, true, D::DIR);
-        Window { mapped: self, cpu }
+        let len = self.raw.len;
+        self.window(cpu, 0, len)
+    }
+
+    /// Lends `len` bytes from `offset` on to the CPU; the rest stays the device's (`dma_sync_single_range_for_cpu` …
+    /// `_for_device`). Any context.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`] of what was mapped; nothing is lent then.
+    #[track_caller]
+    pub fn sync_range_for_cpu<'m, 'w>(
+        &'m mut self,
+        cpu: &'m Cpu<'w>,
+        offset: usize,
+        len: usize,
+    ) -> Result<Window<'m, 'w, D>, OutOfBounds> {
+        let size = usize::try_from(self.raw.len).unwrap_or(usize::MAX);
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(OutOfBounds { offset, len, size });
+        }
+        Ok(self.window(cpu, offset as u64, len as u64))
+    }
+
+    #[track_caller]
+    fn window<'m, 'w>(&'m mut self, cpu: &'m Cpu<'w>, from: u64, len: u64) -> Window<'m, 'w, D> {
+        self.device.sync_raw(cpu, self.raw.dma.wrapping_add(from), len, true, self.terms);
+        Window { mapped: self, cpu, from, len }
     }
 }
 
@@ -189,7 +318,7 @@ impl Mapped<KBuf, ToDevice> {
 impl<B, D: Direction> Drop for Mapped<B, D> {
     fn drop(&mut self) {
         if self.buf.is_some() {
-            self.device.unmap_raw(self.raw.dma, self.raw.len, D::DIR, Owner::default());
+            self.device.unmap_raw(self.raw.dma, self.raw.len, self.terms, Owner::default());
         }
     }
 }
@@ -199,14 +328,29 @@ impl<B, D: Direction> Drop for Mapped<B, D> {
 pub struct Window<'m, 'w, D: Direction> {
     mapped: &'m mut Mapped<KBuf, D>,
     cpu: &'m Cpu<'w>,
+    from: u64,
+    len: u64,
+}
+
+impl<D: Direction> Window<'_, '_, D> {
+    /// Whether the CPU was lent `len` bytes at an offset in the buffer.
+    fn holds(&self, offset: usize, len: usize) -> Result<(), OutOfBounds> {
+        let inside = (offset as u64).checked_sub(self.from).and_then(|at| self.len.checked_sub(at));
+        if inside.is_some_and(|left| len as u64 <= left) {
+            return Ok(());
+        }
+        let size = usize::try_from(self.from + self.len).unwrap_or(usize::MAX);
+        Err(OutOfBounds { offset, len, size })
+    }
 }
 
 impl<D: DeviceWrites> Window<'_, '_, D> {
-    /// Copies out what the device wrote.
+    /// Copies out what the device wrote, at an offset in the buffer.
     ///
     /// # Errors
-    /// [`OutOfBounds`].
+    /// [`OutOfBounds`] of what was lent.
     pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfBounds> {
+        self.holds(offset, to.len())?;
         match &self.mapped.buf {
             Some(buf) => buf.read_at(offset, to),
             None => Err(OutOfBounds { offset, len: to.len(), size: 0 }),
@@ -215,11 +359,12 @@ impl<D: DeviceWrites> Window<'_, '_, D> {
 }
 
 impl<D: DeviceReads> Window<'_, '_, D> {
-    /// Copies in what the device will read.
+    /// Copies in what the device will read, at an offset in the buffer.
     ///
     /// # Errors
-    /// [`OutOfBounds`].
+    /// [`OutOfBounds`] of what was lent.
     pub fn write_at(&mut self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
+        self.holds(offset, from.len())?;
         match &mut self.mapped.buf {
             Some(buf) => buf.write_at(offset, from),
             None => Err(OutOfBounds { offset, len: from.len(), size: 0 }),
@@ -229,7 +374,7 @@ impl<D: DeviceReads> Window<'_, '_, D> {
 
 impl<D: Direction> Drop for Window<'_, '_, D> {
     fn drop(&mut self) {
-        let (dma, len) = (self.mapped.raw.dma, self.mapped.raw.len);
-        self.mapped.device.sync_raw(self.cpu, dma, len, false, D::DIR);
+        let dma = self.mapped.raw.dma.wrapping_add(self.from);
+        self.mapped.device.sync_raw(self.cpu, dma, self.len, false, self.mapped.terms);
     }
 }

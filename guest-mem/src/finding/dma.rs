@@ -16,6 +16,12 @@ pub(super) fn misuse_name(misuse: &Misuse) -> &'static str {
         Misuse::SyncDirection { .. } => "sync-direction",
         Misuse::SyncsReadOnly { .. } => "sync-read-only",
         Misuse::SyncsWriteOnly { .. } => "sync-write-only",
+        Misuse::Entries { .. } => "unmap-entries",
+        Misuse::SyncEntries { .. } => "sync-entries",
+        Misuse::SegmentLong { .. } => "segment-long",
+        Misuse::SegmentBoundary { .. } => "segment-boundary",
+        Misuse::Overlaps => "mapping-overlap",
+        Misuse::TooManyOverlaps { .. } => "mapping-overlaps",
         Misuse::MapsStack { .. } => "map-stack",
         Misuse::Pending { .. } => "pending-dma",
     }

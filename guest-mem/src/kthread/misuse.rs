@@ -5,6 +5,7 @@
 use super::stack::{OnStack, Region};
 use crate::cpu::Cpu;
 use crate::dma::ledger::Misuse;
+use crate::dma::streaming::{Piece, Terms};
 use crate::dma::{Dir, DmaDevice, MapFailure, RawMapping};
 use crate::vmalloc;
 
@@ -42,7 +43,7 @@ pub fn map_single(
 pub fn map_page(cpu: &Cpu<'_>, device: &DmaDevice, variable: &OnStack<'_>, dir: Dir) -> Result<RawMapping, MapFailure> {
     let len = variable.len() as u64;
     let phys = variable.phys(cpu).ok_or(MapFailure::Vmalloc { len })?;
-    let raw = device.map_at(cpu, (phys, len), variable.stack.owner(), dir, true)?;
+    let raw = device.map_at(cpu, Piece { orig: phys, len, owner: variable.stack.owner() }, Terms::single(dir))?;
     if variable.stack.task == cpu.task() {
         let probable = if matches!(variable.stack.region, Region::Mapped(_)) { "probable " } else { "" };
         let misuse = Misuse::MapsStack { addr: variable.virt(cpu), probable };

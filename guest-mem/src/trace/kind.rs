@@ -66,12 +66,24 @@ kinds! {
     DmaSyncForDevice = 15, "dma:dma_sync_single_for_device";
     /// `swiotlb:swiotlb_bounced`: addr = the original address, tag = who maps.
     SwiotlbBounced = 16, "swiotlb:swiotlb_bounced";
+    /// `dma:dma_map_sg`: one record for each entry, as `dma:dma_map_page`.
+    DmaMapSg = 17, "dma:dma_map_sg";
+    /// `dma:dma_unmap_sg`: likewise.
+    DmaUnmapSg = 18, "dma:dma_unmap_sg";
+    /// `dma:dma_map_resource`: as `dma:dma_map_page`.
+    DmaMapResource = 19, "dma:dma_map_resource";
     /// The device reads memory, through its port: tag = transaction.
     PortRead = 20, "port:read";
     /// The device writes memory.
     PortWrite = 21, "port:write";
     /// The device touches memory that no mapping gives it: tag = the transaction that it comes nearest to, or 0.
     PortViolation = 22, "port:violation";
+    /// `dma:dma_unmap_resource`.
+    DmaUnmapResource = 24, "dma:dma_unmap_resource";
+    /// `dma:dma_sync_sg_for_cpu`: one record for each entry.
+    DmaSyncSgForCpu = 25, "dma:dma_sync_sg_for_cpu";
+    /// `dma:dma_sync_sg_for_device`: likewise.
+    DmaSyncSgForDevice = 26, "dma:dma_sync_sg_for_device";
     /// A register read: len = width, tag = value.
     MmioRead = 30, "mmio:read";
     /// A register write.
@@ -138,6 +150,12 @@ impl Kind {
             self,
             Self::DmaMapPage
                 | Self::DmaUnmapPage
+                | Self::DmaMapSg
+                | Self::DmaUnmapSg
+                | Self::DmaMapResource
+                | Self::DmaUnmapResource
+                | Self::DmaSyncSgForCpu
+                | Self::DmaSyncSgForDevice
                 | Self::DmaAlloc
                 | Self::DmaFree
                 | Self::DmaSyncForCpu

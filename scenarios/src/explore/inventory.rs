@@ -119,10 +119,11 @@ impl Inventory {
         let cached = |event: &&Record| usize::try_from(event.len).is_ok_and(|len| len <= KMALLOC_MAX_CACHE_SIZE);
         let objects = events.iter().filter(|event| event.kind == Kind::Kmalloc).filter(cached).count();
         let objects = objects + count(Kind::KmemCacheAlloc);
+        let maps = count(Kind::DmaMapPage) + count(Kind::DmaMapSg) + count(Kind::DmaMapResource);
         let pairs = [
             ("slab", points(Class::Slab), objects),
             ("page and coherent", points(Class::Page) + points(Class::Coherent), count(Kind::MmPageAlloc)),
-            ("map", points(Class::Map), count(Kind::DmaMapPage)),
+            ("map", points(Class::Map), maps),
             ("swiotlb-slot", points(Class::SwiotlbSlot), count(Kind::SwiotlbBounced)),
             ("mmio", points(Class::Mmio), count(Kind::MmioRead)),
             ("mmio-write", points(Class::MmioWrite), count(Kind::MmioWrite)),

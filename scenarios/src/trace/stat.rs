@@ -81,14 +81,16 @@ impl Stat {
             self.devices.entry(device).or_default().add(len);
         }
         match kind {
-            Some(Kind::DmaMapPage | Kind::DmaAlloc) if id == 0 => self.failed_maps += 1,
-            Some(Kind::DmaMapPage | Kind::DmaAlloc) => {
+            Some(Kind::DmaMapPage | Kind::DmaMapSg | Kind::DmaMapResource | Kind::DmaAlloc) if id == 0 => {
+                self.failed_maps += 1
+            }
+            Some(Kind::DmaMapPage | Kind::DmaMapSg | Kind::DmaMapResource | Kind::DmaAlloc) => {
                 self.transactions += 1;
                 let bounced = event.mapping.and_then(|(_, shape, _)| shape).is_some_and(|shape| shape.bounced);
                 self.bounced += u64::from(bounced);
                 self.live.insert(id);
             }
-            Some(Kind::DmaUnmapPage | Kind::DmaFree) => {
+            Some(Kind::DmaUnmapPage | Kind::DmaUnmapSg | Kind::DmaUnmapResource | Kind::DmaFree) => {
                 self.live.remove(&id);
             }
             Some(Kind::Finding) => {

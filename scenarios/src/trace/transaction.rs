@@ -141,15 +141,17 @@ impl Transactions {
         let Some(kind) = event.kind().filter(|_| id != 0) else { return };
         let raw = &event.raw;
         match kind {
-            Kind::DmaMapPage | Kind::DmaAlloc => self.begin(id, event),
-            Kind::DmaUnmapPage | Kind::DmaFree => {
+            Kind::DmaMapPage | Kind::DmaMapSg | Kind::DmaMapResource | Kind::DmaAlloc => self.begin(id, event),
+            Kind::DmaUnmapPage | Kind::DmaUnmapSg | Kind::DmaUnmapResource | Kind::DmaFree => {
                 let mut transaction = self.live.remove(&id).unwrap_or(Transaction { id, ..Transaction::default() });
                 transaction.dev = raw.dev;
                 transaction.unmapped = Some((raw.ts, event.by.unwrap_or(0)));
                 self.ended.push_back(transaction);
             }
             Kind::PortRead | Kind::PortWrite => self.of(id).access(event, kind == Kind::PortWrite),
-            Kind::DmaSyncForCpu | Kind::DmaSyncForDevice => self.of(id).syncs += 1,
+            Kind::DmaSyncForCpu | Kind::DmaSyncForDevice | Kind::DmaSyncSgForCpu | Kind::DmaSyncSgForDevice => {
+                self.of(id).syncs += 1
+            }
             Kind::Finding => {
                 let name = names.finding(raw.len).map_or_else(|| "finding".to_owned(), |finding| finding.name.clone());
                 self.of(id).wrong.push((raw.ts, name));

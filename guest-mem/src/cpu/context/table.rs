@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::devres::Devres;
-use crate::dma::{Dir, DmaDevice, ToDevice, misuse};
+use crate::dma::{Attrs, Dir, DmaDevice, Resource, SgTable, ToDevice, misuse};
 use crate::env::{Class, IrqReturn};
 use crate::gfp::{GFP_ATOMIC, GFP_KERNEL, Gfp};
 use crate::iomem::IoMem;
@@ -133,6 +133,10 @@ impl<'w> Set<'w> {
 
     fn raw(&self) -> crate::dma::RawMapping {
         misuse::map_single(&self.calm, &self.device, &self.buf(), Dir::ToDevice).unwrap()
+    }
+
+    fn list(&self) -> SgTable {
+        SgTable::of(&self.calm, &self.buf())
     }
 
     fn window(&self) -> IoMem {

@@ -1,4 +1,4 @@
-use crate::dma::{Dir, DmaPort, FromDevice, ToDevice, misuse};
+use crate::dma::{Attrs, Dir, DmaPort, FromDevice, ToDevice, misuse};
 use crate::gfp::GFP_KERNEL;
 use crate::kbuf::KBuf;
 use crate::kernel::MachineConfig;
@@ -66,7 +66,7 @@ fn a_field_in_the_line_of_a_mapped_buffer_corrupts_it_and_two_kmallocs_never_sha
     let port = DmaPort::new(&device);
     let mut whole = KBuf::kmalloc(&cpu, 128, GFP_KERNEL).unwrap();
     whole.write_at(0, &[0; 128]).unwrap();
-    let part = device.map_at(&cpu, (whole.phys(), 32), whole.owner(), Dir::FromDevice, true).unwrap();
+    let part = misuse::map_part(&cpu, &device, &whole, (0, 32), Dir::FromDevice, Attrs::empty()).unwrap();
     port.write_slice(&[9; 32], at(part.dma)).unwrap();
     whole.write_at(40, &[5]).unwrap();
     misuse::unmap_single(&cpu, &device, part.dma, 32, Dir::FromDevice);

@@ -1,6 +1,6 @@
 //! What an unmap or free says about a mapping, and how that compares with the truth.
 //!
-//! Neighbours: [`super::Ledger`] finds the mapping. Left out: counts of scatter list entries.
+//! Neighbours: [`super::Ledger`] finds the mapping.
 
 use super::{Misuse, Misuses};
 use crate::addr::PhysAddr;
@@ -12,6 +12,8 @@ pub(super) struct Claim {
     pub(super) len: u64,
     pub(super) dir: Dir,
     pub(super) kind: Kind,
+    /// Entries of the scatterlist; 0 for none.
+    pub(super) entries: u32,
     /// Where a `dma_free_coherent` says that the memory lies.
     pub(super) cpu: Option<PhysAddr>,
 }
@@ -19,7 +21,10 @@ pub(super) struct Claim {
 impl Claim {
     /// Whether nothing is wrong that a lookup looks at.
     pub(super) fn is_perfect(&self, mapping: &Mapping) -> bool {
-        mapping.len == self.len && mapping.dir == self.dir && mapping.kind == self.kind
+        mapping.len == self.len
+            && mapping.dir == self.dir
+            && mapping.kind == self.kind
+            && mapping.entries.called == self.entries
     }
 
     /// What an unmap has wrong about a mapping (`check_unmap`).
@@ -34,12 +39,20 @@ impl Claim {
         } else if let Some(freed) = self.cpu.filter(|&cpu| cpu != mapping.orig) {
             misuses.push(Misuse::CpuAddress { dma, len, allocated: mapping.orig, freed });
         }
+        self.compare_entries(mapping, |mapped, unmapped| misuses.push(Misuse::Entries { mapped, unmapped }));
         if mapping.dir != self.dir {
             misuses.push(Misuse::Direction { dma, len, mapped: mapping.dir, unmapped: self.dir });
         }
-        if mapping.kind == Kind::Single && !mapping.checked {
+        if matches!(mapping.kind, Kind::Single | Kind::Resource) && !mapping.checked {
             misuses.push(Misuse::Unchecked { dma, len, kind: mapping.kind });
         }
         misuses
+    }
+
+    /// Tells a count of entries that is not that of the map call.
+    pub(super) fn compare_entries(&self, mapping: &Mapping, tell: impl FnOnce(u32, u32)) {
+        if self.kind == Kind::Sg && self.entries != 0 && self.entries != mapping.entries.called {
+            tell(mapping.entries.called, self.entries);
+        }
     }
 }

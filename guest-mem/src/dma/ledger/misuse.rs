@@ -4,17 +4,19 @@
 //! A [`Violation`] has no counterpart: without an IOMMU the hardware just does it. Its text is ours.
 //!
 //! Neighbours: the ledger makes them, the kernel turns them into findings with both call sites. Left out: messages
-//! about what is mapped beyond the stack (vmalloc, rodata), about scatter lists, and about overlapping cache lines,
-//! which Linux tracks across devices.
+//! about what is mapped beyond the stack (vmalloc, rodata).
 
 use thiserror::Error;
 
+use super::lines::MOST;
 use crate::addr::{DmaAddr, PhysAddr, VirtAddr};
 use crate::dma::direction::Dir;
 use crate::dma::mapping::{Dead, Kind, Mapping};
 
 /// The option under which Linux says it.
 const DEBUG: &str = "CONFIG_DMA_API_DEBUG";
+/// The same of the segments of a scatterlist.
+const DEBUG_SG: &str = "CONFIG_DMA_API_DEBUG_SG";
 
 /// A wrong call by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -161,6 +163,52 @@ pub enum Misuse {
         /// Direction given.
         synced: Dir,
     },
+    /// An entry of a scatterlist was unmapped with a list of another length.
+    #[error("device driver frees DMA sg list with different entry count [map count={mapped}] [unmap count={unmapped}]")]
+    Entries {
+        /// Entries mapped.
+        mapped: u32,
+        /// Entries given.
+        unmapped: u32,
+    },
+    /// An entry of a scatterlist was synced with a list of another length.
+    #[error("device driver syncs DMA sg list with different entry count [map count={mapped}] [sync count={synced}]")]
+    SyncEntries {
+        /// Entries mapped.
+        mapped: u32,
+        /// Entries given.
+        synced: u32,
+    },
+    /// An entry of a scatterlist is longer than the device says it takes.
+    #[error("mapping sg segment longer than device claims to support [len={len}] [max={max}]")]
+    SegmentLong {
+        /// Its length.
+        len: u64,
+        /// What the device takes.
+        max: u32,
+    },
+    /// An entry of a scatterlist lies across a boundary of the device's.
+    #[error(
+        "mapping sg segment across boundary [start={:#018x}] [end={:#018x}] [boundary={boundary:#018x}]",
+        .start.get(), .end.get()
+    )]
+    SegmentBoundary {
+        /// Its first byte.
+        start: DmaAddr,
+        /// Its last byte.
+        end: DmaAddr,
+        /// The boundary, as a mask.
+        boundary: u64,
+    },
+    /// A mapping that the device may write begins in the cache line of another one.
+    #[error("cacheline tracking EEXIST, overlapping mappings aren't supported")]
+    Overlaps,
+    /// More mappings begin in one cache line than are counted; not counted as an error of its own.
+    #[error("exceeded {MOST} overlapping mappings of cacheline {line:#018x}")]
+    TooManyOverlaps {
+        /// The line's number.
+        line: u64,
+    },
     /// A variable on the caller's own stack was mapped.
     #[error("device driver maps memory from stack [{probable}addr={:#018x}]", .addr.get())]
     MapsStack {
@@ -192,13 +240,21 @@ pub enum Misuse {
 impl Misuse {
     /// The option under which Linux prints this; `None` where a kernel stays silent whatever its options.
     pub const fn linux(&self) -> Option<&'static str> {
-        Some(DEBUG)
+        match self {
+            Self::SegmentLong { .. } | Self::SegmentBoundary { .. } => Some(DEBUG_SG),
+            _ => Some(DEBUG),
+        }
+    }
+
+    /// Whether dma-debug counts it (`error_count`).
+    pub const fn counts(&self) -> bool {
+        !matches!(self, Self::TooManyOverlaps { .. })
     }
 }
 
-/// All that was wrong with one call, in the order in which Linux prints it; four at most.
+/// All that was wrong with one call, in the order in which Linux prints it; five at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Misuses([Option<Misuse>; 4]);
+pub struct Misuses([Option<Misuse>; 5]);
 
 impl Misuses {
     pub(super) fn push(&mut self, misuse: Misuse) {

@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::dma::mapping::Entries;
 
 const BASE: u64 = 0x2c0_0000;
 
@@ -15,7 +16,21 @@ fn new(id: u64, dma: DmaAddr, len: u64, dir: Dir, kind: Kind) -> NewMapping {
     let phys = PhysAddr::new(dma.get() + 0x1000_0000);
     let (map_owner, alloc_owner) = (Owner::default(), Owner::default());
     let (bounced, checked) = (false, true);
-    NewMapping { id, dma, phys, orig: phys, len, dir, kind, bounced, map_owner, alloc_owner, mapped_at: id, checked }
+    NewMapping {
+        id,
+        dma,
+        phys,
+        orig: phys,
+        len,
+        dir,
+        kind,
+        entries: Entries::default(),
+        bounced,
+        map_owner,
+        alloc_owner,
+        mapped_at: id,
+        checked,
+    }
 }
 
 fn single(id: u64, offset: u64, len: u64, dir: Dir) -> NewMapping {

@@ -37,14 +37,16 @@ impl Ledger {
     /// The first [`LedgerError`] there is.
     pub fn validate(&self) -> Result<(), LedgerError> {
         let live = self.len();
-        for (table, kind) in [(&self.coherent, Kind::Coherent), (&self.streaming, Kind::Single)] {
+        for (table, coherent) in [(&self.coherent, true), (&self.streaming, false)] {
             if !table.is_consistent() {
                 return Err(LedgerError::Index { live });
             }
             for key in table.keys() {
                 let fits = |entry: &Entry| {
                     let mapping = &entry.mapping;
-                    entry.serial > 0 && (mapping.dma.get(), mapping.len, mapping.kind) == (key.dma, key.len, kind)
+                    entry.serial > 0
+                        && (mapping.dma.get(), mapping.len) == (key.dma, key.len)
+                        && (mapping.kind == Kind::Coherent) == coherent
                 };
                 if !self.slab.get(key.slot).is_some_and(fits) {
                     return Err(LedgerError::Entry { slot: key.slot });

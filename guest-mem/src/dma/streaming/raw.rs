@@ -1,23 +1,23 @@
-//! Mapping by numbers: the calls under [`super::Mapped`], which `misuse` makes too.
+//! Mapping by numbers: the calls under [`super::Mapped`] and [`crate::dma::sg`], which `misuse` makes too.
 //!
-//! Here are the decision to bounce, the copies, the books and the kernel's warnings, in the order of
-//! kernel/dma/direct.h and swiotlb.c; who owns the buffer is the types' affair. Neighbours: the parent, `misuse`.
+//! Here are the decision to bounce, the books and what is traced, in the order of kernel/dma/direct.h; the copies and
+//! the kernel's warnings are in `bounce`. Who owns the buffer is the types' affair. Neighbours: the parent, `misuse`.
 
 use super::MapFailure;
+use super::bounce::{release_slots, warn_no_mask, warn_no_pool, warn_resource};
 use crate::addr::{DmaAddr, PhysAddr};
 use crate::cpu::Cpu;
+use crate::dma::attrs::Attrs;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
 use crate::dma::ledger::Unmapped;
-use crate::dma::mapping::{Kind as MappingKind, NewMapping};
-use crate::dma::swiotlb::{Constraints, SLOT_SIZE, SwiotlbError};
+use crate::dma::mapping::{Entries, Kind as MappingKind, NewMapping};
 use crate::env::{Class, Verdict};
 use crate::fault::Request;
 use crate::kbuf::KBuf;
 use crate::kernel::Kernel;
-use crate::refusal::{Refusal, Refused};
-use crate::site::{Owner, Site};
-use crate::trace::{Kind, owner_word};
+use crate::site::Owner;
+use crate::trace::Kind;
 
 /// A mapping by its numbers alone, as C code holds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,169 +32,215 @@ pub struct RawMapping {
     pub bounced: bool,
 }
 
+/// What a call says of a mapping beside where it lies; map, sync and unmap must say the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Terms {
+    pub(crate) dir: Dir,
+    pub(crate) kind: MappingKind,
+    pub(crate) attrs: Attrs,
+    /// Of how many entries it is one.
+    pub(crate) entries: Entries,
+    /// Whether the driver asks `dma_mapping_error`.
+    pub(crate) checked: bool,
+}
+
+impl Terms {
+    /// Those of `dma_map_single`, checked.
+    pub(crate) const fn single(dir: Dir) -> Self {
+        let entries = Entries { called: 0, mapped: 0 };
+        Self { dir, kind: MappingKind::Single, attrs: Attrs::empty(), entries, checked: true }
+    }
+
+    /// The names of their events: map, unmap, sync for the CPU, sync for the device.
+    fn events(self) -> [Kind; 4] {
+        match self.kind {
+            MappingKind::Single => [Kind::DmaMapPage, Kind::DmaUnmapPage, Kind::DmaSyncForCpu, Kind::DmaSyncForDevice],
+            MappingKind::Sg => [Kind::DmaMapSg, Kind::DmaUnmapSg, Kind::DmaSyncSgForCpu, Kind::DmaSyncSgForDevice],
+            MappingKind::Resource => {
+                [Kind::DmaMapResource, Kind::DmaUnmapResource, Kind::DmaSyncForCpu, Kind::DmaSyncForDevice]
+            }
+            MappingKind::Coherent => [Kind::DmaAlloc, Kind::DmaFree, Kind::DmaSyncForCpu, Kind::DmaSyncForDevice],
+        }
+    }
+}
+
+/// Memory to be mapped, and who allocated it.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece {
+    pub(crate) orig: PhysAddr,
+    pub(crate) len: u64,
+    pub(crate) owner: Owner,
+}
+
+/// Where the device will find a piece.
+#[derive(Clone, Copy)]
+pub(crate) struct Placed {
+    pub(crate) phys: PhysAddr,
+    pub(crate) dma: DmaAddr,
+    pub(crate) bounced: bool,
+}
+
 impl DmaDevice {
     /// The mapping under [`DmaDevice::map_single`] and under misuse.
     #[track_caller]
-    pub(crate) fn map_raw(&self, cpu: &Cpu<'_>, buf: &KBuf, dir: Dir, checked: bool) -> Result<RawMapping, MapFailure> {
+    pub(crate) fn map_raw(&self, cpu: &Cpu<'_>, buf: &KBuf, terms: Terms) -> Result<RawMapping, MapFailure> {
         self.live_for(cpu, Some(buf)).ok_or(MapFailure::Stale)?;
-        self.map_at(cpu, (buf.phys(), buf.len() as u64), buf.owner(), dir, checked)
+        self.map_at(cpu, Piece { orig: buf.phys(), len: buf.len() as u64, owner: buf.owner() }, terms)
     }
 
     /// The mapping of some bytes of memory, whoever they belong to (`dma_direct_map_page`).
     #[track_caller]
-    pub(crate) fn map_at(
+    pub(crate) fn map_at(&self, cpu: &Cpu<'_>, piece: Piece, terms: Terms) -> Result<RawMapping, MapFailure> {
+        self.live_for(cpu, None).ok_or(MapFailure::Stale)?;
+        let owner = cpu.owner();
+        match self.ask_and_place(cpu, piece, terms, owner) {
+            Ok(placed) => Ok(self.book(cpu, piece, placed, terms, owner)),
+            Err(why) => {
+                self.book_failure(cpu, piece.len, terms, owner);
+                Err(why)
+            }
+        }
+    }
+
+    /// Passes the point of a mapping and finds a place for it.
+    pub(crate) fn ask_and_place(
         &self,
         cpu: &Cpu<'_>,
-        (orig, len): (PhysAddr, u64),
-        alloc_owner: Owner,
-        dir: Dir,
-        checked: bool,
-    ) -> Result<RawMapping, MapFailure> {
-        let kernel = self.live_for(cpu, None).ok_or(MapFailure::Stale)?;
-        let owner = cpu.owner();
-        // A direct mapping always succeeds; one that bounces may find the pool full.
-        let in_place = !kernel.config().swiotlb_force && Self::capable(self.bus_address(orig), len, self.mask());
-        let natural = !in_place || self.domain().is_some();
-        let placed = if cpu.pass(Request::new(Class::Map, len), owner, natural) == Verdict::Fail {
-            Err(MapFailure::Refused { len })
+        piece: Piece,
+        terms: Terms,
+        owner: Owner,
+    ) -> Result<Placed, MapFailure> {
+        let len = piece.len;
+        if !self.has_mask() {
+            return Err(warn_no_mask(cpu.kernel(), self));
+        }
+        // A direct mapping always succeeds; one that bounces may find the pool full, an IOMMU's addresses may be out.
+        let natural = self.domain().is_some() || !self.in_place(piece);
+        if cpu.pass(Request::new(Class::Map, len), owner, natural) == Verdict::Fail {
+            return Err(MapFailure::Refused { len });
+        }
+        self.place(cpu, piece, terms, owner)
+    }
+
+    /// Whether the device uses a piece where it lies, without an IOMMU.
+    fn in_place(&self, piece: Piece) -> bool {
+        !self.bounces_all() && Self::capable(self.bus_address(piece.orig), piece.len, self.mask())
+    }
+
+    /// Where the device will find the bytes: in place if it reaches them, else in the bounce pool; they are visible to
+    /// it then.
+    pub(super) fn place(&self, cpu: &Cpu<'_>, piece: Piece, terms: Terms, owner: Owner) -> Result<Placed, MapFailure> {
+        let Piece { orig, len, .. } = piece;
+        let (mask, kernel) = (self.mask(), cpu.kernel());
+        if terms.kind == MappingKind::Resource {
+            // Neither translated nor bounced: registers are no RAM.
+            let addr = DmaAddr::new(orig.get());
+            let overflow = MapFailure::Overflow { what: "DMA addr", addr, len, mask };
+            return match self.domain() {
+                None if !Self::capable(addr, len, mask) => Err(warn_resource(kernel, self, overflow)),
+                None => Ok(Placed { phys: orig, dma: addr, bounced: false }),
+                Some(_) => Ok(Placed { phys: orig, dma: self.enter(orig, len, terms.dir, mask)?, bounced: false }),
+            };
+        }
+        let placed = if self.domain().is_some() || self.in_place(piece) {
+            Placed { phys: orig, dma: self.enter(orig, len, terms.dir, mask)?, bounced: false }
         } else {
-            self.place(cpu, orig, len, owner).and_then(|(phys, bounced)| {
-                let dma = self.enter(phys, len, dir, self.mask())?;
-                kernel.ram().clean(phys, len);
-                Ok((phys, bounced, dma))
-            })
-        };
-        let (phys, bounced, dma) = match placed {
-            Ok(placed) => placed,
-            Err(why) => {
-                self.state.counters.lock().map_failures += 1;
-                let event = (Kind::DmaMapPage, u64::MAX, usize::try_from(len).unwrap_or(0));
-                cpu.trace_by(event, self.index(), 0, owner);
-                return Err(why);
+            if kernel.swiotlb.lock().is_none() {
+                let addr = self.bus_address(orig);
+                let no_pool = MapFailure::Overflow { what: "DMA addr", addr, len, mask };
+                return Err(warn_no_pool(kernel, self, no_pool));
             }
+            self.place_in_pool(cpu, piece, terms, owner)?
         };
-        let id = kernel.next_transaction();
+        if !terms.attrs.contains(Attrs::SKIP_CPU_SYNC) {
+            kernel.ram().clean(placed.phys, len);
+        }
+        Ok(placed)
+    }
+
+    /// Undoes a place that was never booked: without a copy back, as the device has not been told of it.
+    pub(crate) fn unplace(&self, kernel: &Kernel, placed: Placed, len: u64) {
+        self.leave(placed.dma, len);
+        if placed.bounced {
+            release_slots(kernel, placed.phys, len);
+        }
+    }
+
+    /// Books a mapping that has its place.
+    pub(crate) fn book(&self, cpu: &Cpu<'_>, piece: Piece, placed: Placed, terms: Terms, owner: Owner) -> RawMapping {
         let mapping = NewMapping {
-            id,
-            dma,
-            phys,
-            orig,
-            len,
-            dir,
-            kind: MappingKind::Single,
-            bounced,
+            id: cpu.kernel().next_transaction(),
+            dma: placed.dma,
+            phys: placed.phys,
+            orig: piece.orig,
+            len: piece.len,
+            dir: terms.dir,
+            kind: terms.kind,
+            entries: terms.entries,
+            bounced: placed.bounced,
             map_owner: owner,
-            alloc_owner,
+            alloc_owner: piece.owner,
             mapped_at: cpu.now(),
-            checked,
+            checked: terms.checked,
         };
-        let live = {
+        let (misuses, live) = {
             let mut ledger = self.state.ledger.lock();
-            ledger.map(mapping);
-            ledger.len() as u64
+            (ledger.map_tracked(mapping).1, ledger.len() as u64)
         };
         {
             let mut counters = self.state.counters.lock();
             counters.maps += 1;
             counters.peak = counters.peak.max(live);
         }
-        self.trace_mapping(cpu, Kind::DmaMapPage, &mapping);
-        Ok(RawMapping { dma, len, id, bounced })
+        self.trace_mapping(cpu, terms.events()[0], &mapping);
+        if !terms.attrs.contains(Attrs::SKIP_CPU_SYNC) {
+            misuses.iter().for_each(|misuse| self.report(*misuse, None, owner));
+        }
+        RawMapping { dma: placed.dma, len: piece.len, id: mapping.id, bounced: placed.bounced }
     }
 
-    /// Where the device will find the bytes: in place if it reaches them, else in the bounce pool.
-    pub(super) fn place(
-        &self,
-        cpu: &Cpu<'_>,
-        orig: PhysAddr,
-        len: u64,
-        owner: Owner,
-    ) -> Result<(PhysAddr, bool), MapFailure> {
-        let (mask, kernel) = (self.mask(), cpu.kernel());
-        let addr = self.bus_address(orig);
-        let in_reach = Self::capable(addr, len, mask) && !kernel.config().swiotlb_force;
-        if in_reach || self.domain().is_some() {
-            return Ok((orig, false));
-        }
-        let size = usize::try_from(len).unwrap_or(usize::MAX);
-        let no_pool = MapFailure::Overflow { what: "DMA addr", addr, len, mask };
-        if kernel.swiotlb.lock().is_none() {
-            return Err(warn_no_pool(kernel, self, no_pool));
-        }
-        cpu.trace(Kind::SwiotlbBounced, orig.get(), size, self.index(), owner_word(owner));
-        if cpu.point_for(Class::SwiotlbSlot, len, owner) == Verdict::Fail {
-            return Err(MapFailure::Refused { len });
-        }
-        let slot = match kernel.swiotlb.lock().as_mut() {
-            Some(pool) => pool.map(cpu.id(), orig, size, Constraints::default()),
-            None => return Err(no_pool),
-        };
-        let slot = slot.inspect_err(|error| {
-            warn_full(kernel, self, *error);
-            self.book_refusal(cpu, *error, owner);
-        })?;
-        let bounce = self.bus_address(slot.phys);
-        if !Self::capable(bounce, len, mask) {
-            release_slots(kernel, slot.phys, len);
-            let overflow = MapFailure::Overflow { what: "swiotlb addr", addr: bounce, len, mask };
-            return Err(warn_pool_beyond(kernel, self, overflow));
-        }
-        // Both lie in RAM: one is the caller's buffer, the other the pool.
-        let _ = kernel.ram().copy(orig, slot.phys, size);
-        let mut counters = self.state.counters.lock();
-        counters.bounces += 1;
-        counters.bounced_bytes += len;
-        counters.bounced_slots += u64::from(slot.count);
-        Ok((slot.phys, true))
+    /// Counts and traces a map call that failed.
+    pub(crate) fn book_failure(&self, cpu: &Cpu<'_>, len: u64, terms: Terms, owner: Owner) {
+        self.state.counters.lock().map_failures += 1;
+        let event = (terms.events()[0], u64::MAX, usize::try_from(len).unwrap_or(0));
+        cpu.trace_by(event, self.index(), 0, owner);
     }
 
-    /// The pool had no room.
-    fn book_refusal(&self, cpu: &Cpu<'_>, error: SwiotlbError, owner: Owner) {
-        let (SwiotlbError::Full { size, total, used } | SwiotlbError::TooLarge { size, total, used }) = error else {
-            return;
-        };
-        let refusal = Refusal::Slots { bytes: size, wanted: size.div_ceil(SLOT_SIZE), total, used };
-        let device = Some(self.name().to_owned());
-        cpu.kernel().refusals.book(Refused { at: cpu.now(), owner, device, refusal });
-    }
-
-    /// The unmapping under [`Mapped::unmap`], its `Drop` and misuse.
-    pub(crate) fn unmap_raw(&self, dma: DmaAddr, len: u64, dir: Dir, by: Owner) {
+    /// The unmapping under [`super::Mapped::unmap`], its `Drop` and misuse.
+    pub(crate) fn unmap_raw(&self, dma: DmaAddr, len: u64, terms: Terms, by: Owner) {
         let Some(kernel) = self.live_kernel() else { return };
-        let unmapped = self.state.ledger.lock().unmap(dma, len, dir, MappingKind::Single, by, kernel.clock());
+        let of = (terms.kind, terms.entries.called);
+        let unmapped = self.state.ledger.lock().unmap_entry(dma, len, terms.dir, of, by, kernel.clock());
         self.leave(dma, len);
         if let Some(mapping) = &unmapped.mapping {
-            if dir.device_writes() {
+            let back = terms.dir.device_writes() && !terms.attrs.contains(Attrs::SKIP_CPU_SYNC);
+            if back && terms.kind != MappingKind::Resource {
                 kernel.ram().invalidate(mapping.phys, len);
             }
             if mapping.bounced {
-                if dir.device_writes() {
+                if back {
                     self.bounce(kernel, mapping.phys, len, true);
                 }
                 release_slots(kernel, mapping.phys, len);
             }
-            self.trace_release(Kind::DmaUnmapPage, dma, usize::try_from(len).unwrap_or(0), mapping.id, by);
+            let event = terms.events()[1];
+            self.trace_release(event, dma, usize::try_from(len).unwrap_or(0), mapping.id, by);
         }
         report_unmap(self, &unmapped, by);
     }
 
-    fn copy(&self, kernel: &Kernel, from: PhysAddr, to: PhysAddr, len: u64) {
-        // Both lie in RAM: one is the caller's buffer, the other the pool.
-        let _ = kernel.ram().copy(from, to, usize::try_from(len).unwrap_or(0));
-        self.state.counters.lock().bounced_bytes += len;
-    }
-
     /// Moves ownership of part of a mapping, with the copies that a bounce needs (`dma_sync_single_for_*`).
     #[track_caller]
-    pub(crate) fn sync_raw(&self, cpu: &Cpu<'_>, dma: DmaAddr, len: u64, for_cpu: bool, dir: Dir) {
+    pub(crate) fn sync_raw(&self, cpu: &Cpu<'_>, dma: DmaAddr, len: u64, for_cpu: bool, terms: Terms) {
         let Some(kernel) = self.live_kernel() else { return cpu.stale("DMA mapping") };
-        let owner = cpu.owner();
+        let (owner, dir) = (cpu.owner(), terms.dir);
         let (misuses, mapping) = {
             let mut ledger = self.state.ledger.lock();
-            let synced = ledger.sync(dma, len, for_cpu, dir);
+            let synced = ledger.sync_entry(dma, len, for_cpu, dir, (terms.kind, terms.entries.called));
             (synced.misuses, synced.mapping.and_then(|id| ledger.get(id).copied()))
         };
-        let kind = if for_cpu { Kind::DmaSyncForCpu } else { Kind::DmaSyncForDevice };
+        let [_, _, to_cpu, to_device] = terms.events();
+        let kind = if for_cpu { to_cpu } else { to_device };
         let id = mapping.map_or(0, |m| m.id);
         cpu.trace_by((kind, dma.get(), usize::try_from(len).unwrap_or(0)), self.index(), id, owner);
         // By the address, as in Linux: a sync that the books don't know is copied all the same.
@@ -218,51 +264,10 @@ impl DmaDevice {
             kernel.ram().clean(phys, len);
         }
     }
-
-    /// Copies between a place in the bounce pool and what it stands for, no more than was mapped there.
-    fn bounce(&self, kernel: &Kernel, bounce: PhysAddr, len: u64, to_cpu: bool) {
-        let origin = kernel.swiotlb.lock().as_ref().and_then(|pool| pool.lookup(bounce));
-        let Some(origin) = origin else { return };
-        let len = origin.fits(len).unwrap_or_else(|error| {
-            warn_too_long(kernel, self, error);
-            origin.remaining
-        });
-        let (from, to) = if to_cpu { (bounce, origin.orig) } else { (origin.orig, bounce) };
-        self.copy(kernel, from, to, len);
-    }
-}
-
-pub(super) fn release_slots(kernel: &Kernel, at: PhysAddr, len: u64) {
-    if let Some(pool) = kernel.swiotlb.lock().as_mut() {
-        // The ledger knew the mapping as bounced, so the pool knows it too; a wrong length is the ledger's to report.
-        let _ = pool.unmap(at, len);
-    }
 }
 
 pub(crate) fn report_unmap(device: &DmaDevice, unmapped: &Unmapped, by: Owner) {
     for misuse in unmapped.misuses.iter() {
         device.report(*misuse, unmapped.mapping.as_ref(), by);
     }
-}
-
-/// `dev_warn_ratelimited`: not tracked, so that its place is this line for every caller.
-fn warn_full(kernel: &Kernel, device: &DmaDevice, error: SwiotlbError) {
-    kernel.log().ratelimited(kernel.clock(), Site::caller(), || format!("{}: {error}", device.name()));
-}
-
-/// WARN_ONCE of dma_direct_map_page, for the whole kernel.
-fn warn_no_pool(kernel: &Kernel, device: &DmaDevice, failure: MapFailure) -> MapFailure {
-    kernel.log().once(kernel.clock(), Site::caller(), format!("{}: {failure}", device.name()));
-    failure
-}
-
-/// WARN_ONCE of swiotlb_map, for the whole kernel.
-fn warn_pool_beyond(kernel: &Kernel, device: &DmaDevice, failure: MapFailure) -> MapFailure {
-    kernel.log().once(kernel.clock(), Site::caller(), format!("{}: {failure}", device.name()));
-    failure
-}
-
-/// WARN_ONCE of swiotlb_bounce, for the whole kernel.
-fn warn_too_long(kernel: &Kernel, device: &DmaDevice, error: SwiotlbError) {
-    kernel.log().once(kernel.clock(), Site::caller(), format!("{}: {error}", device.name()));
 }

@@ -33,11 +33,12 @@ fn sizes_bounce_and_fail_as_measured() {
         let size = usize::try_from(row.number("size").unwrap()).unwrap();
         let order = (0..=10).find(|&order| size <= 4096 << order).unwrap();
         let pages = KBuf::pages(&cpu, order, if low { GFP_KERNEL | GFP_DMA32 } else { GFP_KERNEL }).unwrap();
-        let map = device.place(&cpu, pages.phys(), size as u64, Owner::default());
+        let piece = Piece { orig: pages.phys(), len: size as u64, owner: Owner::default() };
+        let map = device.place(&cpu, piece, Terms::single(Dir::ToDevice), Owner::default());
         let used = lab.kernel().swiotlb_usage().0;
         let right = match map {
             Err(_) => row.get("err") == "-12" && used == 0,
-            Ok((phys, bounced)) => {
+            Ok(Placed { phys, bounced, .. }) => {
                 row.get("err") == "0"
                     && row.number("bounced") == Some(u64::from(bounced))
                     && row.number("slots") == Some(u64::from(used))

@@ -50,6 +50,49 @@ pub(super) const CALLS: &[Row] = &[
     ("dma/streaming.rs", "sync_for_cpu", From::Anywhere, |set, cpu| {
         ignore(set.device.map_single::<ToDevice>(&set.calm, set.buf()).unwrap().sync_for_cpu(cpu));
     }),
+    ("dma/streaming.rs", "map_single_attrs", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_single_attrs::<ToDevice>(cpu, set.buf(), Attrs::NO_WARN));
+    }),
+    ("dma/streaming.rs", "map_page", From::Anywhere, |set, cpu| {
+        let page = page::alloc_pages(&set.calm, 0, GFP_KERNEL).unwrap();
+        ignore(set.device.map_page::<ToDevice>(cpu, page, 0, 64));
+    }),
+    ("dma/streaming.rs", "map_resource", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_resource::<ToDevice>(cpu, Resource { phys: REGISTERS, len: 8 }));
+    }),
+    ("dma/streaming.rs", "sync_range_for_cpu", From::Anywhere, |set, cpu| {
+        let mut mapped = set.device.map_single::<ToDevice>(&set.calm, set.buf()).unwrap();
+        assert!(mapped.sync_range_for_cpu(cpu, 0, 8).is_ok());
+    }),
+    ("dma/sg.rs", "of", From::Anywhere, |set, cpu| ignore(SgTable::of(cpu, &set.buf()))),
+    ("dma/sg.rs", "map_sg", From::Anywhere, |set, cpu| ignore(set.device.map_sg::<_, ToDevice>(cpu, set.buf()))),
+    ("dma/sg.rs", "map_sg_attrs", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_sg_attrs::<_, ToDevice>(cpu, set.buf(), Attrs::NO_WARN));
+    }),
+    ("dma/sg.rs", "unmap", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_sg::<_, ToDevice>(&set.calm, set.buf()).unwrap().unmap(cpu));
+    }),
+    ("dma/sg.rs", "sync_for_cpu", From::Anywhere, |set, cpu| {
+        ignore(set.device.map_sg::<_, ToDevice>(&set.calm, set.buf()).unwrap().sync_for_cpu(cpu));
+    }),
+    ("dma/misuse.rs", "map_sg", From::Anywhere, |set, cpu| {
+        assert_eq!(misuse::map_sg(cpu, &set.device, &mut set.list(), Dir::ToDevice), 1);
+    }),
+    ("dma/misuse.rs", "map_sgtable", From::Anywhere, |set, cpu| {
+        misuse::map_sgtable(cpu, &set.device, &mut set.list(), Dir::ToDevice).unwrap();
+    }),
+    ("dma/misuse.rs", "unmap_sg", From::Anywhere, |set, cpu| {
+        misuse::unmap_sg(cpu, &set.device, &set.list(), 1, Dir::ToDevice);
+    }),
+    ("dma/misuse.rs", "sync_sg", From::Anywhere, |set, cpu| {
+        misuse::sync_sg(cpu, &set.device, &set.list(), 1, true, Dir::ToDevice);
+    }),
+    ("dma/misuse.rs", "map_part", From::Anywhere, |set, cpu| {
+        ignore(misuse::map_part(cpu, &set.device, &set.buf(), (0, 8), Dir::ToDevice, Attrs::empty()));
+    }),
+    ("dma/misuse.rs", "unmap_attrs", From::Anywhere, |set, cpu| {
+        misuse::unmap_attrs(cpu, &set.device, (set.raw().dma, 64), Dir::ToDevice, Attrs::empty());
+    }),
     ("iomem.rs", "ioremap", From::Process, |_, cpu| ignore(iomem::ioremap(cpu, REGISTERS, 8))),
     ("dma/misuse.rs", "kmem_cache_free", From::Anywhere, |set, cpu| {
         misuse::kmem_cache_free(cpu, &set.cache, PhysAddr::new(0x1000));

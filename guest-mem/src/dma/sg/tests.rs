@@ -1,0 +1,134 @@
+use super::*;
+use crate::dma::misuse;
+use crate::dma::{Bidirectional, FromDevice, ToDevice};
+use crate::gfp::{GFP_DMA32, GFP_KERNEL};
+use crate::testing::Lab;
+use crate::vmalloc::vmalloc;
+
+/// Buffers of these lengths, every second one within 32 bits.
+fn mixed(cpu: &Cpu<'_>, lens: &[usize]) -> Vec<KBuf> {
+    let lens = lens.iter().enumerate();
+    lens.map(|(index, &len)| {
+        let gfp = if index % 2 == 1 { GFP_KERNEL | GFP_DMA32 } else { GFP_KERNEL };
+        let mut buf = KBuf::pages(cpu, 0, gfp).unwrap().truncated(len);
+        buf.write_at(0, &vec![0x11; len]).unwrap();
+        buf
+    })
+    .collect()
+}
+
+#[test]
+fn entries_bounce_one_by_one_and_come_back() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let mut mapped = device.map_sg::<_, Bidirectional>(&cpu, mixed(&cpu, &[512, 612, 712])).unwrap();
+    let seen: Vec<_> = mapped.entries().iter().map(|entry| (entry.dma_len(), entry.bounced())).collect();
+    assert_eq!((seen, mapped.len()), (vec![(512, true), (612, false), (712, true)], 1836));
+    assert_eq!((lab.kernel().swiotlb_usage().0, device.counters().maps), (2, 3));
+    for (entry, byte) in mapped.entries().iter().zip(1..) {
+        lab.kernel().ram().write(device.phys_address(entry.dma_addr()).unwrap(), &[byte]).unwrap();
+    }
+    {
+        let mut window = mapped.sync_for_cpu(&cpu);
+        let mut bytes = [0; 614];
+        window.read_at(511, &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[1], bytes[2], bytes[613]), (0x11, 2, 0x11, 3));
+        window.write_at(1835, &[9]).unwrap();
+        assert!(window.write_at(1835, &[9, 9]).is_err() && window.read_at(1836, &mut [0]).is_err());
+    }
+    let bufs = mapped.unmap(&cpu);
+    let mut byte = [0];
+    bufs[2].read_at(711, &mut byte).unwrap();
+    assert_eq!(byte, [9]);
+    drop(bufs);
+    assert!(lab.leaks().is_empty() && lab.findings().is_empty());
+    assert_eq!(lab.kernel().swiotlb_usage().0, 0);
+    lab.kernel().validate().unwrap();
+}
+
+#[test]
+fn one_entry_that_fails_undoes_all() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let large = KBuf::pages(&cpu, 7, GFP_KERNEL).unwrap();
+    let mut bufs = mixed(&cpu, &[64, 64, 64]);
+    bufs.push(large);
+    let error = device.map_sg::<_, FromDevice>(&cpu, bufs).unwrap_err();
+    assert!(error.to_string().contains("swiotlb buffer is full (sz: 524288 bytes)"), "{error}");
+    assert_eq!((error.buf.len(), device.counters().maps, lab.kernel().swiotlb_usage().0), (4, 0, 0));
+    drop(error);
+    // Three points of three entries, and one more for each of two slots.
+    for nth in 0..5 {
+        let bufs = mixed(&cpu, &[64, 64, 64]);
+        lab.solo.fail_nth(nth);
+        let error = device.map_sg::<_, FromDevice>(&cpu, bufs).unwrap_err();
+        assert_eq!((error.why, lab.kernel().swiotlb_usage().0), (MapFailure::Refused { len: 64 }, 0));
+    }
+    assert!(lab.leaks().is_empty() && lab.findings().is_empty());
+    let none = device.map_sg::<Vec<KBuf>, FromDevice>(&cpu, Vec::new()).unwrap_err();
+    assert_eq!(none.why, MapFailure::NoEntries);
+}
+
+#[test]
+fn vmalloc_memory_is_mapped_page_by_page() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(64));
+    let mut area = vmalloc(&cpu, 3 * 4096 + 100).unwrap();
+    area.write_at(4090, &[7; 12]).unwrap();
+    let mapped = device.map_sg::<_, ToDevice>(&cpu, area).unwrap();
+    let lens: Vec<_> = mapped.entries().iter().map(SgEntry::dma_len).collect();
+    assert_eq!(lens, [4096, 4096, 4096, 100]);
+    let mut bytes = [0; 7];
+    lab.kernel().ram().read(mapped.entries()[1].phys(), &mut bytes).unwrap();
+    assert_eq!(bytes, [7, 7, 7, 7, 7, 7, 0]);
+    drop(mapped);
+    assert!(lab.leaks().is_empty() && lab.findings().is_empty());
+}
+
+#[test]
+fn counts_lengths_and_boundaries_are_judged_as_dma_debug_judges_them() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(64));
+    let page = KBuf::pages(&cpu, 0, GFP_KERNEL | GFP_DMA32).unwrap();
+    let part = |offset, len| SgEntry::new(page.phys().wrapping_add(offset), len, page.owner());
+    let mut table = SgTable::default();
+    [part(0, 256), part(512, 256), part(1024, 256)].into_iter().for_each(|entry| table.push(entry));
+    let texts = |from: usize| lab.kernel().findings()[from..].iter().map(|f| f.kind.to_string()).collect::<Vec<_>>();
+    assert_eq!(misuse::map_sg(&cpu, &device, &mut table, Dir::ToDevice), 3);
+    misuse::sync_sg(&cpu, &device, &table, 2, false, Dir::ToDevice);
+    misuse::unmap_sg(&cpu, &device, &table, 2, Dir::ToDevice);
+    let [synced, freed] = [("syncs", "sync"), ("frees", "unmap")].map(|(verb, count)| {
+        format!("DMA-API: device driver {verb} DMA sg list with different entry count [map count=3] [{count} count=2]")
+    });
+    assert_eq!(texts(0), [synced.clone(), synced, freed.clone(), freed]);
+    misuse::unmap_sg(&cpu, &device, &table, 3, Dir::ToDevice);
+    assert_eq!(lab.findings()[4..], ["unmap-not-mapped"; 2], "the third was still mapped");
+    device.set_max_seg_size(128).unwrap();
+    device.set_seg_boundary(0xff).unwrap();
+    let mut table = SgTable::default();
+    table.push(part(128, 256));
+    assert_eq!(misuse::map_sg(&cpu, &device, &mut table, Dir::ToDevice), 1);
+    let at = page.phys().get();
+    let across = format!(
+        "DMA-API: mapping sg segment across boundary [start={:#018x}] [end={:#018x}] [boundary=0x00000000000000ff]",
+        at + 128,
+        at + 383
+    );
+    let long = "DMA-API: mapping sg segment longer than device claims to support [len=256] [max=128]".to_owned();
+    assert_eq!(texts(6), [long, across]);
+    misuse::unmap_single(&cpu, &device, table.entries()[0].dma_addr(), 256, Dir::ToDevice);
+    assert!(texts(8)[0].ends_with("[mapped as scather-gather] [unmapped as single]"), "{:?}", texts(8));
+}
+
+#[test]
+fn a_list_kept_over_a_reset_touches_nothing() {
+    let config = crate::kernel::MachineConfig { ram: (5 << 30) + 0x5000, ..Default::default() };
+    let old = Lab::of(config);
+    let mapped = old.device(32).map_sg::<_, FromDevice>(&old.cpu(), mixed(&old.cpu(), &[64, 64])).unwrap();
+    let bufs = mixed(&old.cpu(), &[64]);
+    drop(old);
+    let lab = Lab::of(config);
+    drop(mapped);
+    let error = lab.device(32).map_sg::<_, FromDevice>(&lab.cpu(), bufs).unwrap_err();
+    assert_eq!((error.why, lab.findings()), (MapFailure::Stale, vec!["stale-handle"]));
+}
