@@ -17,6 +17,7 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Context;
 use crate::dma::iommu::IommuFault;
 use crate::dma::ledger::{Misuse, Violation};
+use crate::dma::pool::PoolMisuse;
 use crate::iomem::IoMisuse;
 use crate::irq::IrqMisuse;
 use crate::lock::BadUnlock;
@@ -91,6 +92,9 @@ pub enum FindingKind {
     /// Misuse of the DMA API.
     #[error("DMA-API: {0}")]
     Dma(Misuse),
+    /// Misuse of a DMA pool.
+    #[error("{0}")]
+    DmaPool(PoolMisuse),
     /// A device access that no live mapping allows.
     #[error("{0}")]
     Port(Violation),
@@ -401,6 +405,7 @@ impl FindingKind {
             Self::SelfDeadlock { .. } => "self-deadlock",
             Self::LabLockHeld { .. } => "lab-lock-held",
             Self::Dma(misuse) => misuse_name(misuse),
+            Self::DmaPool(misuse) => misuse.name(),
             Self::Port(violation) => violation_name(violation),
             Self::IommuFault(_) => "iommu-fault",
             Self::BeyondWidth { .. } => "beyond-width",
@@ -469,6 +474,7 @@ impl FindingKind {
             Self::SelfDeadlock { lock: crate::lock::SPINLOCK, .. } => Some("CONFIG_DEBUG_SPINLOCK"),
             Self::SelfDeadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Dma(misuse) => misuse.linux(),
+            Self::DmaPool(misuse) => Some(misuse.config()),
             Self::Port(violation) => violation.linux(),
             Self::Leak { resource: Resource::Slab | Resource::CacheObject | Resource::Vmalloc, .. } => {
                 Some("CONFIG_DEBUG_KMEMLEAK")

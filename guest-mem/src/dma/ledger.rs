@@ -133,10 +133,10 @@ impl Ledger {
         let entry = Entry { serial: self.serial, mapping: Mapping::new(new) };
         let mut misuses = Misuses::default();
         if let Some((line, overlaps)) = self.lines.enter(&entry.mapping) {
-            misuses.push(Misuse::Overlaps);
             if overlaps > MOST_OVERLAPS {
                 misuses.push(Misuse::TooManyOverlaps { line });
             }
+            misuses.push(Misuse::Overlaps);
         }
         let slot = match self.free.pop() {
             Some(slot) => {

@@ -1,9 +1,9 @@
 //! DMA: what a driver promises, where its memory lies, and what the device may touch.
 //!
 //! `device` has the masks, `parms` what a device says of segments, `attrs` what a driver says of one mapping; `coherent`,
-//! `streaming` and `sg` are the ways to share memory; `swiotlb` bounces what the mask can't reach; `ledger` books every
-//! mapping; `port` is the device's only way in. `misuse` commits, on purpose, what the types forbid. `iommu` and `cache`
-//! are what other machines put between device and RAM. Mirrors kernel/dma/. Left out until asked for: pools.
+//! `streaming` and `sg` are the ways to share memory, `pool` cuts coherent pages into blocks; `swiotlb` bounces what the
+//! mask can't reach; `ledger` books every mapping; `port` is the device's only way in. `misuse` commits, on purpose, what
+//! the types forbid. `iommu` and `cache` are what other machines put between device and RAM. Mirrors kernel/dma/.
 
 pub mod attrs;
 pub mod cache;
@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod mapping;
 pub mod misuse;
 pub mod parms;
+pub mod pool;
 pub mod port;
 pub mod sg;
 pub mod streaming;
@@ -24,6 +25,7 @@ pub use attrs::Attrs;
 pub use coherent::{Coherent, CoherentError};
 pub use device::{DmaCounters, DmaDevice, MaskError, dma_bit_mask};
 pub use direction::{Bidirectional, DeviceReads, DeviceWrites, Dir, Direction, FromDevice, ToDevice};
+pub use pool::{DmaPool, DmaPoolError, dma_pool_create};
 pub use port::DmaPort;
 pub use sg::{MappedSg, Scattered, SgEntry, SgTable};
 pub use streaming::{MapError, MapFailure, Mapped, RawMapping, Resource, Window};

@@ -21,11 +21,7 @@ const FAILPAGE_MISC: &str = include_str!("../../../tests/golden/failpage_misc.ts
 const MESSAGES: &str = include_str!("../../../tests/golden/messages.tsv");
 
 /// Rows that wait: where, which (by the begin of the row's key), for what.
-const WAITING: [(&str, &str, &str); 3] = [
-    ("fail_others", "failslab dma_pool_", "dma_pool"),
-    ("fail_others", "failpage_min0 dma_pool_", "dma_pool"),
-    ("debugfs_defaults", "dma-api/", "the files of dma-debug"),
-];
+const WAITING: [(&str, &str, &str); 1] = [("debugfs_defaults", "dma-api/", "the files of dma-debug")];
 
 /// One row: its cells by column name.
 struct Row<'a> {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::devres::Devres;
+use crate::dma::pool::{Block, DmaPool, dma_pool_create, dma_pool_free};
 use crate::dma::{Attrs, Dir, DmaDevice, Resource, SgTable, ToDevice, misuse};
 use crate::env::{Class, IrqReturn};
 use crate::gfp::{GFP_ATOMIC, GFP_KERNEL, Gfp};
@@ -101,15 +102,16 @@ struct Set<'w> {
     each: PerCpu<u64>,
     area: VBuf,
     window: IoMem,
+    blocks: DmaPool,
 }
 
 impl<'w> Set<'w> {
     fn new(lab: &'w Lab, gfp: Gfp) -> Self {
         let calm = lab.cpu_number(1);
         lab.kernel().set_io_space(Arc::new(Nothing));
+        let device = lab.device(64);
         Self {
             gfp,
-            device: lab.device(64),
             spin: SpinLock::new(()),
             mutex: Mutex::new(()),
             devres: Devres::default(),
@@ -119,6 +121,8 @@ impl<'w> Set<'w> {
             each: percpu::alloc_percpu(&calm).unwrap(),
             area: vmalloc::vmalloc(&calm, 64).unwrap(),
             window: iomem::ioremap(&calm, REGISTERS, 64).unwrap(),
+            blocks: dma_pool_create(&calm, "table", &device, 64, 0, 0).unwrap(),
+            device,
             calm,
         }
     }
@@ -133,6 +137,14 @@ impl<'w> Set<'w> {
 
     fn raw(&self) -> crate::dma::RawMapping {
         misuse::map_single(&self.calm, &self.device, &self.buf(), Dir::ToDevice).unwrap()
+    }
+
+    fn dma_pool(&self) -> DmaPool {
+        dma_pool_create(&self.calm, "table", &self.device, 64, 0, 0).unwrap()
+    }
+
+    fn block(&self) -> Block {
+        self.blocks.alloc(&self.calm, GFP_KERNEL).unwrap()
     }
 
     fn list(&self) -> SgTable {

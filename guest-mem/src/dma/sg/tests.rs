@@ -1,9 +1,12 @@
 use super::*;
+use crate::dma::iommu::IommuMode;
 use crate::dma::misuse;
-use crate::dma::{Bidirectional, FromDevice, ToDevice};
+use crate::dma::{Bidirectional, DmaPort, FromDevice, ToDevice};
 use crate::gfp::{GFP_DMA32, GFP_KERNEL};
+use crate::kernel::MachineConfig;
 use crate::testing::Lab;
 use crate::vmalloc::vmalloc;
+use vm_memory::{Bytes, GuestAddress};
 
 /// Buffers of these lengths, every second one within 32 bits.
 fn mixed(cpu: &Cpu<'_>, lens: &[usize]) -> Vec<KBuf> {
@@ -131,4 +134,47 @@ fn a_list_kept_over_a_reset_touches_nothing() {
     drop(mapped);
     let error = lab.device(32).map_sg::<_, FromDevice>(&lab.cpu(), bufs).unwrap_err();
     assert_eq!((error.why, lab.findings()), (MapFailure::Stale, vec!["stale-handle"]));
+}
+
+#[test]
+fn every_machine_maps_a_list_and_keeps_nothing_of_it() {
+    let plain = MachineConfig::default;
+    for (config, reach) in [
+        (MachineConfig { iommu: Some(IommuMode::Strict), ..plain() }, 32),
+        (MachineConfig { swiotlb_force: true, ..plain() }, 64),
+        (MachineConfig { coherent: false, ..plain() }, 64),
+    ] {
+        let lab = Lab::of(config);
+        let (cpu, device) = (lab.cpu(), lab.device(reach));
+        let port = DmaPort::new(&device);
+        let mut mapped = device.map_sg::<_, Bidirectional>(&cpu, mixed(&cpu, &[512, 612])).unwrap();
+        for entry in mapped.entries() {
+            let (mut byte, at) = ([0], GuestAddress(entry.dma_addr().get()));
+            port.read_slice(&mut byte, at).unwrap();
+            assert_eq!((byte, entry.bounced()), ([0x11], config.swiotlb_force));
+            port.write_slice(&[2], at).unwrap();
+        }
+        let mut bytes = [0; 2];
+        {
+            let mut window = mapped.sync_for_cpu(&cpu);
+            window.read_at(512, &mut bytes).unwrap();
+            window.write_at(1123, &[3]).unwrap();
+        }
+        let last = mapped.entries()[1].dma_addr().get() + 611;
+        assert_eq!(bytes, [2, 0x11]);
+        port.read_slice(&mut bytes[..1], GuestAddress(last)).unwrap();
+        assert_eq!(bytes[0], 3, "the window handed it back");
+        mapped.unmap(&cpu)[0].read_at(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [2, 0x11]);
+        device.set_max_seg_size(4 << 20).unwrap();
+        // 24 bits hold three buffers of 4 MiB, a bounce none.
+        device.set_mask(&cpu, if config.iommu.is_some() { 0xff_ffff } else { u64::MAX }).unwrap();
+        let large: Vec<_> = (0..4).map(|_| KBuf::pages(&cpu, 10, GFP_KERNEL).unwrap()).collect();
+        let failed = device.map_sg::<_, FromDevice>(&cpu, large).is_err();
+        assert_eq!(failed, config.iommu.is_some() || config.swiotlb_force);
+        let domain = device.domain().map(|domain| domain.lock().stats().mapped);
+        assert_eq!((domain.unwrap_or(0), lab.kernel().swiotlb_usage().0), (0, 0));
+        assert_eq!((lab.leaks().len(), lab.findings()), (0, vec![]));
+        lab.kernel().validate().unwrap();
+    }
 }

@@ -75,6 +75,20 @@ pub(super) const CALLS: &[Row] = &[
     ("dma/sg.rs", "sync_for_cpu", From::Anywhere, |set, cpu| {
         ignore(set.device.map_sg::<_, ToDevice>(&set.calm, set.buf()).unwrap().sync_for_cpu(cpu));
     }),
+    ("dma/pool.rs", "dma_pool_create", From::Process, |set, cpu| {
+        ignore(dma_pool_create(cpu, "table", &set.device, 64, 0, 0));
+    }),
+    ("dma/pool.rs", "alloc", From::ByMask, |set, cpu| ignore(set.dma_pool().alloc(cpu, set.gfp))),
+    ("dma/pool.rs", "zalloc", From::ByMask, |set, cpu| ignore(set.dma_pool().zalloc(cpu, set.gfp))),
+    ("dma/pool.rs", "destroy", From::Process, |set, cpu| set.dma_pool().destroy(cpu)),
+    ("dma/pool.rs", "read", From::Anywhere, |set, cpu| set.block().read(cpu, 0, &mut [0; 4])),
+    ("dma/pool.rs", "write", From::Anywhere, |set, cpu| set.block().write(cpu, 0, &[0; 4])),
+    ("dma/pool.rs", "read_u32", From::Anywhere, |set, cpu| assert_eq!(set.block().read_u32(cpu, 60), 0)),
+    ("dma/pool.rs", "write_u32", From::Anywhere, |set, cpu| set.block().write_u32(cpu, 0, 1)),
+    ("dma/pool.rs", "free", From::Anywhere, |set, cpu| set.block().free(cpu)),
+    ("dma/pool/misuse.rs", "dma_pool_free", From::Anywhere, |set, cpu| {
+        dma_pool_free(cpu, &set.dma_pool(), PhysAddr::new(0), crate::DmaAddr::new(0));
+    }),
     ("dma/misuse.rs", "map_sg", From::Anywhere, |set, cpu| {
         assert_eq!(misuse::map_sg(cpu, &set.device, &mut set.list(), Dir::ToDevice), 1);
     }),
