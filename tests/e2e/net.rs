@@ -56,7 +56,8 @@ fn what_is_sent_comes_back_in_both_worlds_by_vectors_and_by_pin_in_one_piece_or_
         &["msix=false"],
         &["pieces=1", "device.event_idx=false", "device.indirect=false"],
         &["pieces=3", "device.queue_size=16", "burst=4", "cpus=1"],
-        &["machine.ram=2G", "burst=100"],
+        // A poll of 64 may be late with its new buffers: what is left of 128 must do for a burst.
+        &["machine.ram=2G", "burst=60"],
     ] {
         let scenario = embedded("net/loop-back", sets);
         for result in run_both(&scenario, 2) {
