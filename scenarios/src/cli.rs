@@ -53,7 +53,7 @@ enum Command {
     List,
     /// Print the JSON Schema of scenario files, for editors.
     Schema,
-    /// Run a scenario up to a step, and print what /proc would say of its memory there.
+    /// Run a scenario up to a step, and print what /proc would say of its memory there, and what its devices reach.
     Inspect(inspect::Inspect),
     /// Walk through the allocators as LDD3 does, on a live kernel, and compare them in a table.
     Tour(tour::Tour),

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use lowzone_device::misbehave::Script;
 use lowzone_driver::pci::PciDevice;
 use lowzone_guest_mem::Cpu;
+use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::{Kernel, Machine};
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
@@ -183,6 +184,11 @@ impl Lab {
     pub fn devices(&self) -> Vec<(u16, String, String)> {
         let slots = self.bench.slots.iter();
         slots.map(|slot| (slot.dma.index(), slot.at.to_string(), slot.name.clone())).collect()
+    }
+
+    /// Each device's name, and the device as the DMA API sees it.
+    pub(crate) fn dma_devices(&self) -> impl Iterator<Item = (&str, &DmaDevice)> {
+        self.bench.slots.iter().map(|slot| (slot.name.as_str(), &slot.dma))
     }
 
     /// The kernel it runs on.

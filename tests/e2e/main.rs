@@ -10,6 +10,7 @@ mod explore;
 mod faults;
 mod front_end;
 mod hostile_device;
+mod inspect;
 mod machines;
 mod matrix;
 mod net;

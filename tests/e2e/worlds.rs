@@ -7,11 +7,12 @@ use std::path::Path;
 use lowzone_tests::program::workspace;
 
 /// The modules whose stories can't leave lockstep.
-const LOCKSTEP_ONLY: [(&str, &str); 12] = [
+const LOCKSTEP_ONLY: [(&str, &str); 13] = [
     ("containment", "the point at which a driver dies is the nth of an order that repeats"),
     ("explore", "a case is a point by number"),
     ("faults", "which allocation is the nth is a matter of order"),
     ("hostile_device", "a device's lies are drawn from the seed, to be told again"),
+    ("inspect", "it looks between two steps, at what an order that repeats has left"),
     ("probe_unwinds", "a case is a point by number"),
     ("readme", "it shows a digest"),
     ("seeded_bugs", "a case is a point by number"),

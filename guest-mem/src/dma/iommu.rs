@@ -178,8 +178,13 @@ impl Domain {
         }
     }
 
+    /// When it forgets.
+    pub fn mode(&self) -> IommuMode {
+        self.mode
+    }
+
     /// What time alone does: the timer of the queue.
-    fn tick(&mut self, now: u64) {
+    pub(super) fn tick(&mut self, now: u64) {
         if !self.queue.is_empty() && now >= self.flush_at {
             self.flush();
         }

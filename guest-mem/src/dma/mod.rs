@@ -3,7 +3,8 @@
 //! `device` has the masks, `parms` what a device says of segments, `attrs` what a driver says of one mapping; `coherent`,
 //! `streaming` and `sg` are the ways to share memory, `pool` cuts coherent pages into blocks; `swiotlb` bounces what the
 //! mask can't reach; `ledger` books every mapping; `port` is the device's only way in. `misuse` commits, on purpose, what
-//! the types forbid. `iommu` and `cache` are what other machines put between device and RAM. Mirrors kernel/dma/.
+//! the types forbid. `iommu` and `cache` are what other machines put between device and RAM; `view` shows people what is
+//! live. Mirrors kernel/dma/.
 
 pub mod attrs;
 pub mod cache;
@@ -20,6 +21,7 @@ pub mod port;
 pub mod sg;
 pub mod streaming;
 pub mod swiotlb;
+mod view;
 
 pub use attrs::Attrs;
 pub use coherent::{Coherent, CoherentError};
@@ -29,3 +31,4 @@ pub use pool::{DmaPool, DmaPoolError, dma_pool_create};
 pub use port::DmaPort;
 pub use sg::{MappedSg, Scattered, SgEntry, SgTable};
 pub use streaming::{MapError, MapFailure, Mapped, RawMapping, Resource, Window};
+pub use view::DomainView;

@@ -27,10 +27,12 @@ mod geometry;
 mod request;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use error::SwiotlbError;
 pub use geometry::{Geometry, MAX_MAPPING, PoolError, SEGMENT_SLOTS, SLOT_SIZE};
 pub use request::Constraints;
+pub use view::Taken;
 
 use crate::addr::PhysAddr;
 use cell::{Cell, SEGMENT, small, wide};
