@@ -61,14 +61,20 @@ impl Pages {
 /// The page allocator's front door, for every allocator above it.
 #[track_caller]
 pub(crate) fn take_block(cpu: &Cpu<'_>, order: u8, gfp: Gfp, class: Class, owner: Owner) -> Result<Block, AllocError> {
-    if order > altered!(MAX_ORDER) {
-        GfpWarning::OrderTooLarge { order }.report(cpu, gfp, owner);
-        return Err(AllocError::TooLarge { order });
-    }
+    check_order(cpu, order, gfp, owner)?;
     if gfp.may_sleep() {
         cpu.might_sleep("alloc_pages");
     }
     take_block_quietly(cpu, order, gfp, class, owner)
+}
+
+/// Refuses what is larger than the largest block, and warns of it.
+pub(crate) fn check_order(cpu: &Cpu<'_>, order: u8, gfp: Gfp, owner: Owner) -> Result<(), AllocError> {
+    if order > altered!(MAX_ORDER) {
+        GfpWarning::OrderTooLarge { order }.report(cpu, gfp, owner);
+        return Err(AllocError::TooLarge { order });
+    }
+    Ok(())
 }
 
 /// As [`take_block`], for who has complained about the context already.

@@ -216,6 +216,20 @@ impl Lab {
         Self { solo: Solo::new(machine.kernel_ref()), machine }
     }
 
+    /// The machine of a boot that was measured, as the DMA tables name them.
+    pub(crate) fn boot(name: &str) -> Self {
+        let plain = MachineConfig::default();
+        Self::of(match name {
+            "main" | "dma" | "dmadebug" | "swfull" => plain,
+            "force" => MachineConfig { swiotlb_force: true, ..plain },
+            "noforce" => MachineConfig { swiotlb: 0, ..plain },
+            "small" => MachineConfig { ram: 1 << 30, ..plain },
+            "sw1area" => MachineConfig { cpus: 1, ..plain },
+            "sw2048" => MachineConfig { swiotlb: 2048 * crate::dma::swiotlb::SLOT_SIZE, ..plain },
+            other => panic!("no boot {other}"),
+        })
+    }
+
     /// CPU 0.
     pub(crate) fn cpu(&self) -> Cpu<'_> {
         self.cpu_number(0)
@@ -301,4 +315,26 @@ impl Row {
         };
         (!cell.is_empty()).then(|| parsed.unwrap())
     }
+}
+
+/// What was computed for a row, by column.
+pub(crate) type Computed = Vec<(&'static str, String)>;
+
+/// Compares every row's `columns` that are not empty with what is computed for it; how many rows there were.
+///
+/// A column that has a cell and is not computed differs.
+pub(crate) fn compare(table: &'static str, columns: &[&str], mut compute: impl FnMut(&Row) -> Computed) -> usize {
+    let (mut wrong, mut count) = (Vec::new(), 0);
+    for row in rows(table) {
+        let computed = compute(&row);
+        count += 1;
+        for &column in columns.iter().filter(|&&column| !row.get(column).is_empty()) {
+            let seen = computed.iter().find(|(name, _)| *name == column).map(|(_, value)| value.as_str());
+            if seen != Some(row.get(column)) {
+                wrong.push(format!("{}\n    {column}: {seen:?}", row.line));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} cells differ:\n{}", wrong.len(), wrong.join("\n"));
+    count
 }

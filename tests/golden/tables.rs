@@ -22,10 +22,13 @@ use By::{Sample, This, Unit};
 pub const NONE: &str = "none";
 
 const FAULTS: By = Unit("guest-mem/src/fault/golden.rs");
-const STREAMING: By = Unit("guest-mem/src/dma/streaming/tests.rs");
+const GEOMETRY: By = Unit("guest-mem/src/dma/streaming/golden.rs");
+const MASKS: By = Unit("guest-mem/src/dma/device/golden.rs");
+const LISTS: By = Unit("guest-mem/src/dma/sg/golden.rs");
+const POOLS: By = Unit("guest-mem/src/dma/pool/golden.rs");
 const COHERENT: By = Unit("guest-mem/src/dma/coherent/tests.rs");
 
-const TABLES: [(&str, usize, By); 50] = [
+const TABLES: [(&str, usize, By); 59] = [
     ("buddy", 39, This),
     ("buddyinfo", 6, Sample),
     ("cache", 52, This),
@@ -37,7 +40,13 @@ const TABLES: [(&str, usize, By); 50] = [
     ("coherent_misc", 18, COHERENT),
     ("crash", 3, This),
     ("debugfs_defaults", 31, Unit("guest-mem/src/fault/golden/kernel.rs")),
-    ("dma_mask", 51, Unit("guest-mem/src/dma/device/tests.rs")),
+    ("dma24", 3, MASKS),
+    ("dma_mask", 51, MASKS),
+    ("dma_pool", 18, POOLS),
+    ("dma_pool_misc", 3, POOLS),
+    ("dma_sg", 4, LISTS),
+    ("dma_sg_misc", 4, LISTS),
+    ("dma_tlb", 3, MASKS),
     ("drain", 51, This),
     ("drain_misc", 3, This),
     ("drain_runs", 20, This),
@@ -57,7 +66,9 @@ const TABLES: [(&str, usize, By); 50] = [
     ("kmalloc_order", 2, This),
     ("kmemleak", 1, This),
     ("kvmalloc", 14, This),
-    ("map_size", 27, STREAMING),
+    ("map_offset", 78, GEOMETRY),
+    ("map_offset_misc", 6, GEOMETRY),
+    ("map_size", 27, GEOMETRY),
     ("mem_info_sample", 24, Unit("guest-mem/src/reclaim/tests.rs")),
     ("mempool", 28, This),
     ("mempool_kind", 3, This),
@@ -70,9 +81,10 @@ const TABLES: [(&str, usize, By); 50] = [
     ("sleep_state", 6, This),
     ("slubdbg", 4, This),
     ("slubdbg_ksize", 9, This),
+    ("swiotlb_area", 2, GEOMETRY),
     ("swiotlb_full", 39, This),
     ("sysctl_vm", 6, This),
-    ("timing", 18, STREAMING),
+    ("timing", 18, Unit("guest-mem/src/dma/streaming/tests.rs")),
     ("vmalloc", 7, This),
     ("vmalloc_misc", 16, This),
     ("zone", 8, This),

@@ -8,7 +8,7 @@
 
 use thiserror::Error;
 
-use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
+use crate::addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
@@ -17,16 +17,15 @@ use crate::dma::mapping::{Entries, Kind as MappingKind, NewMapping};
 use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::gfp::{GFP_DMA, GFP_DMA32, GFP_ZONEMASK, Gfp};
-use crate::kbuf::KBuf;
-use crate::page::{Pages, give_block, take_block_quietly};
-use crate::site::Owner;
+use crate::page::{check_order, give_block, take_block_quietly};
+use crate::site::{Owner, Site};
 use crate::trace::Kind;
 use crate::zone::{AllocError, Block, ZoneKind};
 
 /// Why coherent memory could not be had; Linux's NULL in each case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum CoherentError {
-    /// No bytes asked for.
+    /// No bytes asked for, which Linux takes for an order beyond all blocks.
     #[error("coherent allocation of 0 bytes")]
     ZeroSize,
     /// More than the largest block.
@@ -34,6 +33,12 @@ pub enum CoherentError {
     TooLarge {
         /// How many.
         len: usize,
+    },
+    /// The device has no coherent mask, because no bus gave it one.
+    #[error("WARNING: kernel/dma/mapping.c {call}: the device has no coherent mask")]
+    NoMask {
+        /// Linux's function that warns.
+        call: &'static str,
     },
     /// The device is of a machine that was recycled.
     #[error("the device is of an earlier machine")]
@@ -79,6 +84,9 @@ impl DmaDevice {
     #[track_caller]
     pub fn alloc_coherent(&self, cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<Coherent, CoherentError> {
         let owner = cpu.owner();
+        if self.coherent_mask() == 0 {
+            return Err(self.warn_no_coherent_mask(cpu, "dma_alloc_attrs"));
+        }
         let block = self.zeroed_block(cpu, len, gfp, "dma_alloc_coherent", owner)?;
         let (phys, order) = (block.pfn.phys(), block.order);
         let dma = self.enter(phys, len as u64, Dir::Bidirectional, self.coherent_mask());
@@ -115,21 +123,17 @@ impl DmaDevice {
         })
     }
 
-    /// Allocates zeroed pages that the device reaches, to be mapped like any buffer (`dma_alloc_pages`).
-    ///
-    /// The zone follows the coherent mask, as in Linux. Context as [`DmaDevice::alloc_coherent`].
-    ///
-    /// # Errors
-    /// [`CoherentError`].
+    /// WARN_ON_ONCE of each family's allocation, which then finds nothing within the mask.
     #[track_caller]
-    pub fn alloc_pages(&self, cpu: &Cpu<'_>, len: usize, gfp: Gfp) -> Result<KBuf, CoherentError> {
-        let owner = cpu.owner();
-        let block = self.zeroed_block(cpu, len, gfp, "dma_alloc_pages", owner)?;
-        Ok(KBuf::of_pages(Pages::own(cpu, block, owner), len))
+    pub(crate) fn warn_no_coherent_mask(&self, cpu: &Cpu<'_>, call: &'static str) -> CoherentError {
+        let failure = CoherentError::NoMask { call };
+        cpu.kernel().log().once(cpu.now(), Site::caller(), format!("{}: {failure}", self.name()));
+        failure
     }
 
+    /// A zeroed block within the coherent mask, whatever becomes of it.
     #[track_caller]
-    fn zeroed_block(
+    pub(crate) fn zeroed_block(
         &self,
         cpu: &Cpu<'_>,
         len: usize,
@@ -137,11 +141,12 @@ impl DmaDevice {
         what: &'static str,
         owner: Owner,
     ) -> Result<Block, CoherentError> {
-        if len == 0 {
-            return Err(CoherentError::ZeroSize);
-        }
-        let order = order_of(len).ok_or(CoherentError::TooLarge { len })?;
         let kernel = self.live_for(cpu, None).ok_or(CoherentError::Stale)?;
+        let order = get_order(len);
+        check_order(cpu, order, gfp, owner).map_err(|_| match len {
+            0 => CoherentError::ZeroSize,
+            _ => CoherentError::TooLarge { len },
+        })?;
         if gfp.may_sleep() {
             cpu.might_sleep(what);
         }
@@ -182,9 +187,11 @@ impl DmaDevice {
     }
 }
 
-/// The order of a block of `len` bytes (`get_order`), or `None` above 4 MiB.
-pub(crate) fn order_of(len: usize) -> Option<u8> {
-    (0..=10).find(|&order| len <= 4096 << order)
+/// The order of a block of `len` bytes (`get_order`); of none, the highest there is.
+fn get_order(len: usize) -> u8 {
+    let last = (len as u64).wrapping_sub(1) >> PAGE_SHIFT;
+    // At most 52.
+    u8::try_from(u64::BITS - last.leading_zeros()).unwrap_or(u8::MAX)
 }
 
 macro_rules! accessors {

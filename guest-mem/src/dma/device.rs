@@ -439,4 +439,6 @@ impl DmaDevice {
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;

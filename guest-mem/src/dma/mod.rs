@@ -1,7 +1,7 @@
 //! DMA: what a driver promises, where its memory lies, and what the device may touch.
 //!
 //! `device` has the masks, `parms` what a device says of segments, `attrs` what a driver says of one mapping; `coherent`,
-//! `streaming` and `sg` are the ways to share memory, `pool` cuts coherent pages into blocks; `swiotlb` bounces what the
+//! `noncoherent`, `streaming` and `sg` are the ways to share memory, `pool` cuts coherent pages into blocks; `swiotlb` bounces what the
 //! mask can't reach; `ledger` books every mapping; `port` is the device's only way in. `misuse` commits, on purpose, what
 //! the types forbid. `iommu` and `cache` are what other machines put between device and RAM; `view` shows people what is
 //! live. Mirrors kernel/dma/.
@@ -15,6 +15,7 @@ pub mod iommu;
 pub mod ledger;
 pub mod mapping;
 pub mod misuse;
+pub mod noncoherent;
 pub mod parms;
 pub mod pool;
 pub mod port;

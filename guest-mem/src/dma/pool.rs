@@ -7,6 +7,8 @@
 //! slabs are debugged. Mirrors mm/dmapool.c of 6.1, whose blocks do not even end on the boundary but for a stretch's
 //! first one. Neighbours: `coherent` gives the pages, `page` (below) cuts one. Left out: `pools` in sysfs.
 
+#[cfg(test)]
+mod golden;
 mod misuse;
 mod page;
 #[cfg(test)]

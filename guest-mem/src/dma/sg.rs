@@ -24,6 +24,8 @@ use crate::site::Owner;
 use crate::vmalloc::{VBuf, vmalloc_to_page};
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
 
 /// One stretch of memory (`struct scatterlist`), and what the device was told of it once it is mapped.

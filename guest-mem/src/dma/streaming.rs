@@ -30,6 +30,8 @@ use crate::page::Pages;
 use crate::site::Owner;
 
 mod bounce;
+#[cfg(test)]
+mod golden;
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -82,6 +84,16 @@ pub enum MapFailure {
         /// The device's mask.
         mask: u64,
     },
+}
+
+impl MapFailure {
+    /// The errno that `dma_map_sgtable` returns for an entry that failed so, negative: `-ENOMEM` is worth another try.
+    pub const fn sgtable_errno(&self) -> i32 {
+        match self {
+            Self::Iova(_) => -12,
+            _ => -5,
+        }
+    }
 }
 
 /// A mapping that failed; the buffer comes back.
@@ -210,7 +222,7 @@ impl DmaDevice {
         self.mapped(raw, terms, buf)
     }
 
-    fn mapped<B, D: Direction>(&self, raw: RawMapping, terms: Terms, buf: B) -> Mapped<B, D> {
+    pub(crate) fn mapped<B, D: Direction>(&self, raw: RawMapping, terms: Terms, buf: B) -> Mapped<B, D> {
         Mapped { device: self.clone(), raw, terms, buf: Some(buf), direction: PhantomData }
     }
 }

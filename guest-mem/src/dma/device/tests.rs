@@ -2,44 +2,7 @@ use super::*;
 use crate::dma::ToDevice;
 use crate::gfp::GFP_KERNEL;
 use crate::kernel::MachineConfig;
-use crate::testing::{Lab, rows};
-
-const MASKS: &str = include_str!("../../../../tests/golden/dma_mask.tsv");
-
-fn lab_of(boot: &str) -> Option<Lab> {
-    match boot {
-        "dma" => Some(Lab::new()),
-        "noforce" => Some(Lab::of(MachineConfig { swiotlb: 0, ..MachineConfig::default() })),
-        // Forced bouncing is another machine.
-        _ => None,
-    }
-}
-
-#[test]
-fn masks_are_taken_and_refused_as_measured() {
-    let (mut wrong, mut count) = (Vec::new(), 0);
-    for boot in ["dma", "noforce"] {
-        let lab = lab_of(boot).unwrap();
-        let (cpu, device) = (lab.cpu(), DmaDevice::new(lab.machine.kernel_ref(), "0000:00:04.0"));
-        assert_eq!((device.mask(), device.coherent_mask()), (0xffff_ffff, 0xffff_ffff), "a PCI device's own");
-        for row in rows(MASKS).filter(|row| row.get("boot") == boot && row.get("what") == "set_both") {
-            let mask = dma_bit_mask(u8::try_from(row.number("bits").unwrap()).unwrap());
-            let rc = if device.set_mask_and_coherent(&cpu, mask).is_ok() { "0" } else { "-5" };
-            let seen = (device.mask(), device.coherent_mask(), rc, u64::from(device.addressing_limited()));
-            let want = (row.number("mask").unwrap(), row.number("coherent").unwrap(), row.get("rc"));
-            let limited = row.number("addressing_limited").unwrap();
-            let largest = row.number("max_mapping").unwrap();
-            if seen != (want.0, want.1, want.2, limited) || device.max_mapping_size() != largest {
-                wrong.push(row.line);
-            }
-            count += 1;
-        }
-        device.set_mask(&cpu, dma_bit_mask(32)).unwrap();
-        assert_eq!(device.set_coherent_mask(&cpu, dma_bit_mask(23)), Err(MaskError { mask: 0x7f_ffff }));
-        assert_eq!((device.mask(), device.coherent_mask()), (0xffff_ffff, 0xff_ffff), "streaming32_coherent23");
-    }
-    assert_eq!((wrong, count), (Vec::<&str>::new(), 28));
-}
+use crate::testing::Lab;
 
 #[test]
 fn the_required_mask_covers_all_ram() {

@@ -4,10 +4,9 @@ use crate::dma::misuse;
 use crate::dma::{Bidirectional, Dir, FromDevice, dma_bit_mask};
 use crate::gfp::{GFP_DMA32, GFP_KERNEL};
 use crate::kernel::MachineConfig;
-use crate::testing::{Lab, Row, rows};
+use crate::testing::{Lab, Row, compare};
 use crate::zone::ZoneKind;
 
-const SIZES: &str = include_str!("../../../../tests/golden/map_size.tsv");
 const TIMING: &str = include_str!("../../../../tests/golden/timing.tsv");
 
 /// A buffer above 4 GiB, filled with a byte.
@@ -22,51 +21,22 @@ fn without_pool() -> MachineConfig {
     MachineConfig { swiotlb: 0, ..MachineConfig::default() }
 }
 
-#[test]
-fn sizes_bounce_and_fail_as_measured() {
-    let (mut wrong, mut count) = (Vec::new(), 0);
-    // Forced bouncing is another machine.
-    for row in rows(SIZES).filter(|row| row.get("boot") != "force") {
-        let lab = if row.get("boot") == "dma" { Lab::new() } else { Lab::of(without_pool()) };
-        let (cpu, low) = (lab.cpu(), row.get("mask") == "32low");
-        let device = lab.device(if row.get("mask") == "64" { 64 } else { 32 });
-        let size = usize::try_from(row.number("size").unwrap()).unwrap();
-        let order = (0..=10).find(|&order| size <= 4096 << order).unwrap();
-        let pages = KBuf::pages(&cpu, order, if low { GFP_KERNEL | GFP_DMA32 } else { GFP_KERNEL }).unwrap();
-        let piece = Piece { orig: pages.phys(), len: size as u64, owner: Owner::default() };
-        let map = device.place(&cpu, piece, Terms::single(Dir::ToDevice), Owner::default());
-        let used = lab.kernel().swiotlb_usage().0;
-        let right = match map {
-            Err(_) => row.get("err") == "-12" && used == 0,
-            Ok(Placed { phys, bounced, .. }) => {
-                row.get("err") == "0"
-                    && row.number("bounced") == Some(u64::from(bounced))
-                    && row.number("slots") == Some(u64::from(used))
-                    && (bounced || phys == pages.phys())
-                    && (!bounced || phys.get() % if size < 4096 { 2048 } else { 4096 } == 0)
-            }
-        };
-        if !right || row.number("max_mapping") != Some(device.max_mapping_size()) {
-            wrong.push(row.line);
-        }
-        count += 1;
-    }
-    assert_eq!((wrong, count), (Vec::<&str>::new(), 17));
-}
-
 /// Who sees what, when: one page of 0x11, the device and the CPU write in turn (timing.tsv).
 fn timing(row: &Row) -> [u8; 9] {
-    let lab = Lab::new();
+    let lab = Lab::boot(row.get("boot"));
     let cpu = lab.cpu();
-    let device = lab.device(if row.get("bounced") == "1" { 32 } else { 64 });
+    // The column says how wide the mask was; where bouncing is forced, all bounce.
+    let narrow = row.get("bounced") == "1";
+    let device = lab.device(if narrow { 32 } else { 64 });
+    let attrs = if row.get("skip_cpu_sync") == "1" { Attrs::SKIP_CPU_SYNC } else { Attrs::empty() };
     let dir = match row.get("dir") {
         "TO_DEVICE" => Dir::ToDevice,
         "FROM_DEVICE" => Dir::FromDevice,
         _ => Dir::Bidirectional,
     };
     let mut buf = high(&cpu, 4096, 0x11);
-    let raw = misuse::map_single(&cpu, &device, &buf, dir).unwrap();
-    assert_eq!(raw.bounced, row.get("bounced") == "1");
+    let raw = misuse::map_part(&cpu, &device, &buf, (0, 4096), dir, attrs).unwrap();
+    assert_eq!(raw.bounced, narrow || row.get("boot") == "force");
     let ram = lab.kernel().ram();
     let seen_at = device.phys_address(raw.dma).unwrap();
     let look = || ram.load::<u8>(seen_at).unwrap();
@@ -87,7 +57,7 @@ fn timing(row: &Row) -> [u8; 9] {
     seen[4] = cpu_sees(&buf, 0);
     seen[5] = cpu_sees(&buf, 1);
     ram.write(seen_at, &[0x44]).unwrap();
-    misuse::unmap_single(&cpu, &device, raw.dma, 4096, dir);
+    misuse::unmap_attrs(&cpu, &device, (raw.dma, 4096), dir, attrs);
     seen[6] = cpu_sees(&buf, 0);
     seen[7] = cpu_sees(&buf, 2);
     seen[8] = cpu_sees(&buf, 4095);
@@ -108,18 +78,9 @@ fn copies_are_made_when_they_are_measured_to_be() {
         "untouched_byte",
         "last_byte",
     ];
-    let mut count = 0;
-    let (mut wrong, plain) = (Vec::new(), |row: &Row| row.get("skip_cpu_sync") == "0");
-    // Of the forced boot only the mappings that bounce anyway.
-    for row in rows(TIMING).filter(|row| plain(row) && (row.get("boot") == "dma" || row.get("bounced") == "1")) {
-        let seen = timing(&row);
-        let want = names.map(|name| u8::from_str_radix(row.get(name), 16).unwrap());
-        if seen != want {
-            wrong.push(format!("{}\n   {seen:x?}", row.line));
-        }
-        count += 1;
-    }
-    assert_eq!((wrong, count), (Vec::<String>::new(), 8));
+    let rows =
+        compare(TIMING, &names, |row| names.into_iter().zip(timing(row).map(|byte| format!("{byte:02x}"))).collect());
+    assert_eq!(rows, 18);
 }
 
 #[test]

@@ -6,7 +6,6 @@ pub(super) const CALLS: &[Row] = &[
     ("dma/coherent.rs", "alloc_coherent", From::ByMask, |set, cpu| {
         ignore(set.device.alloc_coherent(cpu, 64, set.gfp));
     }),
-    ("dma/coherent.rs", "alloc_pages", From::ByMask, |set, cpu| ignore(set.device.alloc_pages(cpu, 64, set.gfp))),
     ("dma/coherent.rs", "free", From::IrqsOn, |set, cpu| set.coherent().free(cpu)),
     ("dma/coherent.rs", "$read", From::Anywhere, |set, cpu| assert_eq!(set.coherent().read_u32(cpu, 0), 0)),
     ("dma/coherent.rs", "$write", From::Anywhere, |set, cpu| set.coherent().write_u32(cpu, 0, 1)),
@@ -74,6 +73,10 @@ pub(super) const CALLS: &[Row] = &[
     }),
     ("dma/sg.rs", "sync_for_cpu", From::Anywhere, |set, cpu| {
         ignore(set.device.map_sg::<_, ToDevice>(&set.calm, set.buf()).unwrap().sync_for_cpu(cpu));
+    }),
+    ("dma/noncoherent.rs", "alloc_pages", From::ByMask, |set, cpu| ignore(set.device.alloc_pages(cpu, 64, set.gfp))),
+    ("dma/noncoherent.rs", "alloc_noncoherent", From::ByMask, |set, cpu| {
+        ignore(set.device.alloc_noncoherent::<ToDevice>(cpu, 64, set.gfp));
     }),
     ("dma/pool.rs", "dma_pool_create", From::Process, |set, cpu| {
         ignore(dma_pool_create(cpu, "table", &set.device, 64, 0, 0));
