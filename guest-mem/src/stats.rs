@@ -47,6 +47,14 @@ pub enum Broken {
         /// What is broken.
         source: crate::dma::ledger::LedgerError,
     },
+    /// In a device's I/O address space.
+    #[error("IOMMU domain of {device}: {source}")]
+    Domain {
+        /// The device.
+        device: String,
+        /// What is broken.
+        source: crate::dma::iommu::DomainError,
+    },
 }
 
 /// A resource that is still live.
@@ -225,6 +233,10 @@ pub(crate) fn validate(kernel: &Kernel) -> Result<(), Broken> {
     for device in devices {
         let checked = device.ledger.lock().validate();
         checked.map_err(|source| Broken::Ledger { device: device.name().to_owned(), source })?;
+        if let Some(domain) = device.domain() {
+            let checked = domain.lock().validate();
+            checked.map_err(|source| Broken::Domain { device: device.name().to_owned(), source })?;
+        }
     }
     Ok(())
 }

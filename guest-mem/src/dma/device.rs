@@ -108,6 +108,15 @@ impl DeviceState {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Its own address space, if it has one.
+    #[inline]
+    pub(crate) fn domain(&self) -> Option<&Locked<Domain>> {
+        match &self.platform {
+            Platform::Direct => None,
+            Platform::Iommu(domain) => Some(domain),
+        }
+    }
 }
 
 /// A device that does DMA; clones are handles to the same one.
@@ -331,10 +340,7 @@ impl DmaDevice {
     /// The device's own address space, if it has one.
     #[inline]
     pub(crate) fn domain(&self) -> Option<&Locked<Domain>> {
-        match &self.state.platform {
-            Platform::Direct => None,
-            Platform::Iommu(domain) => Some(domain),
-        }
+        self.state.domain()
     }
 
     /// Makes memory that the device reaches visible to it: its bus address.

@@ -14,6 +14,7 @@
 mod iova;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ use crate::addr::{DmaAddr, PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 use crate::dma::direction::Dir;
 use iova::Iovas;
 pub use iova::{APERTURE, IovaError};
+pub use validate::DomainError;
 
 /// When pages are forgotten that were unmapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -244,6 +246,13 @@ impl Domain {
     pub fn stats(&self) -> DomainStats {
         let stale = self.entries.values().filter(|entry| entry.stale).count();
         DomainStats { mapped: self.entries.len() - stale, stale, flushes: self.flushes }
+    }
+
+    /// What it holds at a time.
+    #[cfg(test)]
+    pub(crate) fn stats_at(&mut self, now: u64) -> DomainStats {
+        self.tick(now);
+        self.stats()
     }
 
     /// What the device sees, by address.

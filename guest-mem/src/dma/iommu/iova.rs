@@ -29,9 +29,9 @@ pub struct IovaError {
 /// The addresses of one domain, in pages.
 #[derive(Debug)]
 pub(super) struct Iovas {
-    free: [BTreeSet<u64>; ORDERS],
+    pub(super) free: [BTreeSet<u64>; ORDERS],
     /// Ranges given: their order, and how many of their pages are still in use.
-    given: BTreeMap<u64, (usize, u64)>,
+    pub(super) given: BTreeMap<u64, (usize, u64)>,
 }
 
 impl Iovas {
@@ -98,6 +98,16 @@ impl Iovas {
             order += 1;
         }
         self.free[order].insert(first);
+    }
+
+    /// Free blocks: the first page and the order of each.
+    pub(super) fn blocks_free(&self) -> impl Iterator<Item = (u64, usize)> {
+        self.free.iter().enumerate().flat_map(|(order, blocks)| blocks.iter().map(move |&first| (first, order)))
+    }
+
+    /// Ranges given: the first page, the order and the pages in use of each.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (u64, usize, u64)> {
+        self.given.iter().map(|(&first, &(order, used))| (first, order, used))
     }
 
     /// Free blocks of each order, for tests.

@@ -131,6 +131,40 @@ fn coherent_memory_lies_anywhere_and_a_mapping_that_fails_does_so_quietly() {
     assert!(device.set_mask(&cpu, 0xffff).is_ok(), "any mask will do");
 }
 
+#[test]
+fn a_domain_whose_tables_disagree_is_found() {
+    let said = |corrupt: fn(&mut Domain)| {
+        let mut domain = Domain::new(IommuMode::Lazy);
+        let [gone, _kept] =
+            [2, 3].map(|pages| domain.map(PhysAddr::new(0x5000), pages * 4096, Dir::ToDevice, u64::MAX, 0).unwrap());
+        domain.unmap(gone, 8192, 0);
+        domain.validate().unwrap();
+        corrupt(&mut domain);
+        domain.validate().unwrap_err().to_string()
+    };
+    let said = [
+        said(|domain| assert!(domain.entries.pop_first().is_some())),
+        said(|domain| {
+            assert!(domain.entries.insert(7, Entry { page: 1, read: true, write: true, stale: false }).is_none())
+        }),
+        said(|domain| assert!(domain.iovas.free[0].pop_first().is_some())),
+        said(|domain| assert!(domain.iovas.given.pop_first().is_some())),
+        said(|domain| domain.queue.clear()),
+    ];
+    let words = [
+        "from page 0xdfff8 on have 2 pages, not 3",
+        "1 pages are entered at I/O virtual addresses that are free",
+        "torn or covered twice at page 0x1",
+        "torn or covered twice at page 0xdfff8",
+        "2 pages wait for a flush, and 0 ranges are queued",
+    ];
+    assert_eq!(
+        said.each_ref().map(|said| words.iter().position(|words| said.contains(words))),
+        [0, 1, 2, 3, 4].map(Some),
+        "{said:?}"
+    );
+}
+
 /// vm-memory's IOTLB over a plain list of mappings.
 #[derive(Debug, Default)]
 struct Oracle(RwLock<Iotlb>);
