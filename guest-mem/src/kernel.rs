@@ -285,6 +285,12 @@ impl Kernel {
         self.findings.lock().clone()
     }
 
+    /// Takes the findings so far off the list, for a test that makes many.
+    #[cfg(test)]
+    pub(crate) fn take_findings(&self) -> Vec<Finding> {
+        std::mem::take(&mut *self.findings.lock())
+    }
+
     /// Books a resource that has no table of its own, for the leak check.
     pub fn register(&self, resource: Resource, at: PhysAddr, bytes: u64, owner: Owner) -> u64 {
         let mut registry = self.registry.lock();

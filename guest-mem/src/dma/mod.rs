@@ -19,6 +19,8 @@ pub mod noncoherent;
 pub mod parms;
 pub mod pool;
 pub mod port;
+#[cfg(test)]
+mod property;
 pub mod sg;
 pub mod streaming;
 pub mod swiotlb;
