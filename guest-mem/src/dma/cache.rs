@@ -85,6 +85,7 @@ impl CpuCache {
 
     /// Writes dirty lines back; they stay (`dcache_clean_poc`).
     pub(crate) fn clean(&mut self, ram: &Ram, at: PhysAddr, len: usize) {
+        let len = if planted!(CleanShort) { len.saturating_sub(LINE) } else { len };
         for (line, ..) in parts(at, len) {
             self.write_back(ram, line);
         }
@@ -100,6 +101,7 @@ impl CpuCache {
 
     /// Drops lines; one that has other bytes too is cleaned first, as nobody gave those up (`dcache_inval_poc`).
     pub(crate) fn invalidate(&mut self, ram: &Ram, at: PhysAddr, len: usize) {
+        let len = if planted!(InvalidateShort) { len.saturating_sub(LINE) } else { len };
         for (line, _, step) in parts(at, len) {
             if step < LINE {
                 self.write_back(ram, line);

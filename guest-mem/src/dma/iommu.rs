@@ -157,6 +157,7 @@ impl Domain {
     pub fn unmap(&mut self, dma: DmaAddr, len: u64, now: u64) {
         self.tick(now);
         let (first, pages) = pages_of(dma, len);
+        let pages = if planted!(PageKept) { (pages - 1).max(1) } else { pages };
         let range = first..first.saturating_add(pages);
         match self.mode {
             IommuMode::Strict => self.forget(range.start, range.end),
@@ -193,6 +194,9 @@ impl Domain {
     }
 
     fn flush(&mut self) {
+        if planted!(NeverFlushed) {
+            return;
+        }
         self.flushes += 1;
         for (first, end) in std::mem::take(&mut self.queue) {
             self.forget(first, end);
@@ -221,13 +225,13 @@ impl Domain {
         while left > 0 {
             let page = at.get() >> PAGE_SHIFT;
             let entry = self.entries.get(&page).ok_or_else(|| fault(FaultReason::NotMapped { page }))?;
-            if !(if write { entry.write } else { entry.read }) {
+            if !(if write { entry.write } else { entry.read } || planted!(AnyAccess)) {
                 return Err(fault(FaultReason::Direction { page }));
             }
             let step = left.min(usize::try_from(PAGE_SIZE - at.page_offset()).unwrap_or(left));
             let phys = PhysAddr::new((entry.page << PAGE_SHIFT) + at.page_offset());
             match pieces.last_mut() {
-                Some((start, had)) if start.wrapping_add(*had as u64) == phys => *had += step,
+                Some((start, had)) if start.wrapping_add(*had as u64) == phys || planted!(OnePiece) => *had += step,
                 _ => pieces.push((phys, step)),
             }
             left -= step;

@@ -207,6 +207,9 @@ impl Ledger {
         self.epoch += 1;
         let mapping = self.slab[slot].mapping;
         let misuses = claim.compare(&mapping);
+        if planted!(EntryKept) {
+            return Unmapped { mapping: Some(mapping), misuses };
+        }
         self.table(mapping.kind).remove(dma.get(), slot);
         self.lines.leave(&mapping);
         self.slab[slot].serial = 0;
@@ -226,6 +229,9 @@ impl Ledger {
     }
 
     fn bury(&mut self, dead: Dead) {
+        if planted!(DeadForgotten) {
+            return;
+        }
         if self.dead.len() < DEAD {
             self.dead.push(dead);
         } else {
@@ -320,7 +326,8 @@ impl Ledger {
         let keys = self.coherent.covering(dma, len).chain(self.streaming.covering(dma, len));
         for slot in keys.map(|key| key.slot) {
             let mapping = &self.slab[slot].mapping;
-            if mapping.allows(write) && !mapping.cpu_owns(dma, len) {
+            let allowed = mapping.allows(write) || planted!(AnyDirection);
+            if allowed && (!mapping.cpu_owns(dma, len) || planted!(AlwaysDevices)) {
                 let mapping = &mut self.slab[slot].mapping;
                 mapping.touched.count(len, write, now);
                 return Verdict::Granted(mapping);

@@ -6,6 +6,9 @@
 //! the types forbid. `iommu` and `cache` are what other machines put between device and RAM; `view` shows people what is
 //! live. Mirrors kernel/dma/.
 
+#[macro_use]
+mod plant;
+
 pub mod attrs;
 pub mod cache;
 pub mod coherent;

@@ -3,7 +3,8 @@
 //!
 //! A step is a call of the driver (memory, mappings of every kind, syncs, coherent regions, blocks of a pool) or an
 //! access of one of three devices. After each the bytes it moved and the findings it made are exactly the shadow's.
-//! Neighbours: `shadow` has the rules, `run` the comparison. Left out: two CPUs at once.
+//! A run that goes wrong names its seed and step, and goes wrong there again. Neighbours: `shadow` has the rules, `run`
+//! the comparison, `plants` what must go wrong. Left out: two CPUs at once.
 
 #![expect(clippy::cast_possible_truncation, reason = "what fits a small machine's memory fits any number")]
 
@@ -13,21 +14,52 @@ mod held;
 mod machines;
 mod maps;
 mod memory;
+mod plants;
 mod regions;
 mod run;
 mod shadow;
 mod slots;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::kernel::MachineConfig;
 use run::Run;
 
 /// Steps of a long run.
 const STEPS: u64 = 1_000_000;
 
+/// A long run, in which everything that can be seen on the machine is seen often enough.
 fn million(name: &str) {
-    let mut run = Run::new(machines::named(name));
+    let config = machines::named(name);
+    let mut run = Run::new(config);
     let seen = run.steps(6, STEPS).and_then(|()| run.finish());
     let seen = seen.unwrap_or_else(|why| panic!("{name}: {why}"));
     println!("{name}: {seen:?}");
+    let often = |name: &str| seen.found.get(name).copied().unwrap_or(0);
+    let violations = ["after-unmap", "not-mapped", "outside-mapping", "wrong-direction", "while-cpu-owns"];
+    assert!(violations.iter().all(|name| often(name) > 10_000) && seen.granted > 100_000 && seen.maps > 50_000);
+    assert!(often("pool-corrupted") > 100 && often("mapping-overlap") > 5 && seen.failed > 1000);
+    assert_eq!(often("iommu-fault") > 10_000, config.iommu.is_some());
+    let bounces = config.swiotlb_force || (config.swiotlb > 0 && config.iommu.is_none() && config.ram > config.low);
+    assert_eq!(seen.bounced > 10_000, bounces);
+}
+
+/// A few steps from nothing, and back to nothing.
+fn few(config: MachineConfig, draws: &[u64]) -> Result<(), String> {
+    let mut run = Run::new(config);
+    draws.iter().try_for_each(|&draw| run.step(draw))?;
+    run.finish().map(drop)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 180, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_few_steps_agree_with_the_shadow(machine in 0..9_usize, draws in vec(any::<u64>(), 1..300)) {
+        let (name, config) = machines::all()[machine];
+        prop_assert_eq!(few(config, &draws), Ok(()), "on {}", name);
+    }
 }
 
 #[test]

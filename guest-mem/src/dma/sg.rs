@@ -250,7 +250,7 @@ impl DmaDevice {
                 Ok(place) => placed.push(place),
                 Err(why) => {
                     // Unmapped with DMA_ATTR_SKIP_CPU_SYNC: nothing has been written yet.
-                    for (place, entry) in placed.iter().zip(&table.entries) {
+                    for (place, entry) in placed.iter().zip(&table.entries).skip(usize::from(planted!(RollbackShort))) {
                         self.unplace(kernel, *place, entry.len);
                     }
                     let asked = table.entries.iter().take(placed.len() + 1);

@@ -21,7 +21,7 @@ pub(super) struct Lines(HashMap<u64, u32>);
 
 /// The line that a mapping is known by, if it is tracked.
 fn line_of(mapping: &Mapping) -> Option<u64> {
-    mapping.dir.device_writes().then(|| mapping.orig.get() / LINE)
+    (mapping.dir.device_writes() && !planted!(LinesApart)).then(|| mapping.orig.get() / LINE)
 }
 
 impl Lines {

@@ -163,7 +163,7 @@ impl Table {
     pub(super) fn covering(&self, dma: DmaAddr, len: u64) -> impl Iterator<Item = &Key> {
         let (at, reach) = (dma.get(), self.reach);
         let near = self.before(self.place(|old| old <= at)).take_while(move |key| at - key.dma <= reach);
-        near.filter(move |key| covers(key.dma, key.len, at, len))
+        near.filter(move |key| covers(key.dma, key.len + u64::from(planted!(EndLate)), at, len))
     }
 
     /// Those that hold any of the range, by address.

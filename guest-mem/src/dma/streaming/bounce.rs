@@ -53,7 +53,9 @@ impl DmaDevice {
             return Err(warn_pool_beyond(kernel, self, overflow));
         }
         // Both lie in RAM: one is the caller's buffer, the other the pool.
-        let _ = kernel.ram().copy(orig, slot.phys, size);
+        if !planted!(NoCopyIn) {
+            let _ = kernel.ram().copy(orig, slot.phys, size);
+        }
         let mut counters = self.state.counters.lock();
         counters.bounces += 1;
         counters.bounced_bytes += len;
@@ -79,6 +81,7 @@ impl DmaDevice {
             warn_too_long(kernel, self, error);
             origin.remaining
         });
+        let len = if planted!(CopyLong) { len + 1 } else { len - u64::from(planted!(CopyShort)) };
         let (from, to) = if to_cpu { (bounce, origin.orig) } else { (origin.orig, bounce) };
         // Both lie in RAM: one is the caller's buffer, the other the pool.
         let _ = kernel.ram().copy(from, to, usize::try_from(len).unwrap_or(0));
@@ -88,6 +91,9 @@ impl DmaDevice {
 
 /// Gives a mapping's slots back.
 pub(super) fn release_slots(kernel: &Kernel, at: PhysAddr, len: u64) {
+    if planted!(SlotKept) {
+        return;
+    }
     if let Some(pool) = kernel.swiotlb.lock().as_mut() {
         // The ledger knew the mapping as bounced, so the pool knows it too; a wrong length is the ledger's to report.
         let _ = pool.unmap(at, len);

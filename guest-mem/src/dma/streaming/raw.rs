@@ -124,7 +124,8 @@ impl DmaDevice {
 
     /// Whether the device uses a piece where it lies, without an IOMMU.
     fn in_place(&self, piece: Piece) -> bool {
-        !self.bounces_all() && Self::capable(self.bus_address(piece.orig), piece.len, self.mask())
+        let capable = Self::capable(self.bus_address(piece.orig), piece.len, self.mask());
+        !self.bounces_all() && (capable || planted!(AnyMask))
     }
 
     /// Where the device will find the bytes: in place if it reaches them, else in the bounce pool; they are visible to
@@ -213,12 +214,13 @@ impl DmaDevice {
         let unmapped = self.state.ledger.lock().unmap_entry(dma, len, terms.dir, of, by, kernel.clock());
         self.leave(dma, len);
         if let Some(mapping) = &unmapped.mapping {
-            let back = terms.dir.device_writes() && !terms.attrs.contains(Attrs::SKIP_CPU_SYNC);
+            let skip = terms.attrs.contains(Attrs::SKIP_CPU_SYNC) && !planted!(SkipIgnored);
+            let back = terms.dir.device_writes() && !skip;
             if back && terms.kind != MappingKind::Resource {
                 kernel.ram().invalidate(mapping.phys, len);
             }
             if mapping.bounced {
-                if back {
+                if back && !planted!(NoCopyBack) {
                     self.bounce(kernel, mapping.phys, len, true);
                 }
                 release_slots(kernel, mapping.phys, len);
@@ -244,7 +246,10 @@ impl DmaDevice {
         let id = mapping.map_or(0, |m| m.id);
         cpu.trace_by((kind, dma.get(), usize::try_from(len).unwrap_or(0)), self.index(), id, owner);
         // By the address, as in Linux: a sync that the books don't know is copied all the same.
-        if let Some(phys) = self.behind(dma) {
+        let whole = mapping.filter(|_| planted!(SyncWhole));
+        if let Some(mapping) = whole {
+            self.pass_on(kernel, mapping.phys, mapping.len, for_cpu, dir);
+        } else if let Some(phys) = self.behind(dma) {
             self.pass_on(kernel, phys, len, for_cpu, dir);
         }
         for misuse in misuses.iter() {
@@ -257,8 +262,11 @@ impl DmaDevice {
         if for_cpu && dir.device_writes() {
             kernel.ram().invalidate(phys, len);
         }
-        if if for_cpu { dir.device_writes() } else { dir.device_reads() } {
+        if if for_cpu { dir.device_writes() } else { dir.device_reads() && !planted!(NoCopyAgain) } {
             self.bounce(kernel, phys, len, for_cpu);
+        }
+        if planted!(SlotTwice) && for_cpu {
+            release_slots(kernel, phys, len);
         }
         if !for_cpu {
             kernel.ram().clean(phys, len);
