@@ -47,7 +47,11 @@ enum Command {
     #[cfg(lowzone_mutants)]
     #[command(hide = true)]
     Seeded,
-    /// Run every scenario on every wire, peers of other projects included, and tell what came out.
+    /// Run every scenario on every wire or every named machine, and tell what came out.
+    ///
+    /// A row for each scenario, a column for each wire: the lab's own devices in both worlds, and peers of other
+    /// projects. With --machines a column for each machine: `passed` is in both worlds, `lockstep` in that alone. Where
+    /// a story can't be told its cell is `exempt`, and the reason stands below; the exit code is 1 if a cell is FAILED.
     Matrix(matrix::Matrix),
     /// List the scenarios that come with the program.
     List,

@@ -1,11 +1,13 @@
-//! `lowzone matrix`: every scenario on every wire, and what came out.
+//! `lowzone matrix`: every scenario on every wire, or on every named machine, and what came out.
 //!
-//! Each cell is a `run` of this same program in a process of its own. A scenario whose story can't be told on a wire is
+//! Each cell is a `run` of this same program in a process of its own. A scenario whose story can't be told in a place is
 //! exempt there, and the reason is named; one that has no peer is skipped, and what is missing is named.
-//! Neighbours: `wire::kind`, which says what can be told where; `peer`, which starts and names the other side; `table`,
-//! which prints. Left out: a Linux guest and other people's drivers, whose other half is not a scenario.
+//! Neighbours: `wire::kind` and `spec::on`, which say what can be told where; `place`, the columns; `peer`, which starts
+//! and names the other side; `table`, which prints. Left out: a Linux guest and other people's drivers, whose other half
+//! is not a scenario.
 
 mod peer;
+mod place;
 mod table;
 
 use std::fs::File;
@@ -13,17 +15,16 @@ use std::io::{self, Read, Seek, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
-use crate::cli::CliError;
+use crate::cli::{CliError, source};
 use crate::host::{memory_file, path_of};
 use crate::kit::Kit;
 use crate::progress;
-use crate::spec::{Scenario, Set};
-use crate::wire::WireKind;
+use crate::spec::{Scenario, Set, Source};
 use crate::world::Random;
-use peer::StorageDaemon;
+use place::{Column, Wire};
 use table::Table;
 
 /// A run that takes longer has failed.
@@ -35,9 +36,15 @@ const POLL: Duration = Duration::from_millis(2);
 /// Options of `lowzone matrix`.
 #[derive(Args)]
 pub(crate) struct Matrix {
+    /// The scenarios: names that `list` shows, or paths to .toml files. Default: all that `list` shows.
+    scenario: Vec<String>,
+    /// On each of the nine named machines, in lockstep and in threads, instead of on each wire. A scenario must show
+    /// there what its file says: its [on.MACHINE] table, or else the same as everywhere.
+    #[arg(long, conflicts_with_all = ["wire", "require_peers"])]
+    machines: bool,
     /// Only these columns.
     #[arg(long, value_name = "COLUMN")]
-    wire: Vec<Column>,
+    wire: Vec<Wire>,
     /// Fail if a peer is missing, instead of skipping what needs it.
     #[arg(long)]
     require_peers: bool,
@@ -46,21 +53,7 @@ pub(crate) struct Matrix {
     json: bool,
 }
 
-/// Where scenarios are run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Column {
-    /// Both halves in one process, in lockstep.
-    Lockstep,
-    /// Both halves in one process, on threads.
-    Threads,
-    /// The driver on QEMU's devices, over qtest.
-    Qemu,
-    /// The driver on qemu-storage-daemon's disk, over vhost-user.
-    VhostUser,
-}
-
-/// What came out of one scenario on one wire.
+/// What came out of one scenario in one place.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub(crate) enum Cell {
@@ -81,64 +74,30 @@ struct Row {
     cells: Vec<Cell>,
 }
 
-impl Column {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Lockstep => "lockstep",
-            Self::Threads => "threads",
-            Self::Qemu => "qemu",
-            Self::VhostUser => "vhost-user",
-        }
+/// A scenario to be run.
+struct Story {
+    source: Source,
+    scenario: Scenario,
+    sets: Vec<Set>,
+    /// What a scenario about an image gets, in memory as long as this is.
+    _image: Option<File>,
+}
+
+impl Story {
+    fn read(kit: &Kit, name: &str) -> Result<Self, CliError> {
+        let source = source(kit, name)?;
+        // A scenario about an image names none: it gets one.
+        let image = source.text.contains("image = \"\"").then(image).transpose()?;
+        let sets = image.iter().map(|image| Set { path: "image".to_owned(), value: path_of(image) });
+        let sets = sets.collect::<Vec<_>>();
+        let scenario = kit.load(&source, &sets)?;
+        Ok(Self { source, scenario, sets, _image: image })
     }
 
-    /// The wire, without its sockets: whether a story can be told does not depend on them.
-    fn wire(self) -> WireKind {
-        match self {
-            Self::Lockstep | Self::Threads => WireKind::InProc,
-            Self::Qemu => WireKind::Qemu,
-            Self::VhostUser => WireKind::VhostUser(Vec::new()),
-        }
-    }
-
-    /// The peer's program and the package that has it.
-    const fn peer(self) -> Option<(&'static str, &'static str)> {
-        match self {
-            Self::Lockstep | Self::Threads => None,
-            Self::Qemu => Some(("qemu-system-x86_64", "qemu-system-x86")),
-            Self::VhostUser => Some(("qemu-storage-daemon", "qemu-system-common")),
-        }
-    }
-
-    /// Runs a scenario here.
-    fn run(self, name: &str, scenario: &Scenario, sets: &[String]) -> Result<Cell, CliError> {
-        if let Err(skip) = self.wire().expects(scenario) {
-            return Ok(Cell::Exempt { why: skip.to_string() });
-        }
-        if self == Self::Threads && !scenario.needs.is_empty() {
-            return Ok(Cell::Exempt { why: format!("needs {}", scenario.needs[0]) });
-        }
-        if let Some((program, package)) = self.peer()
-            && !peer::is_here(program)
-        {
-            return Ok(Cell::Skipped { want: format!("{program} (package {package})") });
-        }
-        let mut arguments = vec!["run".to_owned(), name.to_owned(), "--json".to_owned()];
-        sets.iter().for_each(|set| arguments.extend(["--set".to_owned(), set.clone()]));
-        // They end when this drops, after the run.
-        let mut daemons = Vec::new();
-        match self {
-            Self::Lockstep => {}
-            Self::Threads => arguments.extend(["--world", "threads"].map(str::to_owned)),
-            Self::Qemu => arguments.extend(["--wire", "qemu"].map(str::to_owned)),
-            Self::VhostUser => {
-                for device in &scenario.device {
-                    let daemon = StorageDaemon::start(device, &daemons)?;
-                    arguments.extend(["--wire".to_owned(), format!("vhost-user={}", daemon.socket().display())]);
-                    daemons.push(daemon);
-                }
-            }
-        }
-        Ok(child(&arguments)?)
+    /// Those of a `run` of it.
+    fn arguments(&self) -> Vec<String> {
+        let sets = self.sets.iter().flat_map(|set| ["--set".to_owned(), format!("{}={}", set.path, set.value)]);
+        ["run".to_owned(), self.source.name.clone(), "--json".to_owned()].into_iter().chain(sets).collect()
     }
 }
 
@@ -197,26 +156,26 @@ fn bytes_of(result: &str) -> u64 {
 
 /// Runs the matrix.
 pub(crate) fn run(kit: &Kit, options: &Matrix) -> Result<ExitCode, CliError> {
-    let columns = if options.wire.is_empty() { Column::value_variants() } else { &options.wire };
-    let bar = progress::bar(kit.entries().len() * columns.len());
+    let columns = if options.machines { Column::machines() } else { Column::wires(&options.wire) };
+    let given = options.scenario.iter().map(String::as_str);
+    let names: Vec<_> = match given.len() {
+        0 => kit.entries().iter().map(|entry| entry.name).collect(),
+        _ => given.collect(),
+    };
+    let bar = progress::bar(names.len() * columns.len());
     let mut rows = Vec::new();
-    for entry in kit.entries() {
-        let Some(source) = kit.source(entry.name) else { continue };
-        // A scenario about an image names none: it gets one.
-        let image = source.text.contains("image = \"\"").then(image).transpose()?;
-        let sets: Vec<_> = image.iter().map(|image| format!("image={}", path_of(image))).collect();
-        let parsed = sets.iter().map(|set| Set::parse(set)).collect::<Result<Vec<_>, _>>()?;
-        let scenario = kit.load(&source, &parsed)?;
+    for name in names {
+        let story = Story::read(kit, name)?;
         let mut cells = Vec::new();
-        for column in columns {
-            bar.set_message(format!("{} on {}", entry.name, column.name()));
-            cells.push(column.run(entry.name, &scenario, &sets)?);
+        for column in &columns {
+            bar.set_message(format!("{name} on {}", column.label()));
+            cells.push(column.run(kit, &story)?);
             bar.inc(1);
         }
-        rows.push(Row { scenario: entry.name.to_owned(), cells });
+        rows.push(Row { scenario: name.to_owned(), cells });
     }
     bar.finish_and_clear();
-    let table = Table::new(columns, rows);
+    let table = Table::new(&columns, rows);
     table.print(&mut anstream::stdout(), options.json)?;
     Ok(if table.is_good(options.require_peers) { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
