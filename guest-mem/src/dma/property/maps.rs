@@ -3,6 +3,7 @@
 use super::held::{Lent, Mem, Pile, Whole, peek, poke, stretch};
 use super::run::{Buffer, How, Live, MAPPINGS, State, Turn};
 use super::shadow::{Ask, Check, Told, ensure};
+use super::slots::Slots;
 use crate::addr::{DmaAddr, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::direction::{Bidirectional, Dir, Direction, FromDevice, ToDevice};
@@ -248,7 +249,11 @@ impl State {
         // Of a list earlier entries had places, which nobody was told: what was copied there and what was cleaned for
         // them is made to be known, and what a lazy domain still has of them is flushed.
         let ram = turn.kernel().ram();
-        for (at, len) in self.shadow.slots.as_ref().map_or_else(Vec::new, super::slots::Slots::free) {
+        // Whoever finds the pool out of reach, or none, has copied nothing.
+        let copied =
+            !matches!(why, MapFailure::Overflow { .. }) && asks.iter().any(|ask| self.shadow.bounces(dev, ask));
+        let slots = self.shadow.slots.as_ref().filter(|_| copied);
+        for (at, len) in slots.map_or_else(Vec::new, Slots::free) {
             ram.zero_uncached(PhysAddr::new(at), len).unwrap();
             self.shadow.memory.clear(at, len);
         }

@@ -146,6 +146,9 @@ impl Memory {
         for (page, from, step) in by_page(at, len) {
             self.page(page).ram[from..from + step].fill(0);
         }
+        if self.coherent {
+            return;
+        }
         for (line, ..) in by(LINE, at, len) {
             let bit = 1 << (line % PAGE / LINE);
             let page = self.page(line);
