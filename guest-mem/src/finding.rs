@@ -92,6 +92,9 @@ pub enum FindingKind {
     /// Misuse of the DMA API.
     #[error("DMA-API: {0}")]
     Dma(Misuse),
+    /// A mapping in no direction, which Linux does not survive.
+    #[error("kernel BUG at kernel/dma/mapping.c: a mapping with DMA_NONE")]
+    DirectionNone,
     /// Misuse of a DMA pool.
     #[error("{0}")]
     DmaPool(PoolMisuse),
@@ -422,6 +425,7 @@ impl FindingKind {
             Self::Area(misuse) => misuse.name(),
             Self::Io(misuse) => misuse.name(),
             Self::NullDereference { .. } => "null-dereference",
+            Self::DirectionNone => "direction-none",
             Self::Stale { .. } => "stale-handle",
             Self::GfpFixup { .. } => "gfp-fixup",
             Self::MempoolZero => "mempool-zero",
@@ -487,7 +491,7 @@ impl FindingKind {
             Self::CacheBusy { .. } | Self::CacheRefused { .. } | Self::Irq(_) => Some("any"),
             Self::MempoolZero => Some("CONFIG_DEBUG_VM"),
             Self::MempoolResizeZero | Self::KunmapUnbalanced { .. } => Some("any (an oops)"),
-            Self::HighUnmapped { .. } | Self::KmapDepth { .. } => Some("any (an oops)"),
+            Self::HighUnmapped { .. } | Self::KmapDepth { .. } | Self::DirectionNone => Some("any (an oops)"),
             Self::PerCpuIllegal { .. } | Self::KunmapOrder { .. } => Some("any"),
             Self::Preemptible { .. } => Some("CONFIG_DEBUG_PREEMPT"),
             Self::PageFault { .. } | Self::NullDereference { .. } | Self::DriverPanic { .. } => Some("any (an oops)"),

@@ -28,7 +28,7 @@ const LISTS: By = Unit("guest-mem/src/dma/sg/golden.rs");
 const POOLS: By = Unit("guest-mem/src/dma/pool/golden.rs");
 const COHERENT: By = Unit("guest-mem/src/dma/coherent/tests.rs");
 
-const TABLES: [(&str, usize, By); 59] = [
+const TABLES: [(&str, usize, By); 60] = [
     ("buddy", 39, This),
     ("buddyinfo", 6, Sample),
     ("cache", 52, This),
@@ -47,6 +47,7 @@ const TABLES: [(&str, usize, By); 59] = [
     ("dma_sg", 4, LISTS),
     ("dma_sg_misc", 4, LISTS),
     ("dma_tlb", 3, MASKS),
+    ("dmadebug", 44, Unit("guest-mem/src/dma/misuse/golden.rs")),
     ("drain", 51, This),
     ("drain_misc", 3, This),
     ("drain_runs", 20, This),

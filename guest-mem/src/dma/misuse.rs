@@ -4,18 +4,23 @@
 //! scenarios need a way to do wrong. Nothing here bypasses the books: ledger and port see it all and report it.
 //! Neighbours: `streaming`, `kbuf`. Only scenarios, tests and drivers with a bug seeded into them call this.
 
-use crate::addr::{DmaAddr, PhysAddr};
+use crate::addr::{DmaAddr, PhysAddr, VirtAddr};
 use crate::cpu::{Cpu, Halt};
 use crate::dma::attrs::Attrs;
 use crate::dma::coherent::Coherent;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::{Dir, Direction};
+use crate::dma::ledger::Misuse;
 use crate::dma::sg::SgTable;
 use crate::dma::streaming::{MapFailure, Mapped, Piece, RawMapping, Terms, report_unmap};
 use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::kbuf::{KBuf, kfree_raw};
 use crate::kmem_cache::KmemCache;
+use crate::vmalloc::{self, is_vmalloc_addr, virt_addr_valid};
+
+/// Where x86-64 maps its own image, and modules behind it (`__START_KERNEL_map`).
+const KERNEL_IMAGE: u64 = 0xffff_ffff_8000_0000;
 
 /// Maps a buffer without taking it (`dma_map_single`). Any context.
 ///
@@ -125,6 +130,42 @@ pub fn map_part(
     device.map_at(cpu, piece, Terms { attrs, ..Terms::single(dir) })
 }
 
+/// Maps memory by a virtual address that nobody has looked at (`dma_map_single`). Any context.
+///
+/// One of vmalloc's is refused. One of neither vmalloc nor the direct map, such as a module's data, is reported and mapped
+/// all the same: the device is given what the address would be if the kernel's image were that long.
+///
+/// # Errors
+/// [`MapFailure`].
+#[track_caller]
+pub fn map_address(
+    cpu: &Cpu<'_>,
+    device: &DmaDevice,
+    at: VirtAddr,
+    len: u64,
+    dir: Dir,
+) -> Result<RawMapping, MapFailure> {
+    let kernel = device.live_for(cpu, None).ok_or(MapFailure::Stale)?;
+    if is_vmalloc_addr(kernel, at) {
+        vmalloc::misuse::map_single(cpu, device, at, len)?;
+    }
+    let base = if virt_addr_valid(kernel, at) {
+        kernel.config().arch.direct_map(PhysAddr::new(0)).unwrap_or(at)
+    } else {
+        device.report(Misuse::MapsInvalid { addr: at, len }, None, cpu.owner());
+        VirtAddr::new(KERNEL_IMAGE)
+    };
+    let orig = PhysAddr::new(at.get().wrapping_sub(base.get()));
+    device.map_at(cpu, Piece { orig, len, owner: cpu.owner() }, Terms::single(dir))
+}
+
+/// Maps memory in no direction (`DMA_NONE`): reported, and the CPU stops as in an oops. Any context.
+#[track_caller]
+pub fn map_none(cpu: &Cpu<'_>, device: &DmaDevice) -> ! {
+    cpu.emit(FindingKind::DirectionNone, Some(device.name().to_owned()), vec![("at", cpu.owner())]);
+    cpu.halt(Halt::Oops)
+}
+
 /// Unmaps by numbers with attributes (`dma_unmap_single_attrs`). Any context.
 #[track_caller]
 pub fn unmap_attrs(cpu: &Cpu<'_>, device: &DmaDevice, (dma, len): (DmaAddr, u64), dir: Dir, attrs: Attrs) {
@@ -165,5 +206,7 @@ pub fn null_dereference(cpu: &Cpu<'_>, what: &'static str) -> ! {
     cpu.halt(Halt::Oops)
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@
 //! another device's registers, which never bounce.
 //!
 //! Mapping, syncing and unmapping never sleep: any context. Mirrors kernel/dma/direct.h and swiotlb.c.
-//! Neighbours: `device`, `swiotlb`, `ledger`, `sg`. Left out: `DMA_NONE`, which Linux answers with a BUG.
+//! Neighbours: `device`, `swiotlb`, `ledger`, `sg`. Left out: `DMA_NONE`, which only `misuse` can say.
 
 use std::marker::PhantomData;
 

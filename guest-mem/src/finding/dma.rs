@@ -23,6 +23,7 @@ pub(super) fn misuse_name(misuse: &Misuse) -> &'static str {
         Misuse::Overlaps => "mapping-overlap",
         Misuse::TooManyOverlaps { .. } => "mapping-overlaps",
         Misuse::MapsStack { .. } => "map-stack",
+        Misuse::MapsInvalid { .. } => "map-invalid",
         Misuse::Pending { .. } => "pending-dma",
     }
 }

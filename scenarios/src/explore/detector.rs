@@ -80,11 +80,12 @@ impl Detector {
     /// Who makes the findings of this name (`FindingKind::name`).
     pub fn of_finding(name: &str) -> Self {
         match name {
-            "null-dereference" | "driver-panic" => Self::Oops,
+            "null-dereference" | "direction-none" | "driver-panic" => Self::Oops,
             "sleep-in-atomic" | "wrong-context" | "self-deadlock" | "inconsistent-lock" | "bad-unlock" => Self::Context,
             "lab-lock-held" | "nobody-cared" | "no-irq-thread" | "freed-active" | "waits-for-itself"
             | "queue-draining" => Self::Context,
             "map-stack"
+            | "map-invalid"
             | "unmap-error-value"
             | "unmap-not-mapped"
             | "unmap-size"

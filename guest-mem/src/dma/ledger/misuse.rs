@@ -3,8 +3,8 @@
 //! A [`Misuse`] prints the text that dma-debug prints after `DMA-API: <driver> <device>: ` (kernel/dma/debug.c of 6.1).
 //! A [`Violation`] has no counterpart: without an IOMMU the hardware just does it. Its text is ours.
 //!
-//! Neighbours: the ledger makes them, the kernel turns them into findings with both call sites. Left out: messages
-//! about what is mapped beyond the stack (vmalloc, rodata).
+//! Neighbours: the ledger makes them, the kernel turns them into findings with both call sites. Left out: what
+//! no kernel on x86-64 prints, about vmalloc's memory (refused first) and the kernel's text.
 
 use thiserror::Error;
 
@@ -210,12 +210,20 @@ pub enum Misuse {
         line: u64,
     },
     /// A variable on the caller's own stack was mapped.
-    #[error("device driver maps memory from stack [{probable}addr={:#018x}]", .addr.get())]
+    #[error("device driver maps memory from stack [{probable}addr={:016x}]", .addr.get())]
     MapsStack {
         /// Where the variable lies.
         addr: VirtAddr,
         /// `probable ` where the stack is an area of vmalloc's.
         probable: &'static str,
+    },
+    /// An address was mapped that belongs neither to the direct map nor to vmalloc.
+    #[error("device driver maps memory from invalid area [addr={:016x}] [len={len}]", .addr.get())]
+    MapsInvalid {
+        /// The address.
+        addr: VirtAddr,
+        /// Bytes.
+        len: u64,
     },
     /// Mappings are left at unbind (two lines; Linux has no driver name before them, only the device).
     #[error(

@@ -95,7 +95,7 @@ fn by_its_page_it_is_mapped_and_told_to_be_a_stack() {
     });
     assert_eq!(lab.findings(), ["map-stack"]);
     let text = lab.kernel().findings()[0].to_string();
-    assert!(text.contains("device driver maps memory from stack [probable addr=0xffffc9"), "{text}");
+    assert!(text.contains("device driver maps memory from stack [probable addr=ffffc9"), "{text}");
     assert!(text.ends_with("Linux prints this under CONFIG_DMA_API_DEBUG"), "{text}");
 
     let lab = lab_32();
@@ -106,7 +106,7 @@ fn by_its_page_it_is_mapped_and_told_to_be_a_stack() {
         unmap(cpu, &device, mapped);
     });
     let text = lab.kernel().findings()[0].kind.to_string();
-    assert!(text.contains("device driver maps memory from stack [addr=0x00000000c"), "{text}");
+    assert!(text.contains("device driver maps memory from stack [addr=00000000c"), "{text}");
 }
 
 /// Linux looks at the stack of the task that maps, and at no other.

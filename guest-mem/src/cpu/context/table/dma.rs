@@ -107,6 +107,9 @@ pub(super) const CALLS: &[Row] = &[
     ("dma/misuse.rs", "map_part", From::Anywhere, |set, cpu| {
         ignore(misuse::map_part(cpu, &set.device, &set.buf(), (0, 8), Dir::ToDevice, Attrs::empty()));
     }),
+    ("dma/misuse.rs", "map_address", From::Anywhere, |set, cpu| {
+        ignore(misuse::map_address(cpu, &set.device, crate::VirtAddr::new(0), 8, Dir::ToDevice));
+    }),
     ("dma/misuse.rs", "unmap_attrs", From::Anywhere, |set, cpu| {
         misuse::unmap_attrs(cpu, &set.device, (set.raw().dma, 64), Dir::ToDevice, Attrs::empty());
     }),
