@@ -17,6 +17,7 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Context;
 use crate::dma::iommu::IommuFault;
 use crate::dma::ledger::{Misuse, Violation};
+use crate::dma::ownership::Breach;
 use crate::dma::pool::PoolMisuse;
 use crate::iomem::IoMisuse;
 use crate::irq::IrqMisuse;
@@ -101,6 +102,9 @@ pub enum FindingKind {
     /// A device access that no live mapping allows.
     #[error("{0}")]
     Port(Violation),
+    /// A CPU's access to memory that a device owns.
+    #[error("{0}")]
+    Ownership(Breach),
     /// A device access that the IOMMU refused.
     #[error("{0}")]
     IommuFault(IommuFault),
@@ -410,6 +414,7 @@ impl FindingKind {
             Self::Dma(misuse) => misuse_name(misuse),
             Self::DmaPool(misuse) => misuse.name(),
             Self::Port(violation) => violation_name(violation),
+            Self::Ownership(breach) => breach.name(),
             Self::IommuFault(_) => "iommu-fault",
             Self::BeyondWidth { .. } => "beyond-width",
             Self::BusMasterOff { .. } => "bus-master-off",

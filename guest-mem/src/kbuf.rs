@@ -7,11 +7,14 @@
 //! Mirrors `kmalloc`, `__get_free_pages`, `kfree`. Neighbours: `kmalloc` has the rest of
 //! the family, `kmem_cache` gives its objects as such buffers, `page`, `dma`. Left out: vmalloc.
 
+use std::panic::Location;
+
 use thiserror::Error;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpu::Cpu;
 use crate::dma::cache::ARCH_DMA_MINALIGN;
+use crate::dma::ownership::cpu_touches;
 use crate::fault::Request;
 use crate::finding::FindingKind;
 use crate::gfp::Gfp;
@@ -206,6 +209,7 @@ impl KBuf {
         let (at, kernel) = self.place(offset, to.len())?;
         // Within the buffer, hence RAM.
         if let Some(kernel) = kernel {
+            cpu_touches(kernel, (at, to.len()), false, Location::caller());
             let _ = kernel.ram().read(at, to);
         }
         Ok(())
@@ -219,6 +223,7 @@ impl KBuf {
     pub fn write_at(&mut self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         let (at, kernel) = self.place(offset, from.len())?;
         if let Some(kernel) = kernel {
+            cpu_touches(kernel, (at, from.len()), true, Location::caller());
             let _ = kernel.ram().write(at, from);
         }
         Ok(())

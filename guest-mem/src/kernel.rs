@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::arch::{Arch, PAE_LIMIT};
 use crate::dma::device::DeviceState;
+use crate::dma::ownership::Watched;
 use crate::dma::swiotlb::{Geometry, Pool};
 use crate::env::Key;
 use crate::finding::{Finding, Resource};
@@ -81,6 +82,7 @@ pub struct Kernel {
     pub(crate) shrinkers: Shrinkers,
     pub(crate) refusals: Refusals,
     pub(crate) swiotlb: Locked<Option<Pool>>,
+    pub(crate) watched: Watched,
     pub(crate) devices: Locked<Vec<Arc<DeviceState>>>,
     io: Locked<Option<Arc<dyn IoSpace>>>,
     pub(crate) regions: Locked<Regions>,
@@ -140,6 +142,7 @@ impl Kernel {
             shrinkers: Shrinkers::default(),
             refusals: Refusals::default(),
             swiotlb: Locked::new(pool),
+            watched: Watched::default(),
             devices: Locked::default(),
             io: Locked::default(),
             regions: Locked::default(),
@@ -482,6 +485,7 @@ impl Kernel {
         self.chores.store(false, Ordering::Relaxed);
         self.shrinkers.reset();
         self.refusals.reset();
+        self.watched.reset();
         if let Some(pool) = self.swiotlb.lock().as_mut() {
             pool.reset();
         }

@@ -8,6 +8,7 @@
 use crate::addr::{PAGE_SIZE, Pfn, PhysAddr};
 use crate::buddy::MAX_ORDER;
 use crate::cpu::Cpu;
+use crate::dma::ownership::freed as freed_for_dma;
 use crate::env::{Class, Verdict};
 use crate::fault::Request;
 use crate::finding::{BadFree, Finding, FindingKind};
@@ -182,6 +183,7 @@ fn refused(cpu: &Cpu<'_>, order: u8, gfp: Gfp, owner: Owner) {
 
 /// Gives a block back; `Drop` calls this, so it has no CPU and no point.
 pub(crate) fn give_block(kernel: &Kernel, at: PhysAddr, order: u8) {
+    freed_for_dma(kernel, at, PAGE_SIZE << order.min(MAX_ORDER), Owner::default());
     give_block_by(kernel, at, order, Owner::default());
 }
 

@@ -330,6 +330,7 @@ impl Ledger {
             if allowed && (!mapping.cpu_owns(dma, len) || planted!(AlwaysDevices)) {
                 let mapping = &mut self.slab[slot].mapping;
                 mapping.touched.count(len, write, now);
+                mapping.unseen |= write;
                 return Verdict::Granted(mapping);
             }
             blocked = blocked.or(Some(slot));

@@ -170,6 +170,8 @@ pub struct Mapping {
     pub cpu_window: Option<Window>,
     /// What the device did.
     pub touched: Touched,
+    /// Whether the device has written since the CPU was given any of it.
+    pub unseen: bool,
 }
 
 impl Mapping {
@@ -190,6 +192,7 @@ impl Mapping {
             mapped_at: new.mapped_at,
             cpu_window: None,
             touched: Touched::default(),
+            unseen: false,
         }
     }
 
@@ -227,6 +230,7 @@ impl Mapping {
         let to = from.saturating_add(len).min(self.len);
         let change = if to_cpu { Window::opened } else { Window::closed };
         self.cpu_window = change(self.cpu_window, from, to);
+        self.unseen &= !to_cpu;
     }
 }
 

@@ -11,6 +11,7 @@ use crate::dma::coherent::Coherent;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::{Dir, Direction};
 use crate::dma::ledger::Misuse;
+use crate::dma::ownership::freed_under_mapping;
 use crate::dma::sg::SgTable;
 use crate::dma::streaming::{MapFailure, Mapped, Piece, RawMapping, Terms, report_unmap};
 use crate::env::Class;
@@ -28,7 +29,7 @@ const KERNEL_IMAGE: u64 = 0xffff_ffff_8000_0000;
 /// [`MapFailure`].
 #[track_caller]
 pub fn map_single(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Result<RawMapping, MapFailure> {
-    device.map_raw(cpu, buf, Terms::single(dir))
+    device.map_raw(cpu, buf, Terms::lent(dir))
 }
 
 /// Maps a buffer and never asks `dma_mapping_error` about it, unless [`mapping_error`] is called. Any context.
@@ -37,7 +38,7 @@ pub fn map_single(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Re
 /// [`MapFailure`], of which C code that doesn't ask would not know.
 #[track_caller]
 pub fn map_single_unchecked(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: Dir) -> Result<RawMapping, MapFailure> {
-    device.map_raw(cpu, buf, Terms { checked: false, ..Terms::single(dir) })
+    device.map_raw(cpu, buf, Terms { checked: false, ..Terms::lent(dir) })
 }
 
 /// Maps a buffer and goes on whatever came of it: a failed mapping's address is all-ones. Any context.
@@ -94,7 +95,7 @@ pub fn map_sg(cpu: &Cpu<'_>, device: &DmaDevice, table: &mut SgTable, dir: Dir) 
 /// [`MapFailure`].
 #[track_caller]
 pub fn map_sgtable(cpu: &Cpu<'_>, device: &DmaDevice, table: &mut SgTable, dir: Dir) -> Result<(), MapFailure> {
-    device.map_sg_raw(cpu, table, dir, Attrs::empty())
+    device.map_sg_raw(cpu, table, (dir, Attrs::empty()), true)
 }
 
 /// Unmaps a scatterlist that is said to have `count` entries (`dma_unmap_sg`). Any context.
@@ -127,7 +128,7 @@ pub fn map_part(
 ) -> Result<RawMapping, MapFailure> {
     let piece = Piece { orig: buf.phys().wrapping_add(offset), len, owner: buf.owner() };
     device.live_for(cpu, Some(buf)).ok_or(MapFailure::Stale)?;
-    device.map_at(cpu, piece, Terms { attrs, ..Terms::single(dir) })
+    device.map_at(cpu, piece, Terms { attrs, ..Terms::lent(dir) })
 }
 
 /// Maps memory by a virtual address that nobody has looked at (`dma_map_single`). Any context.
@@ -177,6 +178,7 @@ pub fn unmap_attrs(cpu: &Cpu<'_>, device: &DmaDevice, (dma, len): (DmaAddr, u64)
 /// Frees an address (`kfree`): one never allocated, or freed before, is reported. Any context.
 #[track_caller]
 pub fn kfree(cpu: &Cpu<'_>, phys: PhysAddr) {
+    freed_under_mapping(cpu.kernel(), phys, cpu.owner());
     kfree_raw(cpu.kernel(), phys, cpu.owner());
 }
 
@@ -196,6 +198,7 @@ pub fn scribble(cpu: &Cpu<'_>, phys: PhysAddr, bytes: &[u8]) {
 /// Frees a buffer's memory under its holder's feet (`kfree`, `free_pages`); its drop frees it again. Any context.
 #[track_caller]
 pub fn free_buffer(cpu: &Cpu<'_>, buf: &KBuf) {
+    freed_under_mapping(cpu.kernel(), buf.phys(), cpu.owner());
     buf.free_under(cpu.kernel(), cpu.owner());
 }
 

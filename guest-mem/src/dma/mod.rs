@@ -1,10 +1,10 @@
 //! DMA: what a driver promises, where its memory lies, and what the device may touch.
 //!
 //! `device` has the masks, `parms` what a device says of segments, `attrs` what a driver says of one mapping; `coherent`,
-//! `noncoherent`, `streaming` and `sg` are the ways to share memory, `pool` cuts coherent pages into blocks; `swiotlb` bounces what the
-//! mask can't reach; `ledger` books every mapping; `port` is the device's only way in. `misuse` commits, on purpose, what
-//! the types forbid. `iommu` and `cache` are what other machines put between device and RAM; `view` shows people what is
-//! live. Mirrors kernel/dma/.
+//! `noncoherent`, `streaming` and `sg` are the ways to share memory, `pool` cuts coherent pages into blocks; `swiotlb`
+//! bounces what the mask can't reach; `ledger` books every mapping; `port` is the device's only way in. `misuse` commits,
+//! on purpose, what the types forbid, and `ownership` sees what CPUs do then. `iommu` and `cache` are what other machines
+//! put between device and RAM; `view` shows people what is live. Mirrors kernel/dma/.
 
 #[macro_use]
 mod plant;
@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod mapping;
 pub mod misuse;
 pub mod noncoherent;
+pub mod ownership;
 pub mod parms;
 pub mod pool;
 pub mod port;

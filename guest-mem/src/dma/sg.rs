@@ -223,7 +223,7 @@ impl DmaDevice {
         if !memory.scatter(cpu, &mut table) {
             return Err(MapError { buf: memory, why: MapFailure::Stale });
         }
-        match self.map_sg_raw(cpu, &mut table, D::DIR, attrs) {
+        match self.map_sg_raw(cpu, &mut table, (D::DIR, attrs), false) {
             Ok(()) => Ok(MappedSg { device: self.clone(), table, attrs, memory: Some(memory), direction: PhantomData }),
             Err(why) => Err(MapError { buf: memory, why }),
         }
@@ -235,12 +235,12 @@ impl DmaDevice {
         &self,
         cpu: &Cpu<'_>,
         table: &mut SgTable,
-        dir: Dir,
-        attrs: Attrs,
+        (dir, attrs): (Dir, Attrs),
+        lent: bool,
     ) -> Result<(), MapFailure> {
         let kernel = self.live_for(cpu, None).ok_or(MapFailure::Stale)?;
         let owner = cpu.owner();
-        let terms = terms(dir, attrs, table.entries.len());
+        let terms = Terms { lent, ..terms(dir, attrs, table.entries.len()) };
         if table.entries.is_empty() {
             return Err(MapFailure::NoEntries);
         }

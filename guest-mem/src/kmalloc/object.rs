@@ -5,6 +5,7 @@
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
+use crate::dma::ownership::freed;
 use crate::env::Verdict;
 use crate::fault::Request;
 use crate::frame::Kind as Purpose;
@@ -192,6 +193,7 @@ pub(crate) fn large(cpu: &Cpu<'_>, len: usize, gfp: Gfp, owner: Owner) -> Result
 /// `from` is the cache that the caller says it is of.
 pub(crate) fn release(kernel: &Kernel, phys: PhysAddr, kind: Kind, from: Option<u32>, by: Owner) {
     if let Some(given) = kernel.slabs.give(&kernel.pcp.shared().frames, phys, from) {
+        freed(kernel, phys, given.class_size.into(), by);
         let bytes = if kind == Kind::Kfree { given.requested } else { given.class_size };
         return trace_release(kernel, kind, phys, usize::try_from(bytes).unwrap_or(0), by);
     }
@@ -201,13 +203,14 @@ pub(crate) fn release(kernel: &Kernel, phys: PhysAddr, kind: Kind, from: Option<
 /// As [`release`], with the lock over all caches.
 fn release_slowly(kernel: &Kernel, phys: PhysAddr, kind: Kind, from: Option<u32>, by: Owner) {
     let mut told = Told::default();
-    let freed = give_back(kernel, phys, from, by, &mut told);
+    let given = give_back(kernel, phys, from, by, &mut told);
     if let Some((cache, of, checked)) = told.wrong_cache {
         report::wrong_cache(kernel, (cache, of), checked, by);
     }
-    match freed {
-        Ok((freed, pages)) => {
-            let bytes = if kind == Kind::Kfree { freed.requested } else { freed.class_size };
+    match given {
+        Ok((object, pages)) => {
+            freed(kernel, phys, object.class_size.into(), by);
+            let bytes = if kind == Kind::Kfree { object.requested } else { object.class_size };
             trace_release(kernel, kind, phys, usize::try_from(bytes).unwrap_or(0), by);
             for block in pages {
                 give_block_by(kernel, block.pfn.phys(), block.order, by);

@@ -4,8 +4,10 @@
 //! wrong call changes nothing here and is a finding that says what Linux would do. Neighbours: the parent.
 
 use super::{PageState, give_block_by};
-use crate::addr::PhysAddr;
+use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::buddy::MAX_ORDER;
 use crate::cpu::Cpu;
+use crate::dma::ownership::freed;
 use crate::env::Class;
 
 /// Frees 2^`order` pages at an address (`free_pages`); address 0 does nothing, as in Linux. Any context.
@@ -16,6 +18,7 @@ pub fn free_pages(cpu: &Cpu<'_>, at: PhysAddr, order: u8) {
         return;
     }
     let _ = cpu.point_for(Class::Release, 4096 << order.min(10), by);
+    freed(cpu.kernel(), at, PAGE_SIZE << order.min(MAX_ORDER), by);
     give_block_by(cpu.kernel(), at, order, by);
 }
 

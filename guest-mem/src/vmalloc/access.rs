@@ -8,6 +8,7 @@ use super::areas::Place;
 use super::{AreaMisuse, NotMapped, report};
 use crate::addr::VirtAddr;
 use crate::cpu::Cpu;
+use crate::dma::ownership::cpu_touches_by;
 use crate::finding::{Finding, FindingKind};
 use crate::kbuf::OutOfBounds;
 use crate::kernel::{Kernel, KernelRef};
@@ -67,6 +68,7 @@ fn read_bytes(kernel: &Kernel, at: VirtAddr, to: &mut [u8], by: Owner) -> usize 
     while done < to.len() {
         let Some((phys, left)) = page(kernel, at.wrapping_add(done as u64), false, by) else { break };
         let step = left.min(to.len() - done);
+        cpu_touches_by(kernel, (phys, step), false, by);
         // A page of an area is RAM.
         let _ = kernel.ram().read(phys, &mut to[done..done + step]);
         done += step;
@@ -79,6 +81,7 @@ fn write_bytes(kernel: &Kernel, at: VirtAddr, from: &[u8], by: Owner) -> usize {
     while done < from.len() {
         let Some((phys, left)) = page(kernel, at.wrapping_add(done as u64), true, by) else { break };
         let step = left.min(from.len() - done);
+        cpu_touches_by(kernel, (phys, step), true, by);
         let _ = kernel.ram().write(phys, &from[done..done + step]);
         done += step;
     }

@@ -56,6 +56,7 @@ fn a_forgotten_sync_shows_stale_bytes_here_and_nowhere_else() {
         assert_eq!(byte, [9], "synced");
         misuse::sync_single(&cpu, &device, raw.dma, 64, false, Dir::Bidirectional);
         misuse::unmap_single(&cpu, &device, raw.dma, 128, Dir::Bidirectional);
+        assert_eq!(lab.findings(), ["missing-sync", "cpu-writes-mapped"], "whatever the machine");
     }
 }
 
@@ -72,6 +73,7 @@ fn a_field_in_the_line_of_a_mapped_buffer_corrupts_it_and_two_kmallocs_never_sha
     misuse::unmap_single(&cpu, &device, part.dma, 32, Dir::FromDevice);
     let mut bytes = [1; 41];
     whole.read_at(0, &mut bytes).unwrap();
+    assert_eq!(lab.findings(), ["line-shared"]);
     assert_eq!((bytes[0], bytes[40]), (0, 5), "the line that the CPU dirtied was written over the device's bytes");
     let objects: Vec<_> = (0..64).map(|_| KBuf::kmalloc(&cpu, 8, GFP_KERNEL).unwrap()).collect();
     assert!(objects.iter().all(|object| object.phys().get() % 128 == 0));

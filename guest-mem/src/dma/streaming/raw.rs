@@ -42,13 +42,20 @@ pub(crate) struct Terms {
     pub(crate) entries: Entries,
     /// Whether the driver asks `dma_mapping_error`.
     pub(crate) checked: bool,
+    /// Whether the caller keeps the memory, as C code does, and may touch or free it.
+    pub(crate) lent: bool,
 }
 
 impl Terms {
     /// Those of `dma_map_single`, checked.
     pub(crate) const fn single(dir: Dir) -> Self {
         let entries = Entries { called: 0, mapped: 0 };
-        Self { dir, kind: MappingKind::Single, attrs: Attrs::empty(), entries, checked: true }
+        Self { dir, kind: MappingKind::Single, attrs: Attrs::empty(), entries, checked: true, lent: false }
+    }
+
+    /// Those of `dma_map_single` by who keeps the buffer.
+    pub(crate) const fn lent(dir: Dir) -> Self {
+        Self { lent: true, ..Self::single(dir) }
     }
 
     /// The names of their events: map, unmap, sync for the CPU, sync for the device.
@@ -184,10 +191,15 @@ impl DmaDevice {
             mapped_at: cpu.now(),
             checked: terms.checked,
         };
-        let (misuses, live) = {
+        let (booked, misuses, live) = {
             let mut ledger = self.state.ledger.lock();
-            (ledger.map_tracked(mapping).1, ledger.len() as u64)
+            let (booked, misuses) = ledger.map_tracked(mapping);
+            (booked, misuses, ledger.len() as u64)
         };
+        let kernel = cpu.kernel();
+        if (terms.lent || !kernel.config().coherent) && terms.kind != MappingKind::Resource {
+            kernel.watched.enter(piece.orig, mapping.id, piece.len, (self.index(), booked));
+        }
         {
             let mut counters = self.state.counters.lock();
             counters.maps += 1;
@@ -214,6 +226,7 @@ impl DmaDevice {
         let unmapped = self.state.ledger.lock().unmap_entry(dma, len, terms.dir, of, by, kernel.clock());
         self.leave(dma, len);
         if let Some(mapping) = &unmapped.mapping {
+            kernel.watched.leave(mapping.orig, mapping.id);
             let skip = terms.attrs.contains(Attrs::SKIP_CPU_SYNC) && !planted!(SkipIgnored);
             let back = terms.dir.device_writes() && !skip;
             if back && terms.kind != MappingKind::Resource {
