@@ -11,6 +11,7 @@ mod faults;
 mod front_end;
 mod hostile_device;
 mod inspect;
+mod ledger;
 mod machines;
 mod matrix;
 mod net;

@@ -3,8 +3,9 @@
 //! A `story` step names one of [`STORIES`]; its parts run on the machine's CPUs, one each, and put down what they see as
 //! facts, in the order they are told. A story's `mistake` commits one typical crime on the way, whose finding its
 //! scenario expects. Neighbours: `step::story`, which runs the parts; `spec`, which knows the names only; the files
-//! under `files/alloc`. Left out: devices; a story that needs one is a driver's.
+//! under `files/alloc` and `files/dma`. Left out: devices; a story that needs one is a driver's.
 
+mod bounce_sweep;
 mod contexts;
 mod devres;
 mod exhaustion;
@@ -13,6 +14,7 @@ mod highmem;
 mod ioremap;
 mod kmalloc;
 mod kmem_cache;
+mod ledger;
 mod mempool;
 mod pages;
 mod percpu;
@@ -44,6 +46,7 @@ pub(crate) struct Story {
 /// All stories, by name.
 pub(crate) const STORIES: &[Story] = &[
     Story { name: "atomic-reserve", mistakes: &["insist"], parts: || alone(exhaustion::atomic_reserve) },
+    Story { name: "bounce-sweep", mistakes: &[], parts: || alone(bounce_sweep::tell) },
     Story { name: "cache-full", mistakes: &[], parts: || alone(exhaustion::cache_full) },
     Story { name: "contexts", mistakes: contexts::MISTAKES, parts: || alone(contexts::tell) },
     Story { name: "devres", mistakes: &["manual-free"], parts: || alone(devres::tell) },
@@ -59,6 +62,7 @@ pub(crate) const STORIES: &[Story] = &[
     },
     Story { name: "kmalloc", mistakes: &["double-free"], parts: || alone(kmalloc::tell) },
     Story { name: "kmem-cache", mistakes: &["destroy-busy", "wrong-cache"], parts: || alone(kmem_cache::tell) },
+    Story { name: "ledger", mistakes: ledger::MISTAKES, parts: || alone(ledger::tell) },
     Story { name: "mempool", mistakes: &["elements-out"], parts: mempool::parts },
     Story { name: "pages", mistakes: &["double-free"], parts: || alone(pages::tell) },
     Story { name: "pages-left", mistakes: &[], parts: || alone(exhaustion::pages_left) },
