@@ -103,8 +103,13 @@ pub enum FindingKind {
     #[error("{0}")]
     Port(Violation),
     /// A CPU's access to memory that a device owns.
-    #[error("{0}")]
-    Ownership(Breach),
+    #[error("{breach}")]
+    Ownership {
+        /// What it did.
+        breach: Breach,
+        /// The transaction that has the memory.
+        transaction: u64,
+    },
     /// A device access that the IOMMU refused.
     #[error("{0}")]
     IommuFault(IommuFault),
@@ -414,7 +419,7 @@ impl FindingKind {
             Self::Dma(misuse) => misuse_name(misuse),
             Self::DmaPool(misuse) => misuse.name(),
             Self::Port(violation) => violation_name(violation),
-            Self::Ownership(breach) => breach.name(),
+            Self::Ownership { breach, .. } => breach.name(),
             Self::IommuFault(_) => "iommu-fault",
             Self::BeyondWidth { .. } => "beyond-width",
             Self::BusMasterOff { .. } => "bus-master-off",
@@ -466,6 +471,7 @@ impl FindingKind {
     pub fn transaction(&self) -> u64 {
         match self {
             Self::Port(violation) => violation.mapping().map_or(0, |mapping| mapping.id),
+            Self::Ownership { transaction, .. } => *transaction,
             _ => 0,
         }
     }

@@ -277,7 +277,7 @@ fn mapping_of(kernel: &Kernel, stretch: Stretch) -> Option<(String, Mapping)> {
 
 fn tell(kernel: &Kernel, device: &str, breach: Breach, mapping: &Mapping, by: (&'static str, Owner)) {
     let sites = vec![by, ("mapped at", mapping.map_owner), ("allocated at", mapping.alloc_owner)];
-    let kind = FindingKind::Ownership(breach);
+    let kind = FindingKind::Ownership { breach, transaction: mapping.id };
     let finding = Finding { kind, device: Some(device.to_owned()), at: kernel.clock(), sites };
     kernel.report_for(finding, crate::cpu::current(), mapping.id);
 }

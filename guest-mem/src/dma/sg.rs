@@ -8,6 +8,7 @@
 //! mapping and the copies. Left out: chained lists, peer-to-peer memory, an IOMMU's one range for all entries.
 
 use std::marker::PhantomData;
+use std::panic::Location;
 
 use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::{Cpu, Halt};
@@ -16,6 +17,7 @@ use crate::dma::device::DmaDevice;
 use crate::dma::direction::{DeviceReads, DeviceWrites, Dir, Direction};
 use crate::dma::ledger::Misuse;
 use crate::dma::mapping::{Entries, Kind as MappingKind};
+use crate::dma::ownership::cpu_touches;
 use crate::dma::streaming::{MapError, MapFailure, Piece, Placed, Terms};
 use crate::env::Class;
 use crate::kbuf::{KBuf, OutOfBounds};
@@ -396,8 +398,10 @@ impl<B, D: DeviceWrites> SgWindow<'_, '_, B, D> {
     ///
     /// # Errors
     /// [`OutOfBounds`].
+    #[track_caller]
     pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfBounds> {
         for (at, range) in self.stretches(offset, to.len())? {
+            cpu_touches(self.cpu.kernel(), (at, range.len()), false, Location::caller());
             // The memory's owner is lent for as long, so it is RAM.
             let _ = self.cpu.kernel().ram().read(at, &mut to[range]);
         }
@@ -410,8 +414,10 @@ impl<B, D: DeviceReads> SgWindow<'_, '_, B, D> {
     ///
     /// # Errors
     /// [`OutOfBounds`].
+    #[track_caller]
     pub fn write_at(&mut self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         for (at, range) in self.stretches(offset, from.len())? {
+            cpu_touches(self.cpu.kernel(), (at, range.len()), true, Location::caller());
             // The memory's owner is lent for as long, so it is RAM.
             let _ = self.cpu.kernel().ram().write(at, &from[range]);
         }

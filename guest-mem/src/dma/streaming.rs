@@ -319,6 +319,7 @@ impl Mapped<KBuf, ToDevice> {
     ///
     /// # Errors
     /// [`OutOfBounds`].
+    #[track_caller]
     pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfBounds> {
         match &self.buf {
             Some(buf) => buf.read_at(offset, to),
@@ -361,6 +362,7 @@ impl<D: DeviceWrites> Window<'_, '_, D> {
     ///
     /// # Errors
     /// [`OutOfBounds`] of what was lent.
+    #[track_caller]
     pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), OutOfBounds> {
         self.holds(offset, to.len())?;
         match &self.mapped.buf {
@@ -375,6 +377,7 @@ impl<D: DeviceReads> Window<'_, '_, D> {
     ///
     /// # Errors
     /// [`OutOfBounds`] of what was lent.
+    #[track_caller]
     pub fn write_at(&mut self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         self.holds(offset, from.len())?;
         match &mut self.mapped.buf {

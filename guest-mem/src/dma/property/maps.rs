@@ -126,23 +126,27 @@ impl State {
         let size: u64 = buffer.spans.iter().map(|span| span.1).sum();
         let (from, len) = turn.part(size as usize, 300);
         let pieces = stretch(&buffer.spans, from, len);
+        // Pages are reached as by kmap, which judges nothing.
+        let judged = !matches!(buffer.mem, Mem::Pages(_));
         let mut bytes = vec![turn.dice.roll(256) as u8; len];
         if turn.dice.once_in(2) {
-            match buffer.parts {
-                0 => buffer.mem.write(kernel, from, &bytes),
-                _ => pieces.iter().for_each(|&(at, len)| poke(kernel, at, &bytes[..len as usize])),
+            buffer.mem.write(kernel, from, &bytes);
+            for &(at, len) in &pieces {
+                self.shadow.memory.cpu_writes(at, &bytes[..len as usize]);
+                if judged {
+                    self.shadow.cpu(at, len, true);
+                }
             }
-            pieces.iter().for_each(|&(at, len)| self.shadow.memory.cpu_writes(at, &bytes[..len as usize]));
             return Ok(());
-        }
-        if buffer.parts > 0 {
-            return pieces.into_iter().try_for_each(|(at, len)| self.check_bytes(kernel, at, len));
         }
         buffer.mem.read(kernel, from, &mut bytes);
         let (mut should, mut done) = (vec![0; len], 0);
         for (at, len) in pieces {
             self.shadow.memory.cpu_reads(at, &mut should[done..done + len as usize]);
             done += len as usize;
+            if judged {
+                self.shadow.cpu(at, len, false);
+            }
         }
         ensure!(bytes == should, "a buffer at {:#x} does not hold what it should", buffer.spans[0].0);
         Ok(())
@@ -188,7 +192,7 @@ impl State {
             Mem::Area(area) => (in_direction!(dir, list<crate::vmalloc::VBuf>(&device, cpu, area)), true, false),
         };
         turn.lab.solo.fail_nth(u64::MAX);
-        let asks = spans.iter().map(|&(orig, len)| Ask { orig, len, dir, skip: false, list });
+        let asks = spans.iter().map(|&(orig, len)| Ask { orig, len, dir, skip: false, list, kept: false });
         let asks: Vec<_> = asks.collect();
         match mapped {
             Ok((whole, told)) => {
@@ -292,7 +296,7 @@ impl State {
         let Some(Buffer { mem: Mem::Buf(buf), spans, .. }) = &self.buffers[at] else { return Ok(()) };
         let (from, len) = turn.part(buf.len(), 3000);
         let (orig, skip) = (spans[0].0 + from as u64, turn.dice.once_in(6));
-        let ask = Ask { orig, len: len as u64, dir, skip, list: false };
+        let ask = Ask { orig, len: len as u64, dir, skip, list: false, kept: true };
         let apart = |live: &Live| {
             live.dev != dev || live.spans.iter().all(|&(other, has)| other + has <= orig || orig + ask.len <= other)
         };
@@ -389,12 +393,16 @@ impl State {
             for &(at, len) in &pieces {
                 self.shadow.memory.cpu_reads(at, &mut should[done..done + len as usize]);
                 done += len as usize;
+                self.shadow.cpu(at, len, false);
             }
             ensure!(bytes == should, "a window on {:#x} does not show what it should", pieces[0].0);
         }
         bytes.fill(turn.dice.roll(256) as u8);
         if turn.dice.once_in(2) && lent.write(from, &bytes) {
-            pieces.iter().for_each(|&(at, len)| self.shadow.memory.cpu_writes(at, &bytes[..len as usize]));
+            for &(at, len) in &pieces {
+                self.shadow.memory.cpu_writes(at, &bytes[..len as usize]);
+                self.shadow.cpu(at, len, true);
+            }
         }
         let piece = self.shadow.find(dev, ids[turn.dice.index(ids.len())]);
         let (from, len) = turn.part(piece.len as usize, 64);

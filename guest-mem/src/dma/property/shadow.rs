@@ -42,6 +42,8 @@ pub(super) struct Ask {
     pub(super) skip: bool,
     /// Whether it is of a scatterlist.
     pub(super) list: bool,
+    /// Whether the driver keeps the memory.
+    pub(super) kept: bool,
 }
 
 /// What it was told.
@@ -66,6 +68,10 @@ pub(super) struct Piece {
     pub(super) coherent: bool,
     bounced: bool,
     skip: bool,
+    /// Whether the CPU's accesses to it are judged.
+    watched: bool,
+    /// Whether the device has written since the CPU had any of it.
+    unseen: bool,
     /// What the CPU was lent: first byte, and the one behind the last.
     lent: Option<(u64, u64)>,
 }
@@ -187,6 +193,8 @@ impl Shadow {
             coherent: false,
             bounced: bounces,
             skip,
+            watched: ask.kept || !self.config.coherent,
+            unseen: false,
             lent: None,
         })
     }
@@ -215,7 +223,9 @@ impl Shadow {
         }
         self.memory.clear(phys, len.next_multiple_of(4096).next_power_of_two());
         let (dir, bounced) = (Dir::Bidirectional, false);
-        let piece = Piece { id: 0, dma, phys, orig: phys, len, dir, coherent: true, bounced, skip: true, lent: None };
+        let (orig, coherent, skip, watched) = (phys, true, true, false);
+        let (unseen, lent) = (false, None);
+        let piece = Piece { id: 0, dma, phys, orig, len, dir, coherent, bounced, skip, watched, unseen, lent };
         self.book(dev, piece, false);
         Ok(())
     }
@@ -266,6 +276,7 @@ impl Shadow {
         }
         let booked = self.books[dev].live.iter_mut().find(|piece| piece.id == id).unwrap();
         booked.lent = for_cpu.then_some((from, from + len));
+        booked.unseen &= !for_cpu;
     }
 
     /// What the CPU was lent of a mapping.
@@ -274,14 +285,17 @@ impl Shadow {
     }
 
     /// What must be found in an access; `None` if a mapping allows it.
-    fn judge(&self, dev: usize, dma: u64, len: u64, write: bool) -> Option<(&'static str, u64)> {
-        let book = &self.books[dev];
+    fn judge(&mut self, dev: usize, dma: u64, len: u64, write: bool) -> Option<(&'static str, u64)> {
         // Coherent memory first, then the nearest beginning, then the newest.
-        let holding = book.live.iter().enumerate().filter(|(_, piece)| piece.covers(dma, len));
-        if holding.clone().any(|(_, piece)| piece.allows(write) && !piece.is_lent(dma, len)) {
+        let first = |(at, piece): &(usize, &Piece)| (piece.coherent, piece.dma, *at);
+        let holding = self.books[dev].live.iter().enumerate().filter(|(_, piece)| piece.covers(dma, len));
+        let granting = holding.clone().filter(|(_, piece)| piece.allows(write) && !piece.is_lent(dma, len));
+        if let Some((at, _)) = granting.max_by_key(first) {
+            self.books[dev].live[at].unseen |= write;
             return None;
         }
-        if let Some((_, piece)) = holding.max_by_key(|(at, piece)| (piece.coherent, piece.dma, *at)) {
+        let book = &self.books[dev];
+        if let Some((_, piece)) = holding.max_by_key(first) {
             return Some((if piece.allows(write) { "while-cpu-owns" } else { "wrong-direction" }, piece.id));
         }
         let outside = |part| {
@@ -293,6 +307,32 @@ impl Shadow {
             |part| book.dead.iter().find(|piece| piece.touches(dma, part)).map(|piece| ("after-unmap", piece.id));
         let found = outside(1).or_else(|| after(1)).or_else(|| outside(len)).or_else(|| after(len));
         Some(found.unwrap_or(("not-mapped", 0)))
+    }
+
+    /// An access of the CPU through a driver's own pointer: what must be found.
+    pub(super) fn cpu(&mut self, at: u64, len: u64, write: bool) {
+        let line = if write && !self.config.coherent { 64 } else { 1 };
+        let (low, high) = (at - at % line, (at + len).next_multiple_of(line));
+        let live = self.books.iter().flat_map(|book| &book.live);
+        let near = live.filter(|piece| piece.watched && piece.orig < high && low < piece.orig + piece.len);
+        let mut near: Vec<Piece> = near.copied().collect();
+        near.sort_by_key(|piece| (piece.orig, piece.id));
+        let found = near.iter().find_map(|piece| {
+            let owned = |from: u64, to: u64| {
+                let mut bytes = from.max(piece.orig)..to.min(piece.orig + piece.len);
+                bytes.any(|byte| piece.lent.is_none_or(|(f, t)| !(f..t).contains(&(byte - piece.orig))))
+            };
+            let writes = piece.dir.device_writes();
+            let name = match (owned(at, at + len), write, piece.unseen) {
+                (true, true, _) => "cpu-writes-mapped",
+                (true, false, true) => "missing-sync",
+                (true, false, false) if writes => "cpu-reads-mapped",
+                (false, true, _) if writes && !piece.bounced && owned(low, high) => "line-shared",
+                _ => return None,
+            };
+            Some((name, piece.id))
+        });
+        self.expected.extend(found);
     }
 
     /// An access of a device: what must be found, and which RAM it reaches.
