@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
 use crate::dma::direction::Dir;
-use crate::dma::iommu::{Domain, IovaError};
+use crate::dma::iommu::{Domain, IovaError, ListPart};
 use crate::dma::ledger::{Ledger, Misuse};
 use crate::dma::mapping::{Kind as MappingKind, Mapping, NewMapping};
 use crate::dma::parms::Parms;
@@ -348,6 +348,21 @@ impl DmaDevice {
         match self.domain() {
             None => Ok(self.bus_address(phys)),
             Some(domain) => domain.lock().map(phys, len, dir, mask, self.kernel().clock()),
+        }
+    }
+
+    /// Makes a list visible in one range of so many bytes, of an IOMMU only: where it begins.
+    pub(crate) fn enter_list(&self, parts: &[ListPart], range: u64, dir: Dir) -> Result<DmaAddr, IovaError> {
+        let (pages, mask) = (range / PAGE_SIZE, self.mask());
+        let domain = self.domain().ok_or(IovaError { pages, mask })?;
+        domain.lock().map_list(parts, pages, dir, mask, self.kernel().clock())
+    }
+
+    /// What lies behind a range, where that may be several pieces and anybody asks: behind an IOMMU, under caches.
+    pub(crate) fn scattered(&self, kernel: &Kernel, dma: DmaAddr, len: u64) -> Vec<(PhysAddr, u64)> {
+        match self.domain() {
+            Some(domain) if !kernel.config().coherent => domain.lock().pieces(dma, len),
+            _ => Vec::new(),
         }
     }
 

@@ -8,7 +8,7 @@
 //!
 //! It needs no bounce pool and reaches all RAM. Mirrors drivers/iommu/dma-iommu.c and iova.c of 6.1; the text of a fault
 //! is ours, each driver of an IOMMU having its own. Neighbours: `iova` gives addresses; the map calls and the port.
-//! Left out: one flush queue a CPU (here one a domain), merging scatter lists into one range, scattered coherent memory,
+//! Left out: one flush queue a CPU (here one a domain), one entry of it for a list, scattered coherent memory,
 //! untrusted devices' bounces.
 
 mod iova;
@@ -124,6 +124,16 @@ pub struct Domain {
     flushes: u64,
 }
 
+/// One entry of a list that is mapped in one range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ListPart {
+    /// Where in the range its first page lies, in bytes.
+    pub(crate) at: u64,
+    /// Its first byte, and how many there are.
+    pub(crate) phys: PhysAddr,
+    pub(crate) len: u64,
+}
+
 /// Ranges of RAM behind a range of device addresses, in order.
 pub type Pieces = Vec<(PhysAddr, usize)>;
 
@@ -145,12 +155,43 @@ impl Domain {
     /// # Errors
     /// [`IovaError`]: no addresses left there.
     pub fn map(&mut self, phys: PhysAddr, len: u64, dir: Dir, mask: u64, now: u64) -> Result<DmaAddr, IovaError> {
+        let (_, pages) = pages_of(DmaAddr::new(phys.get()), len);
+        let base = self.map_list(&[ListPart { at: 0, phys, len }], pages, dir, mask, now)?;
+        Ok(base.wrapping_add(phys.page_offset()))
+    }
+
+    /// Enters the pages around each part in one range of so many pages; where it begins. Gaps stay unmapped.
+    pub(crate) fn map_list(
+        &mut self,
+        parts: &[ListPart],
+        pages: u64,
+        dir: Dir,
+        mask: u64,
+        now: u64,
+    ) -> Result<DmaAddr, IovaError> {
         self.tick(now);
-        let (page, pages) = pages_of(DmaAddr::new(phys.get()), len);
-        let first = self.iovas.alloc(pages, mask)?;
-        let entry = Entry { page, read: dir.device_reads(), write: dir.device_writes(), stale: false };
-        self.entries.extend((0..pages).map(|at| (first + at, Entry { page: page + at, ..entry })));
-        Ok(DmaAddr::new((first << PAGE_SHIFT) + phys.page_offset()))
+        let paged = |part: &ListPart| pages_of(DmaAddr::new(part.phys.get()), part.len);
+        let first = self.iovas.alloc(pages, parts.iter().map(|part| paged(part).1).sum(), mask)?;
+        let (read, write) = (dir.device_reads(), dir.device_writes());
+        for part in parts {
+            let (page, count) = paged(part);
+            let from = first + (part.at >> PAGE_SHIFT);
+            let entry = |at| Entry { page: page + at, read, write, stale: false };
+            self.entries.extend((0..count).map(|at| (from + at, entry(at))));
+        }
+        Ok(DmaAddr::new(first << PAGE_SHIFT))
+    }
+
+    /// What lies behind a range, page by page; what is not mapped is passed over.
+    pub(crate) fn pieces(&self, dma: DmaAddr, len: u64) -> Vec<(PhysAddr, u64)> {
+        let (mut pieces, mut done) = (Vec::new(), 0);
+        while done < len {
+            let at = dma.wrapping_add(done);
+            let step = (PAGE_SIZE - at.page_offset()).min(len - done);
+            pieces.extend(self.lookup(at).map(|phys| (phys, step)));
+            done += step;
+        }
+        pieces
     }
 
     /// Takes back the pages around `len` bytes at `dma`, at once or at the next flush; those not entered are passed over.

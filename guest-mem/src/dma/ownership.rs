@@ -113,13 +113,17 @@ impl Breach {
     }
 }
 
-/// A mapping, by the memory behind it.
+/// A mapping, or an entry of a merged list, by the memory behind it.
 #[derive(Clone, Copy, Debug)]
-struct Stretch {
-    len: u64,
+pub(crate) struct Stretch {
+    /// Its first byte.
+    pub(crate) orig: PhysAddr,
+    pub(crate) len: u64,
+    /// Where in the mapping it begins.
+    pub(crate) offset: u64,
     /// Number of its device.
-    device: u16,
-    id: MapId,
+    pub(crate) device: u16,
+    pub(crate) id: MapId,
 }
 
 /// The mappings that a CPU may trip over.
@@ -145,10 +149,10 @@ impl Watched {
         self.count.load(Ordering::Relaxed) != 0
     }
 
-    pub(crate) fn enter(&self, orig: PhysAddr, transaction: u64, len: u64, (device, id): (u16, MapId)) {
+    pub(crate) fn enter(&self, transaction: u64, stretch: Stretch) {
         let mut stretches = self.stretches.lock();
-        stretches.longest = stretches.longest.max(len);
-        if stretches.by_place.insert((orig.get(), transaction), Stretch { len, device, id }).is_none() {
+        stretches.longest = stretches.longest.max(stretch.len);
+        if stretches.by_place.insert((stretch.orig.get(), transaction), stretch).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -234,15 +238,16 @@ fn tell_freed(kernel: &Kernel, at: PhysAddr, device: &str, mapping: &Mapping, by
 fn judge_access(kernel: &Kernel, (at, len): (PhysAddr, u64), write: bool, by: Owner) {
     let (from, to) = (at.get(), at.get().saturating_add(len));
     // With caches, a write reaches as far as its lines do.
-    let reach = if write && !kernel.config().coherent { CACHE_LINE } else { 1 };
+    let lines = write && !kernel.config().coherent && !planted!(NeighbourIgnored);
+    let reach = if lines { CACHE_LINE } else { 1 };
     let (low, high) = (from - from % reach, to.next_multiple_of(reach));
     for stretch in kernel.watched.over(low, high) {
         let Some((device, mapping)) = mapping_of(kernel, stretch) else { continue };
-        let breach = if device_owns(&mapping, from, to) {
+        let breach = if device_owns(&mapping, &stretch, from, to) {
             direct(&mapping, at, len, write)
         } else {
-            let spoils = mapping.dir.device_writes() && !mapping.bounced && device_owns(&mapping, low, high);
-            let (mapped, size, dir) = (mapping.orig, mapping.len, mapping.dir);
+            let spoils = mapping.dir.device_writes() && !mapping.bounced && device_owns(&mapping, &stretch, low, high);
+            let (mapped, size, dir) = (stretch.orig, stretch.len, mapping.dir);
             spoils.then_some(Breach::LineShared { at, len, mapped, size, dir })
         };
         if let Some(breach) = breach {
@@ -262,11 +267,12 @@ fn direct(mapping: &Mapping, at: PhysAddr, len: u64, write: bool) -> Option<Brea
 }
 
 /// Whether any byte of a stretch of RAM is mapped and not the CPU's for now.
-fn device_owns(mapping: &Mapping, from: u64, to: u64) -> bool {
-    let start = mapping.orig.get();
-    let (from, to) = (from.saturating_sub(start), to.saturating_sub(start).min(mapping.len));
-    let inside = |offset| mapping.cpu_window.is_some_and(|window| window.from <= offset && offset < window.to);
-    from < to && !(inside(from) && inside(to - 1))
+fn device_owns(mapping: &Mapping, stretch: &Stretch, from: u64, to: u64) -> bool {
+    let start = stretch.orig.get();
+    let (from, to) = (from.saturating_sub(start), to.saturating_sub(start).min(stretch.len));
+    let window = mapping.cpu_window.filter(|_| !planted!(WindowIgnored)).map(|window| window.from..window.to);
+    let lent = |at| window.as_ref().is_some_and(|window| window.contains(&(stretch.offset + at)));
+    from < to && !(lent(from) && lent(to - 1))
 }
 
 fn mapping_of(kernel: &Kernel, stretch: Stretch) -> Option<(String, Mapping)> {

@@ -43,6 +43,12 @@ pub(crate) enum Plant {
     SlotTwice,
     /// A scatterlist that fails leaves its first entry where it was placed.
     RollbackShort,
+    /// A scatterlist's entry joins the segment before it wherever that ends.
+    MergeAny,
+    /// What was synced for the CPU counts as the device's to the CPU's own accesses.
+    WindowIgnored,
+    /// A CPU's write looks at no other byte of its cache lines.
+    NeighbourIgnored,
     /// What is out of the mask's reach is mapped in place.
     AnyMask,
     /// An unmap leaves the mapping in the ledger.

@@ -4,8 +4,9 @@
 //! right way to give such memory to a device), a `Vec` those of all its elements. [`DmaDevice::map_sg`] maps them all or
 //! none: if one fails, the earlier ones are unmapped without a copy back. Each entry is a transaction of its own and
 //! bounces by itself; none are merged and no limit of the device's is enforced, so the ledger tells what dma-debug would.
+//! An IOMMU merges them (`merge`): the device is told of segments, of which there may be fewer.
 //! Mirrors lib/scatterlist.c and `dma_direct_map_sg` of kernel/dma/direct.c. Neighbours: `streaming` has the single
-//! mapping and the copies. Left out: chained lists, peer-to-peer memory, an IOMMU's one range for all entries.
+//! mapping and the copies. Left out: chained lists, peer-to-peer memory.
 
 use std::marker::PhantomData;
 use std::panic::Location;
@@ -27,6 +28,7 @@ use crate::vmalloc::{VBuf, vmalloc_to_page};
 
 #[cfg(test)]
 mod golden;
+mod merge;
 #[cfg(test)]
 mod tests;
 
@@ -36,15 +38,19 @@ pub struct SgEntry {
     phys: PhysAddr,
     len: u64,
     owner: Owner,
+    /// Of the segment with this entry's number, if there are so many.
     dma: DmaAddr,
+    dma_len: u64,
     id: u64,
     bounced: bool,
+    /// The transaction that has this entry's bytes.
+    of: u64,
 }
 
 impl SgEntry {
     /// An entry of `len` bytes at an address (`sg_set_page`).
     pub fn new(phys: PhysAddr, len: u64, owner: Owner) -> Self {
-        Self { phys, len, owner, dma: DmaAddr::new(u64::MAX), id: 0, bounced: false }
+        Self { phys, len, owner, dma: DmaAddr::new(u64::MAX), dma_len: 0, id: 0, bounced: false, of: 0 }
     }
 
     /// Where it lies (`sg_phys`).
@@ -62,14 +68,14 @@ impl SgEntry {
         self.len == 0
     }
 
-    /// What the device must be told; all-ones before it is mapped (`sg_dma_address`).
+    /// What the device must be told of the segment with this number; all-ones if there is none (`sg_dma_address`).
     pub fn dma_addr(&self) -> DmaAddr {
         self.dma
     }
 
-    /// How many bytes the device must be told; 0 before it is mapped (`sg_dma_len`).
+    /// How many bytes the segment with this number has; 0 if there is none (`sg_dma_len`).
     pub fn dma_len(&self) -> u64 {
-        if self.id == 0 { 0 } else { self.len }
+        self.dma_len
     }
 
     /// The transaction's number, or 0.
@@ -91,6 +97,8 @@ impl SgEntry {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SgTable {
     entries: Vec<SgEntry>,
+    /// How many segments the device sees (`sgt->nents`).
+    mapped: usize,
 }
 
 impl SgTable {
@@ -110,6 +118,11 @@ impl SgTable {
     /// Its entries, in order.
     pub fn entries(&self) -> &[SgEntry] {
         &self.entries
+    }
+
+    /// The segments that the device sees, told by the first entries (`for_each_sgtable_dma_sg`).
+    pub fn segments(&self) -> &[SgEntry] {
+        self.entries.get(..self.mapped).unwrap_or(&[])
     }
 }
 
@@ -198,8 +211,8 @@ impl DmaDevice {
     /// # use lowzone_guest_mem::{Cpu, KBuf};
     /// fn send(cpu: &Cpu<'_>, device: &DmaDevice, packet: Vec<KBuf>) -> Result<(), MapError<Vec<KBuf>>> {
     ///     let mapped: MappedSg<_, ToDevice> = device.map_sg(cpu, packet)?;
-    ///     for entry in mapped.entries() {
-    ///         let _descriptor = (entry.dma_addr(), entry.dma_len());
+    ///     for segment in mapped.segments() {
+    ///         let _descriptor = (segment.dma_addr(), segment.dma_len());
     ///     }
     ///     drop(mapped.unmap(cpu));
     ///     Ok(())
@@ -246,6 +259,9 @@ impl DmaDevice {
         if table.entries.is_empty() {
             return Err(MapFailure::NoEntries);
         }
+        if self.domain().is_some() {
+            return self.map_merged(cpu, table, terms, owner);
+        }
         let mut placed: Vec<Placed> = Vec::with_capacity(table.entries.len());
         for entry in &table.entries {
             match self.ask_and_place(cpu, entry.piece(), terms, owner) {
@@ -263,9 +279,11 @@ impl DmaDevice {
         }
         for (entry, place) in table.entries.iter_mut().zip(placed) {
             let raw = self.book(cpu, entry.piece(), place, terms, owner);
-            (entry.dma, entry.id, entry.bounced) = (raw.dma, raw.id, raw.bounced);
+            (entry.dma, entry.dma_len, entry.id) = (raw.dma, raw.len, raw.id);
+            (entry.of, entry.bounced) = (raw.id, raw.bounced);
             self.check_segment(entry, owner);
         }
+        table.mapped = table.entries.len();
         Ok(())
     }
 
@@ -276,7 +294,7 @@ impl DmaDevice {
             self.report(Misuse::SegmentLong { len: entry.len, max }, None, owner);
         }
         let start = entry.dma;
-        let end = start.wrapping_add(entry.len.wrapping_sub(1));
+        let end = start.wrapping_add(entry.dma_len.wrapping_sub(1));
         if (start.get() ^ end.get()) & !boundary != 0 {
             self.report(Misuse::SegmentBoundary { start, end, boundary }, None, owner);
         }
@@ -285,8 +303,11 @@ impl DmaDevice {
     /// The unmapping under [`MappedSg::unmap`], its `Drop` and misuse: `count` is what the caller says the list has.
     pub(crate) fn unmap_sg_raw(&self, table: &SgTable, count: usize, dir: Dir, attrs: Attrs, by: Owner) {
         let terms = terms(dir, attrs, count);
-        for entry in self.looked_at(table, count, dir) {
-            self.unmap_raw(entry.dma, entry.len, terms, by);
+        for segment in self.looked_at(table, count, dir) {
+            self.unmap_raw(segment.dma, segment.dma_len, terms, by);
+        }
+        if let Some(kernel) = self.live_kernel().filter(|kernel| kernel.watched.any()) {
+            table.entries.iter().for_each(|entry| kernel.watched.leave(entry.phys, entry.of));
         }
     }
 
@@ -294,8 +315,8 @@ impl DmaDevice {
     #[track_caller]
     pub(crate) fn sync_sg_raw(&self, cpu: &Cpu<'_>, table: &SgTable, count: usize, for_cpu: bool, dir: Dir) {
         let terms = terms(dir, Attrs::empty(), count);
-        for entry in self.looked_at(table, count, dir) {
-            self.sync_raw(cpu, entry.dma, entry.len, for_cpu, terms);
+        for segment in self.looked_at(table, count, dir) {
+            self.sync_raw(cpu, segment.dma, segment.dma_len, for_cpu, terms);
         }
     }
 
@@ -304,7 +325,7 @@ impl DmaDevice {
         let called = u32::try_from(count).unwrap_or(u32::MAX);
         let first = table.entries.first();
         let mapped =
-            first.map_or(0, |first| self.state.ledger.lock().mapped_entries(first.dma, first.len, dir, called));
+            first.map_or(0, |first| self.state.ledger.lock().mapped_entries(first.dma, first.dma_len, dir, called));
         let most = if mapped == 0 { usize::MAX } else { usize::try_from(mapped).unwrap_or(usize::MAX) };
         table.entries.iter().take(count.min(most))
     }
@@ -317,9 +338,14 @@ fn terms(dir: Dir, attrs: Attrs, count: usize) -> Terms {
 }
 
 impl<B, D: Direction> MappedSg<B, D> {
-    /// What the device must be told, in order.
+    /// The memory, entry by entry.
     pub fn entries(&self) -> &[SgEntry] {
         &self.table.entries
+    }
+
+    /// What the device must be told, in order; behind an IOMMU fewer than there are entries.
+    pub fn segments(&self) -> &[SgEntry] {
+        self.table.segments()
     }
 
     /// How many bytes it has in all.

@@ -52,15 +52,15 @@ impl Iovas {
         }
     }
 
-    /// The first page of a range below the mask.
-    pub(super) fn alloc(&mut self, pages: u64, mask: u64) -> Result<u64, IovaError> {
+    /// The first page of a range below the mask, of which so many pages will be used.
+    pub(super) fn alloc(&mut self, pages: u64, used: u64, mask: u64) -> Result<u64, IovaError> {
         let error = IovaError { pages, mask };
         let order = pages.checked_next_power_of_two().ok_or(error)?.trailing_zeros() as usize;
         let limit = (mask >> PAGE_SHIFT).saturating_add(u64::from(mask % 4096 == 4095));
         let low = limit.min(HIGH_START >> PAGE_SHIFT);
         let first = self.take(order, low).or_else(|| if low < limit { self.take(order, limit) } else { None });
         let first = first.ok_or(error)?;
-        self.given.insert(first, (order, pages));
+        self.given.insert(first, (order, used));
         Ok(first)
     }
 

@@ -29,12 +29,12 @@ fn names(lab: &Lab) -> Vec<&'static str> {
 fn addresses_come_from_the_top_down_low_first_and_all_come_back() {
     let mut iovas = Iovas::new();
     let fresh = iovas.blocks();
-    assert_eq!(iovas.alloc(1, u64::MAX), Ok(0xdffff));
-    assert_eq!(iovas.alloc(3, u64::MAX), Ok(0xdfff8), "aligned to four pages");
-    assert_eq!(iovas.alloc(1, 0xfff_ffff), Ok(0xffff), "28 bits");
-    assert_eq!(iovas.alloc(1, 0x1fff), Ok(1));
-    assert_eq!(iovas.alloc(1, 0x1fff), Err(IovaError { pages: 1, mask: 0x1fff }), "page 0 is never given");
-    assert_eq!(iovas.alloc(1 << 20, u64::MAX), Ok((1 << 36) - (1 << 20)), "no room below 4 GiB");
+    assert_eq!(iovas.alloc(1, 1, u64::MAX), Ok(0xdffff));
+    assert_eq!(iovas.alloc(3, 3, u64::MAX), Ok(0xdfff8), "aligned to four pages");
+    assert_eq!(iovas.alloc(1, 1, 0xfff_ffff), Ok(0xffff), "28 bits");
+    assert_eq!(iovas.alloc(1, 1, 0x1fff), Ok(1));
+    assert_eq!(iovas.alloc(1, 1, 0x1fff), Err(IovaError { pages: 1, mask: 0x1fff }), "page 0 is never given");
+    assert_eq!(iovas.alloc(1 << 20, 1 << 20, u64::MAX), Ok((1 << 36) - (1 << 20)), "no room below 4 GiB");
     for (first, pages) in [(0xdffff, 1), (0xdfff8, 3), (0xffff, 1), (1, 1), ((1 << 36) - (1 << 20), 1 << 20)] {
         (first..first + pages).for_each(|page| iovas.release(page));
     }

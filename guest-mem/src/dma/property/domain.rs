@@ -66,6 +66,12 @@ impl Domain {
         Ok(())
     }
 
+    /// Pages that were given as one range.
+    pub(super) fn is_one(&mut self, range: std::ops::Range<u64>) {
+        let block = (range.start, (range.end - range.start).next_power_of_two());
+        self.pages.range_mut(range).for_each(|(_, seen)| seen.block = block);
+    }
+
     pub(super) fn unmap(&mut self, dma: u64, len: u64, now: u64) {
         self.at(now);
         let range = pages_of(dma, len);

@@ -67,7 +67,7 @@ where
 {
     match device.map_sg::<B, D>(cpu, pile) {
         Ok(it) => {
-            let told = it.entries().iter();
+            let told = it.segments().iter();
             let told = told.map(|it| Told { dma: it.dma_addr().get(), id: it.id(), bounced: it.bounced() }).collect();
             Ok((Box::new(it), told))
         }
@@ -227,18 +227,26 @@ impl State {
 
     /// Points that a map call passes.
     fn points(&self, dev: usize, asks: &[Ask]) -> u64 {
-        asks.iter().map(|ask| 1 + u64::from(self.shadow.bounces(dev, ask))).sum()
+        match self.devices[dev].domain() {
+            // A list is mapped as a whole.
+            Some(_) => 1,
+            None => asks.iter().map(|ask| 1 + u64::from(self.shadow.bounces(dev, ask))).sum(),
+        }
     }
 
     fn mapped(&mut self, dev: usize, asks: &[Ask], told: &[Told], injected: Option<u64>) -> Check {
         let points = self.points(dev, asks);
         ensure!(injected.is_none_or(|nth| nth >= points), "point {injected:?} of {points} failed to no effect");
+        self.seen.maps += told.len() as u64;
+        if asks[0].list && self.devices[dev].domain().is_some() {
+            self.seen.merged += (asks.len() - told.len().min(asks.len())) as u64;
+            return self.shadow.place_list(dev, asks, told);
+        }
         ensure!(asks.len() == told.len(), "{} entries, of {}", told.len(), asks.len());
         let places = asks.iter().zip(told).map(|(ask, told)| self.shadow.place(dev, ask, *told));
         let places: Result<Vec<_>, _> = places.collect();
         let list = asks[0].list;
         places?.into_iter().for_each(|piece| self.shadow.book(dev, piece, list));
-        self.seen.maps += told.len() as u64;
         self.seen.bounced += told.iter().filter(|told| told.bounced).count() as u64;
         Ok(())
     }
@@ -356,7 +364,7 @@ impl State {
             let range = part.unwrap_or((0, size));
             opened = whole.window(cpu, part, &mut |lent| done = self.lend((*dev, ids, spans), range, turn, lent));
             if opened {
-                self.shadow_syncs(*dev, ids, spans, range, false);
+                self.shadow_syncs(*dev, ids, range, false);
             }
         }
         if !opened {
@@ -366,12 +374,15 @@ impl State {
         done
     }
 
-    /// Syncs each entry, or the part of the only one.
-    fn shadow_syncs(&mut self, dev: usize, ids: &[u64], spans: &[(u64, u64)], range: (usize, usize), for_cpu: bool) {
+    /// Syncs each segment, or the part of the only one.
+    fn shadow_syncs(&mut self, dev: usize, ids: &[u64], range: (usize, usize), for_cpu: bool) {
         let (from, len) = (range.0 as u64, range.1 as u64);
         match ids {
             [id] => self.shadow.sync(dev, *id, (from, len), for_cpu),
-            _ => ids.iter().zip(spans).for_each(|(&id, span)| self.shadow.sync(dev, id, (0, span.1), for_cpu)),
+            _ => ids.iter().for_each(|&id| {
+                let len = self.shadow.find(dev, id).len;
+                self.shadow.sync(dev, id, (0, len), for_cpu);
+            }),
         }
     }
 
@@ -383,7 +394,7 @@ impl State {
         turn: &mut Turn<'_>,
         lent: &mut dyn Lent,
     ) -> Check {
-        self.shadow_syncs(dev, ids, spans, range, true);
+        self.shadow_syncs(dev, ids, range, true);
         let (from, len) = turn.part(range.1, 400);
         let from = range.0 + from;
         let pieces = stretch(spans, from, len);

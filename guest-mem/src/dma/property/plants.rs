@@ -12,7 +12,7 @@ use crate::dma::plant::{Plant, with};
 const WITHIN: u64 = 20_000;
 
 /// Each of them, and the machine on which it shows.
-const PLANTS: [(Plant, &str); 24] = [
+const PLANTS: [(Plant, &str); 27] = [
     (Plant::NoCopyBack, "swiotlb-force"),
     (Plant::NoCopyIn, "swiotlb-force"),
     (Plant::NoCopyAgain, "swiotlb-force"),
@@ -22,7 +22,7 @@ const PLANTS: [(Plant, &str); 24] = [
     (Plant::SkipIgnored, "swiotlb-force"),
     (Plant::SlotKept, "bridge-offset"),
     (Plant::SlotTwice, "highmem"),
-    (Plant::RollbackShort, "iommu-lazy"),
+    (Plant::RollbackShort, "swiotlb-force"),
     (Plant::AnyMask, "no-swiotlb"),
     (Plant::EntryKept, "ram1g"),
     (Plant::DeadForgotten, "identity"),
@@ -37,6 +37,9 @@ const PLANTS: [(Plant, &str); 24] = [
     (Plant::CleanShort, "non-coherent"),
     (Plant::NotZeroed, "identity"),
     (Plant::OnePiece, "iommu-strict"),
+    (Plant::MergeAny, "iommu-strict"),
+    (Plant::WindowIgnored, "identity"),
+    (Plant::NeighbourIgnored, "non-coherent"),
 ];
 
 /// What is said of a plant, in a run from a seed.

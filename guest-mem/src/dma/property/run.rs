@@ -56,6 +56,8 @@ pub(super) struct Seen {
     pub(super) granted: u64,
     pub(super) moved: u64,
     pub(super) maps: u64,
+    /// Entries of lists that joined the segment before them.
+    pub(super) merged: u64,
     pub(super) bounced: u64,
     pub(super) failed: u64,
     /// By name.

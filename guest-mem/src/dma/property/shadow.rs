@@ -199,6 +199,37 @@ impl Shadow {
         })
     }
 
+    /// The segments that an IOMMU makes of a list, given where the first one is: checks each, and books it.
+    ///
+    /// All entries lie in one range, page after page. One that begins with a page joins the segment before it if that
+    /// ends with one and both are not too long together.
+    pub(super) fn place_list(&mut self, dev: usize, asks: &[Ask], told: &[Told]) -> Check {
+        let offset = |ask: &Ask| ask.orig % 4096;
+        let mut at = told[0].dma - offset(&asks[0]);
+        let (first, mut segments, mut ends) = (at, Vec::<Piece>::new(), false);
+        for ask in asks {
+            let dma = at + offset(ask);
+            let joins = |last: &Piece| ends && offset(ask) == 0 && last.len + ask.len <= SEGMENT;
+            let nth = segments.len() - usize::from(segments.last().is_some_and(joins));
+            let id = told.get(nth).ok_or("too few segments")?.id;
+            let piece = self.place(dev, ask, Told { dma, id, bounced: false })?;
+            match segments.get_mut(nth) {
+                Some(last) => last.len += ask.len,
+                None => segments.push(piece),
+            }
+            at += (offset(ask) + ask.len).next_multiple_of(4096);
+            ends = (offset(ask) + ask.len) % 4096 == 0;
+        }
+        if let Some(domain) = &mut self.books[dev].domain {
+            domain.is_one(first / 4096..at / 4096);
+        }
+        let alike = |(told, piece): (&Told, &Piece)| told.dma == piece.dma && !told.bounced;
+        let right = told.len() == segments.len() && told.iter().zip(&segments).all(alike);
+        ensure!(right, "{} segments, not {segments:x?}", told.len());
+        segments.into_iter().for_each(|piece| self.book(dev, piece, true));
+        Ok(())
+    }
+
     /// A piece goes on the books, of a scatterlist or by itself.
     pub(super) fn book(&mut self, dev: usize, piece: Piece, list: bool) {
         let book = &mut self.books[dev];

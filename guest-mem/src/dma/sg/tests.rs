@@ -178,3 +178,72 @@ fn every_machine_maps_a_list_and_keeps_nothing_of_it() {
         lab.kernel().validate().unwrap();
     }
 }
+
+/// The lengths of the segments of an area of vmalloc's that a device of an IOMMU is told of.
+fn segments(lab: &Lab, pages: usize, set: impl FnOnce(&crate::dma::DmaDevice)) -> Vec<u64> {
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    set(&device);
+    let area = crate::vmalloc::vmalloc(&cpu, pages * 4096 - 96).unwrap();
+    let mapped: MappedSg<_, Bidirectional> = device.map_sg(&cpu, area).unwrap();
+    assert_eq!(mapped.entries().len(), pages);
+    mapped.segments().iter().map(SgEntry::dma_len).collect()
+}
+
+#[test]
+fn an_iommu_merges_what_lies_page_to_page_up_to_what_the_device_takes() {
+    let lab = Lab::of(MachineConfig { iommu: Some(IommuMode::Strict), ..MachineConfig::default() });
+    assert_eq!(segments(&lab, 4, |_| {}), [4 * 4096 - 96]);
+    assert_eq!(segments(&lab, 17, |_| {}), [65536, 4000], "a segment has 64 KiB at most");
+    assert_eq!(segments(&lab, 3, |device| device.set_max_seg_size(8192).unwrap()), [8192, 4000]);
+    assert_eq!(segments(&lab, 3, |device| device.set_seg_boundary(0x1fff).unwrap()), [8192, 4000]);
+    let cpu = lab.cpu();
+    let odd = || vec![KBuf::kmalloc(&cpu, 4096, GFP_KERNEL).unwrap(), KBuf::kmalloc(&cpu, 512, GFP_KERNEL).unwrap()];
+    let lens = |memory: Vec<KBuf>| {
+        let mapped: MappedSg<_, ToDevice> = lab.device(32).map_sg(&cpu, memory).unwrap();
+        mapped.segments().iter().map(SgEntry::dma_len).collect::<Vec<_>>()
+    };
+    assert_eq!(lens(odd()), [4608], "both begin with a page");
+    assert_eq!(lens(odd().into_iter().rev().collect()), [512, 4096], "the first ends within one");
+    assert!(lab.findings().is_empty() && lab.leaks().is_empty());
+    lab.kernel().validate().unwrap();
+}
+
+#[test]
+fn a_boundary_within_a_range_is_kept_clear_by_a_gap() {
+    let lab = Lab::of(MachineConfig { iommu: Some(IommuMode::Strict), ..MachineConfig::default() });
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    device.set_seg_boundary(0x1fff).unwrap();
+    let memory = vec![KBuf::pages(&cpu, 0, GFP_KERNEL).unwrap(), KBuf::pages(&cpu, 1, GFP_KERNEL).unwrap()];
+    let mapped: MappedSg<_, ToDevice> = device.map_sg(&cpu, memory).unwrap();
+    let [first, second] = mapped.segments() else { panic!("{:?}", mapped.segments()) };
+    assert_eq!(second.dma_addr().offset_from(first.dma_addr()), Some(8192), "4 KiB of addresses stay free");
+    let domain = || device.domain().unwrap().lock().stats().mapped;
+    assert_eq!(domain(), 3);
+    drop(mapped);
+    assert_eq!((domain(), lab.findings()), (0, vec![]));
+    lab.kernel().validate().unwrap();
+}
+
+#[test]
+fn a_merged_segment_moves_every_byte_where_caches_lie_between_too() {
+    for coherent in [true, false] {
+        let config = MachineConfig { iommu: Some(IommuMode::Lazy), coherent, ..MachineConfig::default() };
+        let lab = Lab::of(config);
+        let (cpu, device) = (lab.cpu(), lab.device(32));
+        let port = DmaPort::new(&device);
+        let mut area = crate::vmalloc::vmalloc(&cpu, 3 * 4096).unwrap();
+        area.write_at(0, &[5; 3 * 4096]).unwrap();
+        let mut mapped: MappedSg<_, Bidirectional> = device.map_sg(&cpu, area).unwrap();
+        let at = GuestAddress(mapped.segments()[0].dma_addr().get());
+        let mut seen = [0; 3 * 4096];
+        port.read_slice(&mut seen, at).unwrap();
+        assert_eq!(seen, [5; 3 * 4096]);
+        port.write_slice(&[6; 3 * 4096], at).unwrap();
+        mapped.sync_for_cpu(&cpu).read_at(0, &mut seen).unwrap();
+        assert_eq!(seen, [6; 3 * 4096]);
+        port.write_slice(&[7; 3 * 4096], at).unwrap();
+        mapped.unmap(&cpu).read_at(0, &mut seen).unwrap();
+        assert_eq!(seen, [7; 3 * 4096]);
+        assert!(lab.findings().is_empty() && !lab.kernel().watched.any(), "{:?}", lab.findings());
+    }
+}

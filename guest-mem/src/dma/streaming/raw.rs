@@ -10,8 +10,9 @@ use crate::cpu::Cpu;
 use crate::dma::attrs::Attrs;
 use crate::dma::device::DmaDevice;
 use crate::dma::direction::Dir;
-use crate::dma::ledger::Unmapped;
+use crate::dma::ledger::{MapId, Unmapped};
 use crate::dma::mapping::{Entries, Kind as MappingKind, NewMapping};
+use crate::dma::ownership::Stretch;
 use crate::env::{Class, Verdict};
 use crate::fault::Request;
 use crate::kbuf::KBuf;
@@ -117,16 +118,21 @@ impl DmaDevice {
         terms: Terms,
         owner: Owner,
     ) -> Result<Placed, MapFailure> {
-        let len = piece.len;
+        // A direct mapping always succeeds; one that bounces may find the pool full, an IOMMU's addresses may be out.
+        let natural = self.domain().is_some() || !self.in_place(piece);
+        self.ask(cpu, piece.len, natural, owner)?;
+        self.place(cpu, piece, terms, owner)
+    }
+
+    /// Passes the point of a mapping of so many bytes.
+    pub(crate) fn ask(&self, cpu: &Cpu<'_>, len: u64, natural: bool, owner: Owner) -> Result<(), MapFailure> {
         if !self.has_mask() {
             return Err(warn_no_mask(cpu.kernel(), self));
         }
-        // A direct mapping always succeeds; one that bounces may find the pool full, an IOMMU's addresses may be out.
-        let natural = self.domain().is_some() || !self.in_place(piece);
-        if cpu.pass(Request::new(Class::Map, len), owner, natural) == Verdict::Fail {
-            return Err(MapFailure::Refused { len });
+        match cpu.pass(Request::new(Class::Map, len), owner, natural) {
+            Verdict::Fail => Err(MapFailure::Refused { len }),
+            Verdict::Pass => Ok(()),
         }
-        self.place(cpu, piece, terms, owner)
     }
 
     /// Whether the device uses a piece where it lies, without an IOMMU.
@@ -176,6 +182,29 @@ impl DmaDevice {
 
     /// Books a mapping that has its place.
     pub(crate) fn book(&self, cpu: &Cpu<'_>, piece: Piece, placed: Placed, terms: Terms, owner: Owner) -> RawMapping {
+        let (raw, id) = self.book_unwatched(cpu, piece, placed, terms, owner);
+        self.watch(cpu, piece, 0, (raw.id, id), terms);
+        raw
+    }
+
+    /// Has the CPU's accesses to a piece judged, where they are: it begins at an offset in its mapping.
+    pub(crate) fn watch(&self, cpu: &Cpu<'_>, piece: Piece, offset: u64, of: (u64, MapId), terms: Terms) {
+        let kernel = cpu.kernel();
+        if (terms.lent || !kernel.config().coherent) && terms.kind != MappingKind::Resource {
+            let stretch = Stretch { orig: piece.orig, len: piece.len, offset, device: self.index(), id: of.1 };
+            kernel.watched.enter(of.0, stretch);
+        }
+    }
+
+    /// As [`DmaDevice::book`], of memory that is watched piece by piece.
+    pub(crate) fn book_unwatched(
+        &self,
+        cpu: &Cpu<'_>,
+        piece: Piece,
+        placed: Placed,
+        terms: Terms,
+        owner: Owner,
+    ) -> (RawMapping, MapId) {
         let mapping = NewMapping {
             id: cpu.kernel().next_transaction(),
             dma: placed.dma,
@@ -196,10 +225,6 @@ impl DmaDevice {
             let (booked, misuses) = ledger.map_tracked(mapping);
             (booked, misuses, ledger.len() as u64)
         };
-        let kernel = cpu.kernel();
-        if (terms.lent || !kernel.config().coherent) && terms.kind != MappingKind::Resource {
-            kernel.watched.enter(piece.orig, mapping.id, piece.len, (self.index(), booked));
-        }
         {
             let mut counters = self.state.counters.lock();
             counters.maps += 1;
@@ -209,7 +234,7 @@ impl DmaDevice {
         if !terms.attrs.contains(Attrs::SKIP_CPU_SYNC) {
             misuses.iter().for_each(|misuse| self.report(*misuse, None, owner));
         }
-        RawMapping { dma: placed.dma, len: piece.len, id: mapping.id, bounced: placed.bounced }
+        (RawMapping { dma: placed.dma, len: piece.len, id: mapping.id, bounced: placed.bounced }, booked)
     }
 
     /// Counts and traces a map call that failed.
@@ -224,13 +249,17 @@ impl DmaDevice {
         let Some(kernel) = self.live_kernel() else { return };
         let of = (terms.kind, terms.entries.called);
         let unmapped = self.state.ledger.lock().unmap_entry(dma, len, terms.dir, of, by, kernel.clock());
+        let scattered = self.scattered(kernel, dma, len);
         self.leave(dma, len);
         if let Some(mapping) = &unmapped.mapping {
             kernel.watched.leave(mapping.orig, mapping.id);
             let skip = terms.attrs.contains(Attrs::SKIP_CPU_SYNC) && !planted!(SkipIgnored);
             let back = terms.dir.device_writes() && !skip;
             if back && terms.kind != MappingKind::Resource {
-                kernel.ram().invalidate(mapping.phys, len);
+                match scattered[..] {
+                    [] => kernel.ram().invalidate(mapping.phys, len),
+                    _ => scattered.iter().for_each(|&(phys, len)| kernel.ram().invalidate(phys, len)),
+                }
             }
             if mapping.bounced {
                 if back && !planted!(NoCopyBack) {
@@ -262,8 +291,10 @@ impl DmaDevice {
         let whole = mapping.filter(|_| planted!(SyncWhole));
         if let Some(mapping) = whole {
             self.pass_on(kernel, mapping.phys, mapping.len, for_cpu, dir);
-        } else if let Some(phys) = self.behind(dma) {
-            self.pass_on(kernel, phys, len, for_cpu, dir);
+        } else {
+            let scattered = self.scattered(kernel, dma, len);
+            let whole = self.behind(dma).filter(|_| scattered.is_empty()).map(|phys| (phys, len));
+            scattered.into_iter().chain(whole).for_each(|(phys, len)| self.pass_on(kernel, phys, len, for_cpu, dir));
         }
         for misuse in misuses.iter() {
             self.report(*misuse, mapping.as_ref(), owner);
