@@ -22,6 +22,7 @@ use crate::dma::iommu::Pieces;
 use crate::dma::ledger::{Verdict, Violation};
 use crate::finding::{Finding, FindingKind};
 use crate::ram::{DirtyMap, RamMap};
+use crate::site::Owner;
 use crate::trace::{Kind, Producer, Record};
 
 /// One device's way to memory; clones serve its other queues and share its ring of records.
@@ -76,18 +77,19 @@ impl DmaPort {
         let len = u32::try_from(count).unwrap_or(u32::MAX);
         let record = Record { ts: now, addr: addr.0, len, kind, dev: self.device.index(), tag: id };
         kernel.trace().emit(self.producer, record);
+        let sites = violation.as_ref().map_or_else(Vec::new, sites);
         if let Some(violation) = violation {
-            self.report(violation);
+            self.report(violation, sites.clone());
         }
         if self.device.domain().is_some() {
-            return self.translate(dma, count, write);
+            return self.translate(dma, count, write, sites);
         }
         let phys = phys.or_else(|| self.device.phys_address(dma))?;
         Some(((phys, count), Pieces::new()))
     }
 
     /// What the IOMMU makes of an access.
-    fn translate(&self, dma: DmaAddr, count: usize, write: bool) -> Option<((PhysAddr, usize), Pieces)> {
+    fn translate(&self, dma: DmaAddr, count: usize, write: bool, sites: Sites) -> Option<((PhysAddr, usize), Pieces)> {
         let kernel = self.device.kernel();
         let translated = self.device.domain()?.lock().translate(dma, count, write, kernel.clock());
         match translated {
@@ -96,28 +98,36 @@ impl DmaPort {
             Err(fault) => {
                 let device = Some(self.device.name().to_owned());
                 let kind = FindingKind::IommuFault(fault);
-                let finding = Finding { kind, device, at: kernel.clock(), sites: Vec::new() };
+                let finding = Finding { kind, device, at: kernel.clock(), sites };
                 kernel.report_for(finding, self.producer, 0);
                 None
             }
         }
     }
 
-    fn report(&self, violation: Violation) {
+    fn report(&self, violation: Violation, sites: Sites) {
         let kernel = self.device.kernel();
-        let mut sites = Vec::new();
-        if let Some(mapping) = violation.mapping() {
-            sites.push(("mapped at", mapping.map_owner));
-            if let Violation::AfterUnmap { dead, .. } = &violation {
-                sites.push(("unmapped at", dead.unmap_owner));
-            }
-            sites.push(("allocated at", mapping.alloc_owner));
-        }
         let device = Some(self.device.name().to_owned());
         let kind = FindingKind::Port(violation);
         let transaction = kind.transaction();
         kernel.report_for(Finding { kind, device, at: kernel.clock(), sites }, self.producer, transaction);
     }
+}
+
+/// The call sites of a finding.
+type Sites = Vec<(&'static str, Owner)>;
+
+/// Those of the mapping that an access missed.
+fn sites(violation: &Violation) -> Sites {
+    let mut sites = Vec::new();
+    if let Some(mapping) = violation.mapping() {
+        sites.push(("mapped at", mapping.map_owner));
+        if let Violation::AfterUnmap { dead, .. } = violation {
+            sites.push(("unmapped at", dead.unmap_owner));
+        }
+        sites.push(("allocated at", mapping.alloc_owner));
+    }
+    sites
 }
 
 impl GuestMemory for DmaPort {

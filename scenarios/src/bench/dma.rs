@@ -15,9 +15,14 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
-use lowzone_guest_mem::dma::{Direction, DmaDevice, FromDevice, MapFailure, MaskError, ToDevice, dma_bit_mask};
+use lowzone_guest_mem::addr::{DmaAddr, PhysAddr};
+use lowzone_guest_mem::dma::iommu::IommuMode;
+use lowzone_guest_mem::dma::ledger::Ledger;
+use lowzone_guest_mem::dma::mapping::{Entries, Kind, NewMapping};
+use lowzone_guest_mem::dma::{Dir, Direction, DmaDevice, FromDevice, MapFailure, MaskError, ToDevice, dma_bit_mask};
 use lowzone_guest_mem::gfp::{GFP_DMA32, GFP_KERNEL};
 use lowzone_guest_mem::kernel::{Machine, MachineConfig, MachineError};
+use lowzone_guest_mem::site::Owner;
 use lowzone_guest_mem::zone::AllocError;
 use lowzone_guest_mem::{Cpu, KBuf};
 use thiserror::Error;
@@ -57,9 +62,10 @@ pub(crate) enum DmaBenchError {
 
 /// Runs a body on the one CPU of a machine.
 fn on_cpu<T: Send + 'static>(
+    config: MachineConfig,
     body: impl FnOnce(&Cpu<'_>) -> Result<T, DmaBenchError> + Send + 'static,
 ) -> Result<T, DmaBenchError> {
-    let machine = Machine::acquire(MachineConfig { cpus: 1, ..MachineConfig::default() })?;
+    let machine = Machine::acquire(config)?;
     let kernel = machine.kernel_ref();
     let (tell, told) = channel();
     // The receiver waits for the body's end.
@@ -91,43 +97,93 @@ fn pair<D: Direction>(cpu: &Cpu<'_>, device: &DmaDevice, buf: &mut Option<KBuf>)
     }
 }
 
-/// What is timed, in the order of the rows.
-const ROWS: [&str; 4] = [
-    "memcpy of 4 KiB",
-    "direct: map and unmap of 4 KiB",
-    "swiotlb: to the device (one copy)",
-    "swiotlb: from the device (two copies)",
-];
+/// What is timed on one machine, the copy first; the name of each.
+type Timed = (Vec<&'static str>, Vec<Vec<f64>>);
 
-/// The rows of each round.
-fn rounds(cpu: &Cpu<'_>, time: Duration) -> Result<Vec<[f64; 4]>, DmaBenchError> {
-    let device = DmaDevice::new(cpu.kernel_ref(), "bench");
-    device.set_mask(cpu, dma_bit_mask(32))?;
+/// Rounds of everything, in turns with the copy, until the time is over.
+fn rounds(
+    time: Duration,
+    names: &[&'static str],
+    mut all: impl FnMut(usize) -> Measured,
+) -> Result<Timed, DmaBenchError> {
     let (from, mut to) = ([1_u8; BLOCK], [0_u8; BLOCK]);
-    let mut low = Some(KBuf::pages(cpu, 0, GFP_KERNEL | GFP_DMA32)?);
-    let mut high = Some(KBuf::pages(cpu, 0, GFP_KERNEL)?);
+    let mut copy = || {
+        black_box(&mut to).copy_from_slice(black_box(&from));
+        Ok(())
+    };
     let (mut rows, begun) = (Vec::new(), Instant::now());
     while rows.len() < 5 || begun.elapsed() < time {
-        rows.push([
-            round(&mut || {
-                black_box(&mut to).copy_from_slice(black_box(&from));
-                Ok(())
-            })?,
-            round(&mut || pair::<ToDevice>(cpu, &device, &mut low))?,
-            round(&mut || pair::<ToDevice>(cpu, &device, &mut high))?,
-            round(&mut || pair::<FromDevice>(cpu, &device, &mut high))?,
-        ]);
+        let others = (0..names.len()).map(&mut all);
+        rows.push([round(&mut copy)].into_iter().chain(others).collect::<Result<Vec<_>, _>>()?);
     }
     // The first round is the one in which everything is touched for the first time.
     rows.remove(0);
-    Ok(rows)
+    Ok((["memcpy of 4 KiB"].into_iter().chain(names.iter().copied()).collect(), rows))
 }
 
-fn median(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+type Measured = Result<f64, DmaBenchError>;
+
+/// The plain machine: in place, the ledger's part of that, and bounced.
+fn plain(cpu: &Cpu<'_>, time: Duration) -> Result<Timed, DmaBenchError> {
+    let device = DmaDevice::new(cpu.kernel_ref(), "bench");
+    device.set_mask(cpu, dma_bit_mask(32))?;
+    let mut low = Some(KBuf::pages(cpu, 0, GFP_KERNEL | GFP_DMA32)?);
+    let mut high = Some(KBuf::pages(cpu, 0, GFP_KERNEL)?);
+    let mut ledger = Ledger::new();
+    let names = [
+        "direct: map and unmap of 4 KiB",
+        LEDGER,
+        "swiotlb: to the device (one copy)",
+        "swiotlb: from the device (two copies)",
+    ];
+    rounds(time, &names, |row| match row {
+        0 => round(&mut || pair::<ToDevice>(cpu, &device, &mut low)),
+        1 => round(&mut || {
+            books(&mut ledger);
+            Ok(())
+        }),
+        2 => round(&mut || pair::<ToDevice>(cpu, &device, &mut high)),
+        _ => round(&mut || pair::<FromDevice>(cpu, &device, &mut high)),
+    })
+}
+
+const LEDGER: &str = "  of it the ledger's books";
+
+/// What a map and an unmap do to a ledger, and nothing else of them.
+fn books(ledger: &mut Ledger) {
+    let (dma, phys) = (DmaAddr::new(0x10_0000), PhysAddr::new(0x10_0000));
+    let (len, dir, kind, owner) = (BLOCK as u64, Dir::ToDevice, Kind::Single, Owner::default());
+    black_box(ledger.map_tracked(NewMapping {
+        id: 1,
+        dma,
+        phys,
+        orig: phys,
+        len,
+        dir,
+        kind,
+        entries: Entries::default(),
+        bounced: false,
+        map_owner: owner,
+        alloc_owner: owner,
+        mapped_at: 0,
+        checked: true,
+    }));
+    let _ = black_box(ledger.unmap(dma, len, dir, kind, owner, 0));
+}
+
+/// A machine with an IOMMU.
+fn iommu(cpu: &Cpu<'_>, time: Duration, name: &'static str) -> Result<Timed, DmaBenchError> {
+    let device = DmaDevice::new(cpu.kernel_ref(), "bench");
+    device.set_mask(cpu, dma_bit_mask(32))?;
+    let mut high = Some(KBuf::pages(cpu, 0, GFP_KERNEL)?);
+    rounds(time, &[name], |_| round(&mut || pair::<ToDevice>(cpu, &device, &mut high)))
+}
+
+/// The value below which so many hundredths lie.
+fn percentile(values: impl Iterator<Item = f64>, hundredths: usize) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
-    let at = |part: usize| values.get((values.len().max(1) - 1) * part / 2).copied().unwrap_or(f64::NAN);
-    (at(1), at(0), at(2))
+    values.get((values.len().max(1) - 1) * hundredths / 100).copied().unwrap_or(f64::NAN)
 }
 
 /// Does the one count that is asked for, or everything.
@@ -138,22 +194,40 @@ pub(crate) fn start(counted: &Counted, seconds: u64, no_count: bool) -> Result<E
     }
 }
 
+/// Measures on the plain machine and on two with an IOMMU.
+fn measure(time: Duration) -> Result<Vec<Timed>, DmaBenchError> {
+    let part = time / 3;
+    let with = |iommu| MachineConfig { iommu: Some(iommu), cpus: 1, ..MachineConfig::default() };
+    Ok(vec![
+        on_cpu(MachineConfig { cpus: 1, ..MachineConfig::default() }, move |cpu| plain(cpu, part))?,
+        on_cpu(with(IommuMode::Strict), move |cpu| iommu(cpu, part, "IOMMU, strict: map and unmap of 4 KiB"))?,
+        on_cpu(with(IommuMode::Lazy), move |cpu| iommu(cpu, part, "IOMMU, lazy: map and unmap of 4 KiB"))?,
+    ])
+}
+
 /// Measures, counts, and prints.
 fn run(seconds: u64, no_count: bool) -> Result<ExitCode, CliError> {
-    let time = Duration::from_secs(seconds);
-    let rows = on_cpu(move |cpu| rounds(cpu, time))?;
+    let machines = measure(Duration::from_secs(seconds))?;
     let out = &mut anstream::stdout();
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["", "ns", "fastest", "of memcpy [min max]"]);
-    for (index, name) in ROWS.iter().enumerate() {
-        let (ns, fastest, _) = median(rows.iter().map(|row| row[index]));
-        let (ratio, least, most) = median(rows.iter().map(|row| row[index] / row[0]));
-        let ratio = format!("{ratio:.1} [{least:.1} {most:.1}]");
-        table.add_row([(*name).to_owned(), format!("{ns:.0}"), format!("{fastest:.0}"), ratio]);
+    table.set_header(["", "ns", "fastest", "of memcpy [10 % 90 %]"]);
+    for (machine, (names, rows)) in machines.iter().enumerate() {
+        // The copy is told once, though each machine has its own beside it.
+        for (index, name) in names.iter().enumerate().skip(usize::from(machine > 0)) {
+            let ns = |hundredths| percentile(rows.iter().map(|row| row[index]), hundredths);
+            let ratio = |hundredths| percentile(rows.iter().map(|row| row[index] / row[0]), hundredths);
+            let ratios = format!("{:.1} [{:.1} {:.1}]", ratio(50), ratio(10), ratio(90));
+            table.add_row([(*name).to_owned(), format!("{:.0}", ns(50)), format!("{:.0}", ns(0)), ratios]);
+            if *name == LEDGER {
+                let without = percentile(rows.iter().map(|row| row[index - 1] - row[index]), 50);
+                table.add_row(["  without them, by difference".to_owned(), format!("{without:.0}")]);
+            }
+        }
     }
     table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end()))?;
-    writeln!(out, "{} rounds of {PAIRS} pairs each, one after the other; the ledger's books are kept\n", rows.len())?;
+    let rounds: Vec<_> = machines.iter().map(|(_, rows)| rows.len().to_string()).collect();
+    writeln!(out, "{} rounds of {PAIRS} pairs each, on three machines one after the other\n", rounds.join(" + "))?;
     if no_count {
         return Ok(ExitCode::SUCCESS);
     }

@@ -155,3 +155,19 @@ fn a_port_kept_over_a_reset_reaches_nothing() {
     assert!(!port.check_range(GuestAddress(0x1000), 1, Permissions::Read));
     assert_eq!(lab.kernel().ram().load::<u8>(PhysAddr::new(0x1000)).unwrap(), 0);
 }
+
+#[test]
+fn a_fault_of_the_iommu_names_the_calls_that_the_violation_names() {
+    use crate::dma::iommu::IommuMode;
+    let lab = Lab::of(MachineConfig { iommu: Some(IommuMode::Strict), ..MachineConfig::default() });
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let buf = KBuf::kmalloc(&cpu, 64, GFP_KERNEL).unwrap();
+    let raw = misuse::map_single(&cpu, &device, &buf, Dir::ToDevice).unwrap();
+    misuse::unmap_single(&cpu, &device, raw.dma, 64, Dir::ToDevice);
+    assert!(DmaPort::new(&device).read_slice(&mut [0], GuestAddress(raw.dma.get())).is_err());
+    let findings = lab.kernel().findings();
+    assert_eq!(lab.findings(), ["after-unmap", "iommu-fault"]);
+    let parts: Vec<_> = findings[1].sites.iter().map(|site| site.0).collect();
+    assert_eq!(parts, ["mapped at", "unmapped at", "allocated at"]);
+    assert_eq!(findings[0].sites, findings[1].sites);
+}

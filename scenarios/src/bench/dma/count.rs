@@ -12,6 +12,7 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use lowzone_guest_mem::dma::{DmaDevice, DmaPort, Mapped, ToDevice, dma_bit_mask};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
+use lowzone_guest_mem::kernel::MachineConfig;
 use lowzone_guest_mem::{Cpu, KBuf};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -49,7 +50,7 @@ pub(crate) struct Counted {
 
 /// Does the work among `live` mappings, all of it uncounted but [`counted`].
 pub(crate) fn work(work: Work, live: usize) -> Result<(), DmaBenchError> {
-    on_cpu(move |cpu| {
+    on_cpu(MachineConfig { cpus: 1, ..MachineConfig::default() }, move |cpu| {
         let device = DmaDevice::new(cpu.kernel_ref(), "bench");
         device.set_mask(cpu, dma_bit_mask(64))?;
         let mut spare = Vec::with_capacity(TIMES);
