@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::arch::{Arch, PAE_LIMIT};
+use crate::dma::atomic::AtomicPools;
 use crate::dma::device::DeviceState;
 use crate::dma::ownership::Watched;
 use crate::dma::swiotlb::{Geometry, Pool};
@@ -83,6 +84,7 @@ pub struct Kernel {
     pub(crate) refusals: Refusals,
     pub(crate) swiotlb: Locked<Option<Pool>>,
     pub(crate) watched: Watched,
+    pub(crate) atomic_pools: Locked<AtomicPools>,
     pub(crate) devices: Locked<Vec<Arc<DeviceState>>>,
     io: Locked<Option<Arc<dyn IoSpace>>>,
     pub(crate) regions: Locked<Regions>,
@@ -123,6 +125,9 @@ impl Kernel {
             ranges.push(PhysAddr::new(HIGH_START)..PhysAddr::new(ram.end()));
         }
         let mut reserved = config.boot.reserved().to_vec();
+        let low = pool.as_ref().map_or(Self::pool_end(&config, &ram), |pool| pool.base().get());
+        let atomic_pools = AtomicPools::of(&config, &ram, low);
+        reserved.extend(atomic_pools.ranges());
         reserved.extend(pool.as_ref().map(|pool| pool.base()..PhysAddr::new(Self::pool_end(&config, &ram))));
         let zones = Zones::booted(Layout::new(&ranges, &reserved)?.on(config.arch), config.boot.late.into());
         let pcp = PerCpuPages::new(&zones, config.cpus, config.pcp);
@@ -143,6 +148,7 @@ impl Kernel {
             refusals: Refusals::default(),
             swiotlb: Locked::new(pool),
             watched: Watched::default(),
+            atomic_pools: Locked::new(atomic_pools),
             devices: Locked::default(),
             io: Locked::default(),
             regions: Locked::default(),
@@ -489,6 +495,7 @@ impl Kernel {
         if let Some(pool) = self.swiotlb.lock().as_mut() {
             pool.reset();
         }
+        self.atomic_pools.lock().reset();
         self.ram.reset()
     }
 }

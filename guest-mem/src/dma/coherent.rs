@@ -3,8 +3,8 @@
 //! The zone follows the device's coherent mask, as in dma_direct_alloc: the caller's zone bits are dropped, the
 //! mask's are used, and a block beyond the mask is retried lower. Always zeroed, whole pages, aligned to its order.
 //! Access is by accessors that take `&Cpu`, in bounds, with the barriers as `Cpu`'s methods. Freed when dropped.
-//! Mirrors kernel/dma/direct.c. Neighbours: `device`, `page`, `ledger`. On a
-//! non-coherent machine it is an uncached alias; behind an IOMMU it lies anywhere, in one piece. Left out: atomic pools.
+//! Mirrors kernel/dma/direct.c. Neighbours: `device`, `page`, `ledger`, `atomic`. On a
+//! non-coherent machine it is an uncached alias; behind an IOMMU it lies anywhere, in one piece.
 
 use thiserror::Error;
 
@@ -17,6 +17,7 @@ use crate::dma::mapping::{Entries, Kind as MappingKind, NewMapping};
 use crate::env::Class;
 use crate::finding::FindingKind;
 use crate::gfp::{GFP_DMA, GFP_DMA32, GFP_ZONEMASK, Gfp};
+use crate::kernel::Kernel;
 use crate::page::{check_order, give_block, take_block_quietly};
 use crate::site::{Owner, Site};
 use crate::trace::Kind;
@@ -46,6 +47,12 @@ pub enum CoherentError {
     /// The IOMMU has no addresses left.
     #[error(transparent)]
     Iova(#[from] IovaError),
+    /// No atomic pool has so much within the mask.
+    #[error("coherent allocation of {len} bytes that can't wait: no atomic pool has them")]
+    NoPool {
+        /// How many bytes.
+        len: usize,
+    },
     /// No memory within the mask.
     #[error("no coherent memory of {len} bytes within mask {mask:#x}: {source}")]
     NoMemory {
@@ -87,10 +94,14 @@ impl DmaDevice {
         if self.coherent_mask() == 0 {
             return Err(self.warn_no_coherent_mask(cpu, "dma_alloc_attrs"));
         }
-        let block = self.zeroed_block(cpu, len, gfp, "dma_alloc_coherent", owner)?;
+        let block = if Self::uses_atomic_pool(cpu, gfp) {
+            self.take_from_atomic_pool(cpu, len, gfp, owner)?
+        } else {
+            self.zeroed_block(cpu, len, gfp, "dma_alloc_coherent", owner)?
+        };
         let (phys, order) = (block.pfn.phys(), block.order);
         let dma = self.enter(phys, len as u64, Dir::Bidirectional, self.coherent_mask());
-        let dma = dma.inspect_err(|_| give_block(cpu.kernel(), phys, order))?;
+        let dma = dma.inspect_err(|_| give_pages(cpu.kernel(), phys, order))?;
         let id = cpu.kernel().next_transaction();
         let mapping = NewMapping {
             id,
@@ -190,7 +201,7 @@ impl DmaDevice {
 }
 
 /// The order of a block of `len` bytes (`get_order`); of none, the highest there is.
-fn get_order(len: usize) -> u8 {
+pub(super) fn get_order(len: usize) -> u8 {
     let last = (len as u64).wrapping_sub(1) >> PAGE_SHIFT;
     // At most 52.
     u8::try_from(u64::BITS - last.leading_zeros()).unwrap_or(u8::MAX)
@@ -336,8 +347,15 @@ impl Drop for Coherent {
         let Some(kernel) = self.device.live_kernel() else { return };
         free_coherent_raw(&self.device, self.dma, self.len as u64, self.freed_by);
         self.device.leave(self.dma, self.pages() * PAGE_SIZE);
-        give_block(kernel, self.phys, self.order);
+        give_pages(kernel, self.phys, self.order);
         self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id, self.freed_by);
+    }
+}
+
+/// Gives pages back to the pool or the zone that they came from.
+fn give_pages(kernel: &Kernel, at: PhysAddr, order: u8) {
+    if kernel.config().coherent || !kernel.atomic_pools.lock().give(at) {
+        give_block(kernel, at, order);
     }
 }
 

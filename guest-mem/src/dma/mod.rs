@@ -9,6 +9,7 @@
 #[macro_use]
 mod plant;
 
+pub(crate) mod atomic;
 pub mod attrs;
 pub mod cache;
 pub mod coherent;
