@@ -12,7 +12,7 @@ const FULL: Golden = Golden {
     name: "swiotlb_full",
     text: include_str!("swiotlb_full.tsv"),
     inputs: &["boot", "what", "size", "nslabs", "nareas", "start_cpu"],
-    compare: &["maps_until_error", "used", "last_dma_slot", "err"],
+    compare: &["maps_until_error", "used", "first_dma_slot", "last_dma_slot", "err"],
 };
 
 /// A boot's machine and what is mapped on it.
@@ -52,8 +52,10 @@ impl Filled {
             "fill" => {
                 self.maps.extend(std::iter::from_fn(|| map(&buf).ok()));
                 let lowest = self.maps.iter().map(|map| map.dma.get()).min().unwrap();
-                let slot = |map: &RawMapping| (map.dma.get() - *self.base.get_or_insert(lowest)) / 2048;
+                let base = *self.base.get_or_insert(lowest);
+                let slot = |map: &RawMapping| (map.dma.get() - base) / 2048;
                 outputs.push(("maps_until_error", self.maps.len().to_string()));
+                outputs.push(("first_dma_slot", self.maps.first().map(slot).unwrap().to_string()));
                 outputs.push(("last_dma_slot", self.maps.last().map(slot).unwrap().to_string()));
             }
             "after_unmap_all" => self.maps.drain(..).for_each(unmap),

@@ -13,6 +13,7 @@ pub(crate) mod atomic;
 pub mod attrs;
 pub mod cache;
 pub mod coherent;
+pub mod debugfs;
 pub mod device;
 pub mod direction;
 pub mod iommu;
