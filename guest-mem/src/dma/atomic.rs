@@ -83,12 +83,18 @@ impl AtomicPools {
             return Self::default();
         }
         let bytes = (config.ram / SHARE).next_multiple_of(PAGE_SIZE).clamp(LEAST, MOST).next_power_of_two();
-        let next = |pool: &Option<AtomicPool>| pool.as_ref().map_or(low, |pool| pool.base.get());
         let wide = config.arch == Arch::X86_64;
-        let dma32 = AtomicPool::below(low, bytes).filter(|pool| wide && pool.base.get() >= DMA_END);
-        let normal = wide && ram.end() > HIGH_START + bytes;
-        let any = AtomicPool::below(if normal { ram.end() } else { next(&dma32) }, bytes);
-        let dma = AtomicPool::below(DMA_END.min(if normal { next(&dma32) } else { next(&any) }), bytes);
+        // At the bottom of its zone, as the lowest free block serves as well as any.
+        let above = |start: u64| AtomicPool::below(start + bytes, bytes).filter(|_| start + bytes <= low);
+        let dma32 = above(DMA_END).filter(|_| wide);
+        let any = if wide && ram.end() > HIGH_START + bytes {
+            AtomicPool::below(ram.end(), bytes)
+        } else {
+            let start = if dma32.is_some() { DMA_END + bytes } else { DMA_END };
+            above(start).or_else(|| AtomicPool::below(low, bytes))
+        };
+        let lowest = any.as_ref().map_or(low, |pool| pool.base.get());
+        let dma = AtomicPool::below(DMA_END.min(lowest), bytes);
         Self([any, dma32, dma])
     }
 
