@@ -172,9 +172,12 @@ impl<'a> Iterator for Slices<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(slice) = self.now.next() {
+                if slice.is_err() {
+                    // Registers: nothing beyond them is reached, or it would be taken for what lies there.
+                    self.rest = Vec::new().into_iter();
+                }
                 return Some(slice);
             }
-            // A page that was mapped is RAM, so no piece ends in an error.
             let (phys, len) = self.rest.next()?;
             self.now = GuestMemoryBackend::get_slices(self.ram, GuestAddress(phys.get()), len);
         }

@@ -5,7 +5,7 @@ use vm_memory::iommu::{Error, Iommu, IommuMemory, Iotlb, IotlbIterator, IovaRang
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::*;
-use crate::dma::{DmaPort, FromDevice, ToDevice, misuse};
+use crate::dma::{DmaPort, FromDevice, Resource, ToDevice, misuse};
 use crate::gfp::GFP_KERNEL;
 use crate::kbuf::KBuf;
 use crate::kernel::MachineConfig;
@@ -129,6 +129,29 @@ fn coherent_memory_lies_anywhere_and_a_mapping_that_fails_does_so_quietly() {
     }
     assert!(lab.findings().is_empty() && lab.kernel().log().lines().is_empty());
     assert!(device.set_mask(&cpu, 0xffff).is_ok(), "any mask will do");
+}
+
+#[test]
+fn an_access_ends_at_registers_that_lie_between_two_pages() {
+    let lab = lab(IommuMode::Strict);
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let port = DmaPort::new(&device);
+    let above = device.map_single::<FromDevice>(&cpu, KBuf::pages(&cpu, 0, GFP_KERNEL).unwrap()).unwrap();
+    let registers = Resource { phys: PhysAddr::new(0xf000_0000), len: 4096 };
+    let registers = device.map_resource::<FromDevice>(&cpu, registers).unwrap();
+    let below = device.map_single::<FromDevice>(&cpu, KBuf::pages(&cpu, 0, GFP_KERNEL).unwrap()).unwrap();
+    let page = |dma: DmaAddr| dma.get() >> PAGE_SHIFT;
+    assert_eq!(
+        [below.dma_addr(), registers.dma_addr()].map(|dma| page(dma) + 1),
+        [registers.dma_addr(), above.dma_addr()].map(page)
+    );
+    assert!(port.write_slice(&[9; 3 * 4096], at(below.dma_addr())).is_err());
+    let byte = |mapped: crate::dma::Mapped<KBuf, FromDevice>| {
+        let mut byte = [1];
+        mapped.unmap(&cpu).read_at(0, &mut byte).unwrap();
+        byte[0]
+    };
+    assert_eq!((byte(below), byte(above)), (9, 0), "nothing beyond the registers is written");
 }
 
 #[test]
