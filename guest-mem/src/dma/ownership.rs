@@ -205,7 +205,7 @@ pub(crate) fn cpu_touches_by(kernel: &Kernel, (at, len): (PhysAddr, usize), writ
 /// Memory goes back to its allocator: a mapping of it is reported.
 #[inline]
 pub(crate) fn freed(kernel: &Kernel, at: PhysAddr, len: u64, by: Owner) {
-    if kernel.watched.any() {
+    if kernel.watched.any() && !planted!(FreedQuietly) {
         let over = kernel.watched.over(at.get(), at.get().saturating_add(len));
         if let Some((device, mapping)) = over.iter().find_map(|stretch| mapping_of(kernel, *stretch)) {
             tell_freed(kernel, at, &device, &mapping, by);
@@ -236,6 +236,9 @@ fn tell_freed(kernel: &Kernel, at: PhysAddr, device: &str, mapping: &Mapping, by
 
 #[cold]
 fn judge_access(kernel: &Kernel, (at, len): (PhysAddr, u64), write: bool, by: Owner) {
+    if planted!(CpuUnjudged) {
+        return;
+    }
     let (from, to) = (at.get(), at.get().saturating_add(len));
     // With caches, a write reaches as far as its lines do.
     let lines = write && !kernel.config().coherent && !planted!(NeighbourIgnored);
@@ -259,7 +262,7 @@ fn judge_access(kernel: &Kernel, (at, len): (PhysAddr, u64), write: bool, by: Ow
 /// What is wrong with an access to bytes that the device owns.
 fn direct(mapping: &Mapping, at: PhysAddr, len: u64, write: bool) -> Option<Breach> {
     let dir = mapping.dir;
-    match (write, mapping.unseen) {
+    match (write, mapping.unseen && !planted!(UnseenForgotten)) {
         (true, _) => Some(Breach::Writes { at, len, dir }),
         (false, true) => Some(Breach::MissingSync { at, len, dir }),
         (false, false) => dir.device_writes().then_some(Breach::Reads { at, len, dir }),

@@ -63,6 +63,12 @@ pub(crate) enum Plant {
     EndLate,
     /// The ledger does not see two mappings in one cache line.
     LinesApart,
+    /// The CPU's accesses to what a device owns are not judged.
+    CpuUnjudged,
+    /// That a device has written is forgotten.
+    UnseenForgotten,
+    /// Frees of mapped memory are not judged.
+    FreedQuietly,
     /// The IOMMU lets the device read and write what is mapped for the other.
     AnyAccess,
     /// An unmap of several pages leaves the last in the domain.

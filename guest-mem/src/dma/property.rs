@@ -19,6 +19,7 @@ mod regions;
 mod run;
 mod shadow;
 mod slots;
+mod special;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -39,7 +40,10 @@ fn million(name: &str) {
     let often = |name: &str| seen.found.get(name).copied().unwrap_or(0);
     let violations = ["after-unmap", "not-mapped", "outside-mapping", "wrong-direction", "while-cpu-owns"];
     assert!(violations.iter().all(|name| often(name) > 10_000) && seen.granted > 100_000 && seen.maps > 50_000);
-    assert!(often("pool-corrupted") > 100 && often("mapping-overlap") > 5 && seen.failed > 300);
+    let breaches = ["cpu-writes-mapped", "cpu-reads-mapped", "missing-sync", "freed-while-mapped"];
+    assert!(breaches.iter().all(|name| often(name) > 100) && often("pool-corrupted") > 100);
+    assert!(often("mapping-overlap") > 3 && seen.failed > 300 && seen.registers > 1000);
+    assert_eq!(often("line-shared") > 100, !config.coherent);
     assert_eq!(often("iommu-fault") > 10_000, config.iommu.is_some());
     let bounces = config.swiotlb_force || (config.swiotlb > 0 && config.iommu.is_none() && config.ram > config.low);
     assert_eq!(seen.bounced > 10_000, bounces);

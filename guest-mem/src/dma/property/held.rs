@@ -4,7 +4,7 @@ use crate::addr::PhysAddr;
 use crate::cpu::Cpu;
 use crate::dma::direction::{Bidirectional, Direction, FromDevice, ToDevice};
 use crate::dma::sg::{MappedSg, Scattered, SgWindow};
-use crate::dma::streaming::{Mapped, Window};
+use crate::dma::streaming::{Mapped, Resource, Window};
 use crate::kbuf::KBuf;
 use crate::kernel::Kernel;
 use crate::page::Pages;
@@ -131,6 +131,13 @@ where
 impl<D: Direction> Whole for Mapped<Pages, D> {
     fn unmap(self: Box<Self>, cpu: &Cpu<'_>) -> Vec<Mem> {
         vec![Mem::Pages((*self).unmap(cpu))]
+    }
+}
+
+impl<D: Direction> Whole for Mapped<Resource, D> {
+    fn unmap(self: Box<Self>, cpu: &Cpu<'_>) -> Vec<Mem> {
+        (*self).unmap(cpu);
+        Vec::new()
     }
 }
 

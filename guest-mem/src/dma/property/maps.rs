@@ -37,6 +37,7 @@ macro_rules! in_direction {
         }
     };
 }
+pub(super) use in_direction;
 
 fn single<D: Direction>(device: &DmaDevice, cpu: &Cpu<'_>, buf: KBuf) -> Mapped
 where
@@ -82,7 +83,7 @@ impl State {
     }
 
     pub(super) fn alloc(&mut self, cpu: &Cpu<'_>, turn: &mut Turn<'_>) -> Check {
-        let Some(place) = self.buffers.iter().position(Option::is_none) else { return self.free(turn) };
+        let Some(place) = self.buffers.iter().position(Option::is_none) else { return self.free(cpu, turn) };
         let zero = if turn.dice.once_in(4) { __GFP_ZERO } else { Gfp::empty() };
         let mem = match turn.dice.roll(16) {
             kind @ 0..10 => {
@@ -112,7 +113,12 @@ impl State {
         all.into_iter().find(|&at| self.buffers[at].as_ref().is_some_and(&is))
     }
 
-    pub(super) fn free(&mut self, turn: &mut Turn<'_>) -> Check {
+    pub(super) fn free(&mut self, cpu: &Cpu<'_>, turn: &mut Turn<'_>) -> Check {
+        if turn.dice.once_in(4)
+            && let Some(at) = self.buffer(turn, |buffer| buffer.parts > 0)
+        {
+            return self.free_mapped(cpu, turn, at);
+        }
         if let Some(at) = self.buffer(turn, |buffer| buffer.parts == 0) {
             self.buffers[at] = None;
         }
@@ -121,7 +127,8 @@ impl State {
 
     /// The CPU reads or writes some bytes, of memory too that a device has.
     pub(super) fn touch(&mut self, turn: &mut Turn<'_>) -> Check {
-        let Some(at) = self.buffer(turn, |_| true) else { return Ok(()) };
+        let parts = usize::from(turn.dice.once_in(3));
+        let Some(at) = self.buffer(turn, |buffer| buffer.parts >= parts) else { return Ok(()) };
         let (kernel, Some(buffer)) = (turn.kernel(), &mut self.buffers[at]) else { return Ok(()) };
         let size: u64 = buffer.spans.iter().map(|span| span.1).sum();
         let (from, len) = turn.part(size as usize, 300);
@@ -159,8 +166,11 @@ impl State {
         }
         let dev = turn.dice.index(self.devices.len());
         let dir = [Dir::ToDevice, Dir::FromDevice, Dir::Bidirectional][turn.dice.index(3)];
-        if turn.dice.once_in(4) {
-            return self.map_part(cpu, turn, dev, dir);
+        match turn.dice.roll(24) {
+            0..6 => return self.map_part(cpu, turn, dev, dir),
+            6 => return self.map_near(cpu, turn, dev, dir),
+            7 => return self.map_registers(cpu, turn, dev, dir),
+            _ => {}
         }
         let Some(at) = self.buffer(turn, |buffer| buffer.parts == 0) else { return Ok(()) };
         let injected = self.inject(turn);
@@ -192,7 +202,7 @@ impl State {
             Mem::Area(area) => (in_direction!(dir, list<crate::vmalloc::VBuf>(&device, cpu, area)), true, false),
         };
         turn.lab.solo.fail_nth(u64::MAX);
-        let asks = spans.iter().map(|&(orig, len)| Ask { orig, len, dir, skip: false, list, kept: false });
+        let asks = spans.iter().map(|&(orig, len)| Ask { orig, len, dir, skip: false, list, kept: false, near: false });
         let asks: Vec<_> = asks.collect();
         match mapped {
             Ok((whole, told)) => {
@@ -234,7 +244,7 @@ impl State {
         }
     }
 
-    fn mapped(&mut self, dev: usize, asks: &[Ask], told: &[Told], injected: Option<u64>) -> Check {
+    pub(super) fn mapped(&mut self, dev: usize, asks: &[Ask], told: &[Told], injected: Option<u64>) -> Check {
         let points = self.points(dev, asks);
         ensure!(injected.is_none_or(|nth| nth >= points), "point {injected:?} of {points} failed to no effect");
         self.seen.maps += told.len() as u64;
@@ -302,9 +312,11 @@ impl State {
             return Ok(());
         };
         let Some(Buffer { mem: Mem::Buf(buf), spans, .. }) = &self.buffers[at] else { return Ok(()) };
-        let (from, len) = turn.part(buf.len(), 3000);
+        // Half of them near each other, so that some share a line.
+        let (among, most) = if turn.dice.once_in(2) { (buf.len().min(200), 40) } else { (buf.len(), 3000) };
+        let (from, len) = turn.part(among, most);
         let (orig, skip) = (spans[0].0 + from as u64, turn.dice.once_in(6));
-        let ask = Ask { orig, len: len as u64, dir, skip, list: false, kept: true };
+        let ask = Ask { orig, len: len as u64, dir, skip, list: false, kept: true, near: false };
         let apart = |live: &Live| {
             live.dev != dev || live.spans.iter().all(|&(other, has)| other + has <= orig || orig + ask.len <= other)
         };
@@ -354,7 +366,12 @@ impl State {
         if self.lives.is_empty() {
             return Ok(());
         }
-        let mut live = self.lives.swap_remove(turn.dice.index(self.lives.len()));
+        let at = turn.dice.index(self.lives.len());
+        if self.lives[at].spans.is_empty() {
+            // Registers.
+            return Ok(());
+        }
+        let mut live = self.lives.swap_remove(at);
         let size = live.spans.iter().map(|span| span.1).sum::<u64>() as usize;
         let Live { how, dev, ids, spans, .. } = &mut live;
         let mut done = Ok(());

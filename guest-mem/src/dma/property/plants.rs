@@ -12,7 +12,7 @@ use crate::dma::plant::{Plant, with};
 const WITHIN: u64 = 20_000;
 
 /// Each of them, and the machine on which it shows.
-const PLANTS: [(Plant, &str); 27] = [
+const PLANTS: [(Plant, &str); 30] = [
     (Plant::NoCopyBack, "swiotlb-force"),
     (Plant::NoCopyIn, "swiotlb-force"),
     (Plant::NoCopyAgain, "swiotlb-force"),
@@ -30,6 +30,9 @@ const PLANTS: [(Plant, &str); 27] = [
     (Plant::AlwaysDevices, "ram1g"),
     (Plant::EndLate, "identity"),
     (Plant::LinesApart, "identity"),
+    (Plant::CpuUnjudged, "identity"),
+    (Plant::UnseenForgotten, "swiotlb-force"),
+    (Plant::FreedQuietly, "bridge-offset"),
     (Plant::AnyAccess, "iommu-strict"),
     (Plant::PageKept, "iommu-strict"),
     (Plant::NeverFlushed, "iommu-lazy"),

@@ -60,6 +60,7 @@ pub(super) struct Seen {
     pub(super) merged: u64,
     pub(super) bounced: u64,
     pub(super) failed: u64,
+    pub(super) registers: u64,
     /// By name.
     pub(super) found: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -194,7 +195,7 @@ impl State {
     fn step(&mut self, cpu: &Cpu<'_>, turn: &mut Turn<'_>) -> Check {
         match turn.dice.roll(100) {
             0..6 => self.alloc(cpu, turn),
-            6..9 => self.free(turn),
+            6..9 => self.free(cpu, turn),
             9..18 => self.touch(turn),
             18..32 => self.map(cpu, turn),
             32..42 => {

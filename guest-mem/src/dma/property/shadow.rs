@@ -44,6 +44,8 @@ pub(super) struct Ask {
     pub(super) list: bool,
     /// Whether the driver keeps the memory.
     pub(super) kept: bool,
+    /// Whether it was allocated in the device's reach.
+    pub(super) near: bool,
 }
 
 /// What it was told.
@@ -158,7 +160,7 @@ impl Shadow {
     /// Whether a piece must bounce.
     pub(super) fn bounces(&self, dev: usize, ask: &Ask) -> bool {
         let last = ask.orig + self.config.dma_offset + ask.len - 1;
-        self.config.iommu.is_none() && (self.config.swiotlb_force || last > self.books[dev].mask)
+        self.config.iommu.is_none() && !ask.near && (self.config.swiotlb_force || last > self.books[dev].mask)
     }
 
     /// A piece has got its place: checks it, and moves the bytes that a map call moves.
@@ -259,6 +261,29 @@ impl Shadow {
         let piece = Piece { id: 0, dma, phys, orig, len, dir, coherent, bounced, skip, watched, unseen, lent };
         self.book(dev, piece, false);
         Ok(())
+    }
+
+    /// Another device's registers were mapped, which nothing translates but an IOMMU.
+    pub(super) fn registers(&mut self, dev: usize, ask: &Ask, told: Told) -> Check {
+        let (Told { id, dma, .. }, Ask { orig, len, dir, .. }) = (told, *ask);
+        let (now, book) = (self.now, &mut self.books[dev]);
+        ensure!(dma + (len - 1) <= book.mask, "registers at {dma:#x} are beyond the mask");
+        match &mut book.domain {
+            Some(domain) => domain.map(dma, orig, len, dir, now)?,
+            None => ensure!(dma == orig, "registers at {orig:#x} were mapped at {dma:#x}"),
+        }
+        let (coherent, bounced, skip, watched) = (false, false, true, false);
+        let (phys, unseen, lent) = (orig, false, None);
+        self.book(dev, Piece { id, dma, phys, orig, len, dir, coherent, bounced, skip, watched, unseen, lent }, false);
+        Ok(())
+    }
+
+    /// Memory of which parts are mapped was freed.
+    pub(super) fn freed(&mut self, at: u64, len: u64) {
+        let live = self.books.iter().flat_map(|book| &book.live);
+        let mapped = live.filter(|piece| piece.watched && piece.orig < at + len && at < piece.orig + piece.len);
+        let first = mapped.min_by_key(|piece| (piece.orig, piece.id));
+        self.expected.extend(first.map(|piece| ("freed-while-mapped", piece.id)));
     }
 
     /// The live mapping that a transaction is; 0 is none.
@@ -376,7 +401,13 @@ impl Shadow {
             if reached.is_none() {
                 self.expected.push(("iommu-fault", 0));
             }
-            return reached.map_or(nothing, |pieces| Moved { pieces, whole: true });
+            // Registers are reached, but no memory.
+            return reached.map_or(nothing, |mut pieces| {
+                let all = pieces.len();
+                let ram = pieces.iter().position(|&(phys, len)| self.memory.there(phys, len) < len).unwrap_or(all);
+                pieces.truncate(ram);
+                Moved { pieces, whole: ram == all }
+            });
         }
         let Some(phys) = dma.checked_sub(self.config.dma_offset) else { return nothing };
         let there = self.memory.there(phys, len);
