@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lowzone_tests::program::workspace;
-use lowzone_tests::scenario::{embedded, run_both};
+use lowzone_tests::scenario::{embedded, run, run_both};
 
 /// What can't be a mistake of the story `ledger`: the scenario that shows it, and what is set for it.
 const ELSEWHERE: [(&str, &str, &[&str]); 4] = [
@@ -57,4 +57,22 @@ fn ledger_the_same_story_without_a_mistake_is_silent() {
         assert!(result.findings.is_empty() && result.leaks.is_empty(), "in {}", result.world);
         assert_eq!(result.stories[0].facts.len(), 4);
     }
+}
+
+/// What a CPU or a device saw last in a scenario, with caches between them or not.
+fn last_seen(name: &str, coherent: bool) -> Vec<String> {
+    let result = run(&embedded(name, &[&format!("machine.coherent={coherent}")]), 1);
+    result.stories[0].facts.iter().skip(4).map(|fact| fact.seen.clone()).collect()
+}
+
+#[test]
+fn ledger_a_forgotten_sync_shows_stale_bytes_and_a_shared_line_loses_some_where_caches_lie_between() {
+    assert_eq!(
+        (last_seen("dma/missing-sync", true), last_seen("dma/missing-sync", false)),
+        (vec!["7".into()], vec!["1".into()])
+    );
+    let late = |coherent| last_seen("dma/cpu-writes-mapped", coherent);
+    assert_eq!((late(true), late(false)), (vec!["9".into()], vec!["1".into()]));
+    let shared = |coherent| last_seen("dma/line-shared", coherent);
+    assert_eq!((shared(true), shared(false)), (vec!["7".to_owned(), "9".into()], vec!["0".into(), "9".into()]));
 }

@@ -119,6 +119,8 @@ impl<M: GuestMemory, T: Tap> NetWorker<M, T> {
 
     fn acknowledge_reset(&mut self) {
         self.drop_all();
+        // Before the driver sees the reset done: whoever reads them next reads of the new life.
+        self.counters.packets.restart();
         for side in [&self.receive, &self.transmit] {
             if side.shared.resetting() {
                 side.shared.finish_reset();
@@ -295,7 +297,6 @@ impl<M: GuestMemory, T: Tap> NetWorker<M, T> {
     /// Takes over rings that the driver has set up; the source begins with the receive ring.
     fn look(&mut self, now: u64) -> Result<(), RingError> {
         if self.receive.ring.is_none() && self.receive.active()? {
-            self.counters.packets.restart();
             self.next = Some((0, now));
         }
         self.transmit.active()?;

@@ -212,13 +212,19 @@ impl Run<'_, '_> {
 
     fn judge(&mut self, packet: &Packet) {
         let now = self.cpu.now();
+        let number = check(packet, self.seed);
+        // A source doesn't stop where the step does.
+        if self.step.from == PacketsFrom::Source && number.is_some_and(|number| number >= self.step.count) {
+            self.last = now;
+            return;
+        }
         self.row.longest_wait = self.row.longest_wait.max(now - self.last);
         self.last = now;
         self.row.delivered += 1;
         self.row.bytes += packet.len() as u64;
         self.bench.control.advance(packet.len() as u64);
         // Nothing overtakes and nothing comes twice.
-        match check(packet, self.seed) {
+        match number {
             Some(number) if number >= self.next && number < self.step.count => self.next = number + 1,
             _ => self.row.wrong += 1,
         }

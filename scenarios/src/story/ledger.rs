@@ -11,7 +11,8 @@ use lowzone_guest_mem::addr::DmaAddr;
 use lowzone_guest_mem::dma::{
     Attrs, Dir, DmaDevice, DmaPort, FromDevice, MappedSg, SgTable, ToDevice, dma_bit_mask, misuse,
 };
-use lowzone_guest_mem::gfp::GFP_KERNEL;
+use lowzone_guest_mem::gfp::{__GFP_ZERO, GFP_KERNEL};
+use lowzone_guest_mem::kbuf::OutOfBounds;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{StoryError, Telling};
@@ -25,6 +26,7 @@ const LEN: u64 = BYTES as u64;
 
 /// Who takes part.
 struct Scene<'a, 'w> {
+    telling: &'a Telling<'a, 'w>,
     cpu: &'a Cpu<'w>,
     device: DmaDevice,
     port: DmaPort,
@@ -104,19 +106,35 @@ const CRIMES: &[Crime] = &[
             s.device_writes(dma);
         })
     }),
-    Crime("cpu-writes-mapped", |scene| scene.touched(TO, |_, _, buf| buf.write_at(0, &[0]))),
+    Crime("cpu-writes-mapped", |scene| {
+        scene.touched(TO, |s, dma, buf| {
+            buf.write_at(0, &[9])?;
+            let mut seen = [0];
+            let _ = s.port.read_slice(&mut seen, GuestAddress(dma.get()));
+            s.telling.fact("the CPU wrote 9 too late, and the device reads", seen[0]);
+            Ok(())
+        })
+    }),
     Crime("cpu-reads-mapped", |scene| scene.touched(FROM, |_, _, buf| buf.read_at(0, &mut [0]))),
     Crime("missing-sync", |scene| {
         scene.touched(FROM, |s, dma, buf| {
             s.device_writes(dma);
-            buf.read_at(0, &mut [0])
+            let mut seen = [0];
+            buf.read_at(0, &mut seen)?;
+            s.telling.fact("the device wrote 7, and the CPU reads without a sync", seen[0]);
+            Ok(())
         })
     }),
     Crime("line-shared", |scene| {
         let mut record = scene.buffer()?;
         let part = misuse::map_part(scene.cpu, &scene.device, &record, (0, 32), FROM, Attrs::empty())?;
-        record.write_at(40, &[0])?;
+        scene.device_writes(part.dma);
+        record.write_at(40, &[9])?;
         scene.unmap(part.dma, part.len, FROM);
+        let mut seen = [0; 41];
+        record.read_at(0, &mut seen)?;
+        scene.telling.fact("the device wrote 7, and the CPU reads after the unmap", seen[0]);
+        scene.telling.fact("the CPU wrote 9 beside it, and reads", seen[40]);
         Ok(())
     }),
     Crime("freed-while-mapped", |scene| {
@@ -143,7 +161,7 @@ pub(super) const MISTAKES: &[&str] = &names::<{ CRIMES.len() }>(CRIMES);
 
 impl Scene<'_, '_> {
     fn buffer(&self) -> Result<KBuf, StoryError> {
-        Ok(KBuf::kmalloc(self.cpu, BYTES, GFP_KERNEL)?)
+        Ok(KBuf::kmalloc(self.cpu, BYTES, GFP_KERNEL | __GFP_ZERO)?)
     }
 
     fn unmap(&self, dma: DmaAddr, len: u64, dir: Dir) {
@@ -171,6 +189,7 @@ impl Scene<'_, '_> {
     /// A buffer is mapped; the act unmaps it, in its way.
     fn mapped(&self, dir: Dir, act: impl FnOnce(&Self, DmaAddr, &mut KBuf)) -> Told {
         let mut buf = self.buffer()?;
+        buf.write_at(0, &[1; BYTES])?;
         let raw = misuse::map_single(self.cpu, &self.device, &buf, dir)?;
         act(self, raw.dma, &mut buf);
         Ok(())
@@ -185,11 +204,7 @@ impl Scene<'_, '_> {
     }
 
     /// A buffer is touched while it is mapped.
-    fn touched(
-        &self,
-        dir: Dir,
-        touch: impl FnOnce(&Self, DmaAddr, &mut KBuf) -> Result<(), lowzone_guest_mem::kbuf::OutOfBounds>,
-    ) -> Told {
+    fn touched(&self, dir: Dir, touch: impl FnOnce(&Self, DmaAddr, &mut KBuf) -> Result<(), OutOfBounds>) -> Told {
         let mut touched = Ok(());
         self.kept(dir, |scene, dma, buf| touched = touch(scene, dma, buf))?;
         Ok(touched?)
@@ -241,7 +256,7 @@ pub(super) fn tell(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
     let cpu = telling.cpu();
     let device = DmaDevice::new(cpu.kernel_ref(), "card");
     device.set_mask_and_coherent(cpu, dma_bit_mask(64))?;
-    let scene = Scene { cpu, port: DmaPort::new(&device), device };
+    let scene = Scene { telling, cpu, port: DmaPort::new(&device), device };
     scene.well_done(telling)?;
     CRIMES.iter().filter(|crime| telling.makes(crime.0)).try_for_each(|crime| crime.1(&scene))
 }
