@@ -109,6 +109,7 @@ pub(crate) const ENTRIES: &[Entry] = embedded![
     "dma/ledger",
     "dma/line-shared",
     "dma/map-error-unchecked",
+    "dma/map-invalid",
     "dma/mapping-overlap",
     "dma/mapping-overlaps",
     "dma/missing-sync",

@@ -7,7 +7,7 @@
 
 use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::KBuf;
-use lowzone_guest_mem::addr::DmaAddr;
+use lowzone_guest_mem::addr::{DmaAddr, VirtAddr};
 use lowzone_guest_mem::dma::{
     Attrs, Dir, DmaDevice, DmaPort, FromDevice, MappedSg, SgTable, ToDevice, dma_bit_mask, misuse,
 };
@@ -23,6 +23,8 @@ const BOTH: Dir = Dir::Bidirectional;
 /// Bytes of each buffer: whole cache lines.
 const BYTES: usize = 512;
 const LEN: u64 = BYTES as u64;
+/// Where a module's data may lie.
+const MODULE: VirtAddr = VirtAddr::new(0xffff_ffff_c000_1000);
 
 /// Who takes part.
 struct Scene<'a, 'w> {
@@ -90,6 +92,11 @@ const CRIMES: &[Crime] = &[
     }),
     Crime("mapping-overlap", |scene| scene.overlapping(2)),
     Crime("mapping-overlaps", |scene| scene.overlapping(9)),
+    Crime("map-invalid", |scene| {
+        let raw = misuse::map_address(scene.cpu, &scene.device, MODULE, LEN, TO)?;
+        scene.unmap(raw.dma, LEN, TO);
+        Ok(())
+    }),
     Crime("pending-dma", |scene| scene.kept(TO, |s, _, _| s.device.released(s.cpu))),
     Crime("not-mapped", |scene| scene.done(|s| s.device_reads(DmaAddr::new(0x10_0000)))),
     Crime("after-unmap", |scene| {
