@@ -20,7 +20,9 @@ use crate::spec::{NamedMachine, Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
 use crate::wire::{Skip, TwoWires, WireKind};
 use crate::world::WorldKind;
-use crate::{bench, compare, expect, explore, fresh, inspect, matrix, mutants, progress, render, serve, tour, trace};
+use crate::{
+    bench, bill, compare, expect, explore, fresh, inspect, matrix, mutants, progress, render, serve, tour, trace,
+};
 
 /// A laboratory for the memory half of device drivers.
 ///
@@ -103,6 +105,10 @@ struct Run {
     /// Write the record of the run to this file, for `lowzone trace`.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Add the DMA bill: for each device and each place that maps, bytes bounced, slots, coherent pages and what
+    /// rounding wasted, and how many bits of mask would have saved the bounces. In --json as `bill`.
+    #[arg(long)]
+    bill: bool,
     /// Print the result as JSON, one object a seed.
     #[arg(long)]
     json: bool,
@@ -348,8 +354,12 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
             let file = File::create(path).map_err(|source| trace::TraceError::Open { name: name(), source })?;
             lab.stream_to(Box::new(file))?;
         }
-        let result = lab.run();
+        if options.bill {
+            lab.keep_bill();
+        }
+        let mut result = lab.run();
         let traced = lab.end_stream();
+        result.bill = lab.take_bill();
         if compared {
             records.push((seed, lab.take_events()));
         }
@@ -409,6 +419,9 @@ fn report(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> 
         render::line(&mut out, result)?;
     } else {
         render::result(&mut out, result, options.verbose)?;
+    }
+    if let Some(bill) = result.bill.as_ref().filter(|_| !options.json) {
+        bill::print(&mut out, bill)?;
     }
     if !wrong.is_empty() {
         render::mismatches(&mut anstream::stderr(), &wrong)?;

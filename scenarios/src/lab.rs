@@ -25,9 +25,10 @@ use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::{Kernel, Machine};
-use lowzone_guest_mem::trace::{Kind, Producer, Record};
+use lowzone_guest_mem::trace::{Kind, Producer, Record, Sink};
 
 use self::join::{Joined, Peer};
+use crate::bill::{Bill, SharedBook};
 use crate::kit::{Kit, LabDriver};
 use crate::result::{FaultRow, RunResult};
 use crate::spec::{Need, Scenario, Step};
@@ -45,6 +46,7 @@ pub struct Lab {
     bench: Arc<Bench>,
     world: World,
     stream: Option<JoinedWriter<Box<dyn Write + Send>>>,
+    book: Option<SharedBook>,
     // Last: the machine is reset when it drops, after everything that lives on it.
     machine: Machine,
 }
@@ -128,7 +130,7 @@ impl Lab {
             phase: Mutex::default(),
             result: Mutex::new(RunResult::new(name, &scenario, seed, (world.kind(), wire))),
         });
-        Ok(Self { scenario, wire: controller, peer, bench, world, stream: None, machine })
+        Ok(Self { scenario, wire: controller, peer, bench, world, stream: None, book: None, machine })
     }
 
     /// Has these injectors at work beside the scenario's, each in the place of one of its class.
@@ -162,9 +164,35 @@ impl Lab {
             kinds: Kind::ALL.iter().map(|kind| (kind.number(), kind.name().to_owned())).collect(),
         };
         let joined = JoinedWriter::new(Writer::new(out, &header, &self.devices(), Some(self.machine.kernel_ref()))?);
-        kernel.trace().stream(Box::new(joined.clone()));
         self.stream = Some(joined);
+        self.watch();
         Ok(())
+    }
+
+    /// Keeps the books of a DMA bill from now on, for [`Lab::take_bill`].
+    pub fn keep_bill(&mut self) {
+        self.book = Some(SharedBook::new(self.machine.kernel()));
+        self.watch();
+    }
+
+    /// The bill of what was run since [`Lab::keep_bill`]; `None` without it.
+    pub fn take_bill(&mut self) -> Option<Bill> {
+        let book = self.book.take()?;
+        // Who watched so far gets what it is due.
+        self.watch();
+        Some(book.bill(self.machine.kernel(), self.dma_devices()))
+    }
+
+    /// Gives every record to those who want them all.
+    fn watch(&self) {
+        let trace = self.machine.kernel().trace();
+        trace.end_stream();
+        let stream = self.stream.iter().map(|stream| Box::new(stream.clone()) as Box<dyn Sink>);
+        let book = self.book.iter().map(|book| Box::new(book.clone()) as Box<dyn Sink>);
+        let sinks: Vec<_> = stream.chain(book).collect();
+        if !sinks.is_empty() {
+            trace.stream(Box::new(Sinks(sinks)));
+        }
     }
 
     /// Completes the trace that [`Lab::stream_to`] began; nothing to do if none was.
@@ -173,8 +201,9 @@ impl Lab {
     /// [`TraceError::Write`] if it is not all there.
     pub fn end_stream(&mut self) -> Result<(), TraceError> {
         let trace = self.machine.kernel().trace();
-        trace.end_stream();
-        match self.stream.take().and_then(|joined| joined.take()) {
+        let stream = self.stream.take();
+        self.watch();
+        match stream.and_then(|joined| joined.take()) {
             Some(writer) => writer.finish(trace.digest(), self.world.now()).map(drop),
             None => Ok(()),
         }
@@ -300,6 +329,15 @@ impl Lab {
         result.faults = self.world.injectors().attrs().iter().map(FaultRow::of).collect();
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());
         result
+    }
+}
+
+/// Several who want every record.
+struct Sinks(Vec<Box<dyn Sink>>);
+
+impl Sink for Sinks {
+    fn page(&mut self, page: &[(Producer, Record)]) {
+        self.0.iter_mut().for_each(|sink| sink.page(page));
     }
 }
 

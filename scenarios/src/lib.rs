@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+pub mod bill;
 mod cli;
 mod compare;
 pub mod expect;

@@ -32,13 +32,13 @@ pub(crate) fn bytes(n: u64) -> String {
     format!("{n} B")
 }
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header.iter().copied());
     table
 }
 
-fn print(out: &mut dyn Write, table: &mut Table, right_from: usize) -> io::Result<()> {
+pub(crate) fn print(out: &mut dyn Write, table: &mut Table, right_from: usize) -> io::Result<()> {
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((if index == 0 { 2 } else { 0 }, 2));
         if index >= right_from {

@@ -10,6 +10,7 @@ use lowzone_guest_mem::site::Owner;
 use lowzone_guest_mem::stats::{self, LeakSite};
 use serde::Serialize;
 
+use crate::bill::Bill;
 use crate::lab::Slot;
 use crate::spec::{CanaryState, Scenario};
 use crate::wire::WireKind;
@@ -449,6 +450,9 @@ pub struct RunResult {
     /// Refusals beyond those that are kept.
     #[serde(skip_serializing_if = "is_zero")]
     pub refusals_more: u64,
+    /// What its DMA cost; none if nobody asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bill: Option<Bill>,
     /// Whether an image changed in size while it was in use.
     pub input_changed: bool,
     /// What a step could not do.

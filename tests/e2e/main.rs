@@ -4,6 +4,7 @@
 
 mod bad_back_ends;
 mod bad_input;
+mod bill;
 mod containment;
 mod edu;
 mod explore;

@@ -31,6 +31,12 @@ pub fn lab(scenario: &Scenario, seed: u64) -> Lab {
     Lab::new("test", scenario.clone(), seed, Verify::Sha256, Arc::new(Control::default())).unwrap()
 }
 
+/// A lab around a scenario in a world.
+pub fn lab_in(world: WorldKind, scenario: &Scenario, seed: u64) -> Lab {
+    let (kit, control) = (Kit::STOCK, Arc::new(Control::default()));
+    Lab::in_world(world, &kit, "test", scenario.clone(), seed, Verify::Sha256, control).unwrap()
+}
+
 /// One run of a scenario.
 pub fn run(scenario: &Scenario, seed: u64) -> RunResult {
     lab(scenario, seed).run()
@@ -38,9 +44,7 @@ pub fn run(scenario: &Scenario, seed: u64) -> RunResult {
 
 /// One run of a scenario in the threads world.
 pub fn run_threads(scenario: &Scenario, seed: u64) -> RunResult {
-    let (kit, control) = (Kit::STOCK, Arc::new(Control::default()));
-    let lab = Lab::in_world(WorldKind::Threads, &kit, "test", scenario.clone(), seed, Verify::Sha256, control);
-    lab.unwrap().run()
+    lab_in(WorldKind::Threads, scenario, seed).run()
 }
 
 /// One run in lockstep and one in the threads world, of what must hold in both.

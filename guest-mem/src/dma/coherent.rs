@@ -348,7 +348,7 @@ impl Drop for Coherent {
         free_coherent_raw(&self.device, self.dma, self.len as u64, self.freed_by);
         self.device.leave(self.dma, self.pages() * PAGE_SIZE);
         give_pages(kernel, self.phys, self.order);
-        self.device.trace_release(Kind::DmaFree, self.dma, self.len, self.id, self.freed_by);
+        self.device.trace_release((Kind::DmaFree, self.dma, self.len as u64), self.id, 0, self.freed_by);
     }
 }
 

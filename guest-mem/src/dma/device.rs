@@ -408,13 +408,15 @@ impl DmaDevice {
         self.kernel().report_for(finding, crate::cpu::current(), of.map_or(0, |mapping| mapping.id));
     }
 
-    /// Writes a record for a release, which may come from `Drop` and so has no CPU.
-    pub(crate) fn trace_release(&self, kind: Kind, dma: DmaAddr, len: usize, id: u64, by: Owner) {
+    /// Writes a record for a release, which may come from `Drop` and so has no CPU; `copied` bytes bounced for it.
+    pub(crate) fn trace_release(&self, event: (Kind, DmaAddr, u64), id: u64, copied: u64, by: Owner) {
+        let (kind, dma, len) = event;
         let (trace, who) = (self.kernel().trace(), crate::cpu::current());
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let record = Record { ts: self.kernel().clock(), addr: dma.get(), len, kind, dev: self.index(), tag: id };
-        let caller = Record { addr: 0, len: 0, kind: Kind::By, tag: owner_word(by), ..record };
-        trace.emit_with(who, record, (by != Owner::default()).then_some(caller));
+        let bounced = u32::try_from(copied).unwrap_or(u32::MAX);
+        let caller = Record { addr: 0, len: bounced, kind: Kind::By, tag: owner_word(by), ..record };
+        trace.emit_with(who, record, (by != Owner::default() || copied > 0).then_some(caller));
     }
 
     /// Writes the records of a map call: the event, then what the device reaches and the buffer behind it.

@@ -108,7 +108,7 @@ kinds! {
     Finding = 60, "lowzone:finding";
     /// The scenario began a step.
     Step = 61, "lowzone:step";
-    /// Who made the call: tag = owner.
+    /// Who made the call: tag = owner, len = bytes that the bounce pool copied in it (unmap, sync).
     By = 0x8001, "detail:by";
     /// What a map call made: addr = where the device's bytes lie, len = [`super::Shape`], tag = who mapped.
     Mapping = 0x8002, "detail:mapping";

@@ -46,15 +46,7 @@ fn line(row: &Row, back: usize) -> String {
 fn assemble(records: &[(Producer, Record)]) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     for (who, record) in records {
-        let raw = Raw {
-            ts: record.ts,
-            addr: record.addr,
-            tag: record.tag,
-            len: record.len,
-            kind: record.kind.number(),
-            dev: record.dev,
-            who: who.0,
-        };
+        let raw = Raw::of(*who, record);
         match events.last_mut() {
             Some(event) if raw.is_detail() => event.add(&raw),
             _ if raw.is_detail() => {}

@@ -2,7 +2,7 @@
 //!
 //! Neighbours: `reader` and `around` make them, `row` shows them, `transaction` follows them.
 
-use lowzone_guest_mem::trace::{DETAIL, Kind, Shape};
+use lowzone_guest_mem::trace::{DETAIL, Kind, Producer, Record, Shape};
 
 /// A record as the file has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -24,6 +24,19 @@ pub struct Raw {
 }
 
 impl Raw {
+    /// A record of the running kernel.
+    pub fn of(who: Producer, record: &Record) -> Self {
+        Self {
+            ts: record.ts,
+            addr: record.addr,
+            tag: record.tag,
+            len: record.len,
+            kind: record.kind.number(),
+            dev: record.dev,
+            who: who.0,
+        }
+    }
+
     /// Whether it continues the record before it.
     pub fn is_detail(&self) -> bool {
         self.kind >= DETAIL
@@ -39,6 +52,8 @@ pub struct Event {
     pub raw: Raw,
     /// Who made the call, as an owner of this trace's tables.
     pub by: Option<u64>,
+    /// Bytes that the bounce pool copied in an unmap or sync.
+    pub copied: u32,
     /// Where the device's bytes lie, what they are like, who mapped them.
     pub mapping: Option<(u64, Option<Shape>, u64)>,
     /// Where the driver's buffer lies, and who allocated it.
@@ -49,13 +64,13 @@ impl Event {
     /// The event of a record; its details are still to come.
     pub fn new(number: u64, raw: Raw) -> Self {
         let by = Kind::from_number(raw.kind).filter(|kind| kind.tag_is_owner()).map(|_| raw.tag);
-        Self { number, raw, by, mapping: None, buffer: None }
+        Self { number, raw, by, ..Self::default() }
     }
 
     /// Adds a detail; one of an unknown kind is ignored.
     pub fn add(&mut self, detail: &Raw) {
         match Kind::from_number(detail.kind) {
-            Some(Kind::By) => self.by = Some(detail.tag),
+            Some(Kind::By) => (self.by, self.copied) = (Some(detail.tag), detail.len),
             Some(Kind::Mapping) => self.mapping = Some((detail.addr, Shape::unpack(detail.len), detail.tag)),
             Some(Kind::Buffer) => self.buffer = Some((detail.addr, detail.tag)),
             _ => {}

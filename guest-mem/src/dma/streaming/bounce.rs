@@ -73,10 +73,10 @@ impl DmaDevice {
         cpu.kernel().refusals.book(Refused { at: cpu.now(), owner, device, refusal });
     }
 
-    /// Copies between a place in the bounce pool and what it stands for, no more than was mapped there.
-    pub(super) fn bounce(&self, kernel: &Kernel, bounce: PhysAddr, len: u64, to_cpu: bool) {
+    /// Copies between a place in the bounce pool and what it stands for, no more than was mapped there; how much it was.
+    pub(super) fn bounce(&self, kernel: &Kernel, bounce: PhysAddr, len: u64, to_cpu: bool) -> u64 {
         let origin = kernel.swiotlb.lock().as_ref().and_then(|pool| pool.lookup(bounce));
-        let Some(origin) = origin else { return };
+        let Some(origin) = origin else { return 0 };
         let len = origin.fits(len).unwrap_or_else(|error| {
             warn_too_long(kernel, self, error);
             origin.remaining
@@ -86,6 +86,7 @@ impl DmaDevice {
         // Both lie in RAM: one is the caller's buffer, the other the pool.
         let _ = kernel.ram().copy(from, to, usize::try_from(len).unwrap_or(0));
         self.state.counters.lock().bounced_bytes += len;
+        len
     }
 }
 

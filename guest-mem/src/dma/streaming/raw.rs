@@ -261,14 +261,15 @@ impl DmaDevice {
                     _ => scattered.iter().for_each(|&(phys, len)| kernel.ram().invalidate(phys, len)),
                 }
             }
+            let mut copied = 0;
             if mapping.bounced {
                 if back && !planted!(NoCopyBack) {
-                    self.bounce(kernel, mapping.phys, len, true);
+                    copied = self.bounce(kernel, mapping.phys, len, true);
                 }
                 release_slots(kernel, mapping.phys, len);
             }
             let event = terms.events()[1];
-            self.trace_release(event, dma, usize::try_from(len).unwrap_or(0), mapping.id, by);
+            self.trace_release((event, dma, len), mapping.id, copied, by);
         }
         report_unmap(self, &unmapped, by);
     }
@@ -286,35 +287,39 @@ impl DmaDevice {
         let [_, _, to_cpu, to_device] = terms.events();
         let kind = if for_cpu { to_cpu } else { to_device };
         let id = mapping.map_or(0, |m| m.id);
-        cpu.trace_by((kind, dma.get(), usize::try_from(len).unwrap_or(0)), self.index(), id, owner);
         // By the address, as in Linux: a sync that the books don't know is copied all the same.
         let whole = mapping.filter(|_| planted!(SyncWhole));
-        if let Some(mapping) = whole {
-            self.pass_on(kernel, mapping.phys, mapping.len, for_cpu, dir);
+        let copied = if let Some(mapping) = whole {
+            self.pass_on(kernel, mapping.phys, mapping.len, for_cpu, dir)
         } else {
             let scattered = self.scattered(kernel, dma, len);
             let whole = self.behind(dma).filter(|_| scattered.is_empty()).map(|phys| (phys, len));
-            scattered.into_iter().chain(whole).for_each(|(phys, len)| self.pass_on(kernel, phys, len, for_cpu, dir));
-        }
+            let pieces = scattered.into_iter().chain(whole);
+            pieces.map(|(phys, len)| self.pass_on(kernel, phys, len, for_cpu, dir)).sum()
+        };
+        let event = (kind, dma.get(), usize::try_from(len).unwrap_or(0));
+        let by = (Kind::By, 0, u32::try_from(copied).unwrap_or(u32::MAX), owner);
+        cpu.trace_with(event, self.index(), id, &[by]);
         for misuse in misuses.iter() {
             self.report(*misuse, mapping.as_ref(), owner);
         }
     }
 
-    /// What a sync moves: lines of the CPUs' caches and bounced bytes, each in the order of kernel/dma/direct.h.
-    fn pass_on(&self, kernel: &Kernel, phys: PhysAddr, len: u64, for_cpu: bool, dir: Dir) {
+    /// What a sync moves: lines of the CPUs' caches and bounced bytes, each in the order of kernel/dma/direct.h; how
+    /// many bytes bounced.
+    fn pass_on(&self, kernel: &Kernel, phys: PhysAddr, len: u64, for_cpu: bool, dir: Dir) -> u64 {
         if for_cpu && dir.device_writes() {
             kernel.ram().invalidate(phys, len);
         }
-        if if for_cpu { dir.device_writes() } else { dir.device_reads() && !planted!(NoCopyAgain) } {
-            self.bounce(kernel, phys, len, for_cpu);
-        }
+        let moves = if for_cpu { dir.device_writes() } else { dir.device_reads() && !planted!(NoCopyAgain) };
+        let copied = if moves { self.bounce(kernel, phys, len, for_cpu) } else { 0 };
         if planted!(SlotTwice) && for_cpu {
             release_slots(kernel, phys, len);
         }
         if !for_cpu {
             kernel.ram().clean(phys, len);
         }
+        copied
     }
 }
 
