@@ -19,6 +19,7 @@ use crate::dma::iommu::IommuFault;
 use crate::dma::ledger::{Misuse, Violation};
 use crate::dma::ownership::Breach;
 use crate::dma::pool::PoolMisuse;
+use crate::dma::posted::Posted;
 use crate::iomem::IoMisuse;
 use crate::irq::IrqMisuse;
 use crate::lock::BadUnlock;
@@ -100,8 +101,13 @@ pub enum FindingKind {
     #[error("{0}")]
     DmaPool(PoolMisuse),
     /// A device access that no live mapping allows.
-    #[error("{0}")]
-    Port(Violation),
+    #[error("{violation}{posted}")]
+    Port {
+        /// What it did.
+        violation: Violation,
+        /// Who gave it the address.
+        posted: Posted,
+    },
     /// A CPU's access to memory that a device owns.
     #[error("{breach}")]
     Ownership {
@@ -418,7 +424,7 @@ impl FindingKind {
             Self::LabLockHeld { .. } => "lab-lock-held",
             Self::Dma(misuse) => misuse_name(misuse),
             Self::DmaPool(misuse) => misuse.name(),
-            Self::Port(violation) => violation_name(violation),
+            Self::Port { violation, .. } => violation_name(violation),
             Self::Ownership { breach, .. } => breach.name(),
             Self::IommuFault(_) => "iommu-fault",
             Self::BeyondWidth { .. } => "beyond-width",
@@ -460,7 +466,7 @@ impl FindingKind {
     /// The bus address that it is about, or 0.
     pub fn address(&self) -> u64 {
         match self {
-            Self::Port(violation) => violation.access().dma.get(),
+            Self::Port { violation, .. } => violation.access().dma.get(),
             Self::IommuFault(fault) => fault.dma.get(),
             Self::BeyondWidth { addr, .. } | Self::BusMasterOff { addr, .. } => *addr,
             _ => 0,
@@ -470,7 +476,7 @@ impl FindingKind {
     /// The DMA transaction that it is about, as far as it knows, or 0.
     pub fn transaction(&self) -> u64 {
         match self {
-            Self::Port(violation) => violation.mapping().map_or(0, |mapping| mapping.id),
+            Self::Port { violation, .. } => violation.mapping().map_or(0, |mapping| mapping.id),
             Self::Ownership { transaction, .. } => *transaction,
             _ => 0,
         }
@@ -490,7 +496,7 @@ impl FindingKind {
             Self::SelfDeadlock { .. } => Some("CONFIG_DETECT_HUNG_TASK"),
             Self::Dma(misuse) => misuse.linux(),
             Self::DmaPool(misuse) => Some(misuse.config()),
-            Self::Port(violation) => violation.linux(),
+            Self::Port { violation, .. } => violation.linux(),
             Self::Leak { resource: Resource::Slab | Resource::CacheObject | Resource::Vmalloc, .. } => {
                 Some("CONFIG_DEBUG_KMEMLEAK")
             }

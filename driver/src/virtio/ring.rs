@@ -8,6 +8,7 @@
 //! The caller serialises: all methods need `&mut self`, under its lock. Any context. Mirrors
 //! drivers/virtio/virtio_ring.c; virtio 1.2, 2.7. Neighbours: `transport` (doorbell), `blk`. Left out: packed rings.
 
+use lowzone_guest_mem::dma::posted::Posting;
 use lowzone_guest_mem::dma::{Coherent, DmaDevice};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::trace::Kind;
@@ -119,6 +120,8 @@ struct Head {
 pub struct Virtqueue {
     index: u16,
     size: u16,
+    /// What the lab is told of what the device has; it goes before the ring does.
+    posting: Posting,
     ring: Coherent,
     tables: Option<Coherent>,
     event_idx: bool,
@@ -164,6 +167,7 @@ impl Virtqueue {
         Ok(Self {
             index,
             size,
+            posting: Posting::new(dma, index, &ring, size),
             ring,
             tables,
             event_idx: features & F_EVENT_IDX != 0,
@@ -223,6 +227,7 @@ impl Virtqueue {
     ///
     /// # Errors
     /// [`RingError::Full`], [`RingError::BadChain`], [`RingError::Broken`].
+    #[track_caller]
     pub fn add(&mut self, cpu: &Cpu<'_>, chain: &[Segment], token: u16) -> Result<(), RingError> {
         if self.broken {
             return Err(RingError::Broken);
@@ -246,6 +251,7 @@ impl Virtqueue {
         self.heads[usize::from(head)] = Head { token, descriptors, room, in_flight: true };
         self.free -= descriptors;
         self.in_flight += 1;
+        self.posting.post(head, cpu.owner());
         self.publish(cpu, head);
         Ok(())
     }
@@ -366,6 +372,7 @@ impl Virtqueue {
         self.free += descriptors;
         self.in_flight -= 1;
         self.heads[head].in_flight = false;
+        self.posting.done(head);
     }
 
     /// Asks the device for no more interrupts; a hint only (`virtqueue_disable_cb`).

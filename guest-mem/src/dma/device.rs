@@ -17,6 +17,7 @@ use crate::dma::iommu::{Domain, IovaError, ListPart};
 use crate::dma::ledger::{Ledger, Misuse};
 use crate::dma::mapping::{Kind as MappingKind, Mapping, NewMapping};
 use crate::dma::parms::Parms;
+use crate::dma::posted::Heads;
 use crate::dma::swiotlb::Pool;
 use crate::env::{Class, Verdict};
 use crate::finding::{Finding, FindingKind};
@@ -91,6 +92,8 @@ pub struct DeviceState {
     /// What a bus sets up for its functions: a mask to set (`dev->dma_mask`), and `dma_parms`.
     pub(crate) parms: Option<Parms>,
     pub(crate) ledger: Locked<Ledger>,
+    /// The queues of its driver, for the port.
+    pub(crate) rings: Locked<Vec<Arc<Heads>>>,
     pub(crate) counters: Locked<DmaCounters>,
 }
 
@@ -166,6 +169,7 @@ impl DmaDevice {
             parms,
             platform: mode.map_or(Platform::Direct, |mode| Platform::Iommu(Box::new(Locked::new(Domain::new(mode))))),
             ledger: Locked::default(),
+            rings: Locked::default(),
             counters: Locked::default(),
         });
         if let Some(kernel) = live {

@@ -4,7 +4,8 @@
 //! `noncoherent`, `streaming` and `sg` are the ways to share memory, `pool` cuts coherent pages into blocks; `swiotlb`
 //! bounces what the mask can't reach; `ledger` books every mapping; `port` is the device's only way in. `misuse` commits,
 //! on purpose, what the types forbid, and `ownership` sees what CPUs do then. `iommu` and `cache` are what other machines
-//! put between device and RAM; `view` shows people what is live. Mirrors kernel/dma/.
+//! put between device and RAM; `view` shows people what is live,
+//! and `posted` whose descriptor an address was in. Mirrors kernel/dma/.
 
 #[macro_use]
 mod plant;
@@ -25,6 +26,7 @@ pub mod ownership;
 pub mod parms;
 pub mod pool;
 pub mod port;
+pub mod posted;
 #[cfg(test)]
 mod property;
 pub mod sg;

@@ -20,6 +20,7 @@ use crate::addr::{DmaAddr, PhysAddr};
 use crate::dma::device::DmaDevice;
 use crate::dma::iommu::Pieces;
 use crate::dma::ledger::{Verdict, Violation};
+use crate::dma::posted::Posted;
 use crate::finding::{Finding, FindingKind};
 use crate::ram::{DirtyMap, RamMap};
 use crate::site::Owner;
@@ -77,10 +78,7 @@ impl DmaPort {
         let len = u32::try_from(count).unwrap_or(u32::MAX);
         let record = Record { ts: now, addr: addr.0, len, kind, dev: self.device.index(), tag: id };
         kernel.trace().emit(self.producer, record);
-        let sites = violation.as_ref().map_or_else(Vec::new, sites);
-        if let Some(violation) = violation {
-            self.report(violation, sites.clone());
-        }
+        let sites = violation.map_or_else(Vec::new, |violation| self.report(violation));
         if self.device.domain().is_some() {
             return self.translate(dma, count, write, sites);
         }
@@ -105,12 +103,24 @@ impl DmaPort {
         }
     }
 
-    fn report(&self, violation: Violation, sites: Sites) {
+    /// Reports what no mapping allows; the call sites it named.
+    #[cold]
+    fn report(&self, violation: Violation) -> Sites {
         let kernel = self.device.kernel();
         let device = Some(self.device.name().to_owned());
-        let kind = FindingKind::Port(violation);
+        let posted = self.device.posted(violation.access().dma);
+        let mut sites = sites(&violation);
+        if let Posted::In(descriptor) = posted {
+            sites.push(("posted at", descriptor.owner));
+        }
+        let kind = FindingKind::Port { violation, posted };
         let transaction = kind.transaction();
-        kernel.report_for(Finding { kind, device, at: kernel.clock(), sites }, self.producer, transaction);
+        kernel.report_for(
+            Finding { kind, device, at: kernel.clock(), sites: sites.clone() },
+            self.producer,
+            transaction,
+        );
+        sites
     }
 }
 

@@ -100,6 +100,8 @@ pub struct Observed {
     pub hit_at: Option<usize>,
     /// The events before the first fault struck.
     pub before_hit: Vec<(Producer, Record)>,
+    /// Requests that fail by the scenario's own story.
+    pub planned: u64,
     /// Whether every planned fault struck.
     pub struck: bool,
     /// Interrupt messages sent.
@@ -191,6 +193,7 @@ impl Prepared {
             None
         };
         result.log.dedup();
+        let planned = self.scenario.expect.failed_requests;
         let (points, hit_at, before_hit) = (observer.take_list(), observer.hit_at(), observer.take_before_hit());
         Ok(Observed {
             result,
@@ -199,6 +202,7 @@ impl Prepared {
             points,
             hit_at,
             before_hit,
+            planned,
             struck,
             messages,
             completions,
@@ -351,7 +355,7 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
             why.add(Detector::Errno, format!("probe returned {errno}, which does not say what failed"));
         }
     }
-    if strikes.is_empty() && result.failed_requests > 0 {
+    if strikes.is_empty() && result.failed_requests > seen.planned {
         why.add(Detector::Failure, format!("{} requests failed", result.failed_requests));
     }
     if strikes.is_empty() {
@@ -379,14 +383,14 @@ fn recovery_reasons(recovery: &RunResult, why: &mut Reasons) {
     recovery.leaks.iter().for_each(|leak| why.add(Detector::Leak, format!("afterwards: {leak}")));
 }
 
-/// The verdict on a run; without strikes it must be clean, and nothing may have failed.
+/// The verdict on a run; without strikes it must be clean, and nothing may have failed but what its story has fail.
 pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
     let mut why = Reasons::default();
     faulty_reasons(strikes, seen, &mut why);
     if let Some(recovery) = &seen.recovery {
         recovery_reasons(recovery, &mut why);
     }
-    let failed = seen.result.failed_requests > 0 || !seen.result.probe_errors.is_empty();
+    let failed = seen.result.failed_requests > seen.planned || !seen.result.probe_errors.is_empty();
     let verdict = match (why.is_empty(), failed) {
         (false, _) => Verdict::Wrong,
         (true, true) => Verdict::FailedRight,

@@ -146,7 +146,7 @@ fn it_is_one_transaction_until_it_is_freed_with_a_name() {
     assert!(lab.leaks().is_empty() && lab.findings().is_empty());
     DmaPort::new(&device).write_slice(&[1], at).unwrap();
     let finding = lab.kernel().findings().remove(0);
-    assert!(matches!(finding.kind, FindingKind::Port(Violation::AfterUnmap { .. })));
+    assert!(matches!(finding.kind, FindingKind::Port { violation: Violation::AfterUnmap { .. }, .. }));
     assert_eq!(finding.sites[1].1.site.place().unwrap().line(), line);
     lab.kernel().validate().unwrap();
 }
