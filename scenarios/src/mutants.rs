@@ -210,7 +210,7 @@ fn nearby(path: &Path) -> String {
 /// The bugs of this very program.
 #[cfg(lowzone_mutants)]
 fn own() -> Vec<Seeded> {
-    let all = crate::driver::mutant::Mutant::ALL.into_iter();
+    let all = crate::driver::mutant::Mutant::ALL.iter();
     all.map(|mutant| Seeded { name: mutant.name().to_owned(), story: mutant.story().to_owned() }).collect()
 }
 
