@@ -67,7 +67,7 @@ mutants! {
     ThirdUnwindLeak = "third-unwind-leak", 12, "blk", "any",
         "of registers, ring, tables and headers, a failed probe forgets the third";
     UninitSkipUnmap = "uninit-skip-unmap", 16, "net", "any",
-        "whether a packet is unmapped is read from memory that nobody wrote";
+        "whether a packet's pieces are unmapped is read from memory that nobody wrote";
     GfpKernelUnderLock = "gfp-kernel-under-lock", 21, "net", "any",
         "an allocation with GFP_KERNEL under the queue's spinlock";
     GfpKernelInTimer = "gfp-kernel-in-timer", 24, "net", "any",
@@ -85,7 +85,7 @@ mutants! {
     CoherentWrongSize = "coherent-wrong-size", 41, "blk", "any",
         "the ring is freed without the two bytes that EVENT_IDX added to it";
     UnmapUnpaddedLength = "unmap-unpadded-length", 44, "net", "any",
-        "a piece is mapped padded, and unmapped with the length it had before";
+        "a piece is mapped padded to whole words, and unmapped with the length it had before";
     UnmapWrongDirection = "unmap-wrong-direction", 45, "blk", "any",
         "what is lost at a reset is unmapped as if the device had written it";
     NeverUnmapped = "never-unmapped", 48, "net", "any",

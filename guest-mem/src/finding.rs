@@ -159,6 +159,14 @@ pub enum FindingKind {
     /// Bytes that belong to the slab allocator were overwritten.
     #[error("{0}")]
     SlabDamage(SlabDamage),
+    /// Memory that is free was read.
+    #[error("BUG: KASAN: use-after-free: read of size {len} at {at:#x}")]
+    ReadAfterFree {
+        /// The first byte.
+        at: PhysAddr,
+        /// How many bytes.
+        len: u64,
+    },
     /// An object was given to a cache that it is not of; it goes back to its own.
     #[error("cache_from_obj: Wrong slab cache. {cache} but object is from {of}")]
     WrongCache {
@@ -432,6 +440,7 @@ impl FindingKind {
             Self::Leak { .. } => "leak",
             Self::BadFree(_) => "bad-free",
             Self::SlabDamage(damage) => damage.name(),
+            Self::ReadAfterFree { .. } => "use-after-free",
             Self::WrongCache { .. } => "wrong-cache",
             Self::CacheBusy { .. } => "cache-busy",
             Self::CacheRefused { .. } => "cache-refused",
@@ -501,6 +510,7 @@ impl FindingKind {
                 Some("CONFIG_DEBUG_KMEMLEAK")
             }
             Self::SlabDamage(damage) => Some(damage.config()),
+            Self::ReadAfterFree { .. } => Some("CONFIG_KASAN"),
             Self::BadFree(BadFree::Page(error)) => error.config(),
             Self::BadFree(BadFree::Slab(KfreeError::Double { cache: LARGE, .. })) => Some("CONFIG_KASAN"),
             Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),

@@ -15,10 +15,14 @@ use lowzone_guest_mem::gfp::{GFP_ATOMIC, GFP_KERNEL};
 use lowzone_guest_mem::irq::{IrqLine, request_irq};
 use lowzone_guest_mem::lock::Locked;
 use lowzone_guest_mem::tasklet::Tasklet;
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::timer::{Timer, TimerCallback};
 use lowzone_guest_mem::wait::WaitError;
 use lowzone_guest_mem::workqueue::DelayedWork;
 
 use crate::driver::ProbeError;
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::net::rx::{self, ReceiveQueue, ReceiveStats};
 use crate::net::tx::{self, TransmitQueue, TransmitStats};
 use crate::net::{Frame, Packet, ReceiveError, TransmitError};
@@ -93,6 +97,8 @@ struct Core {
     rx_napi: Tasklet,
     tx_napi: Tasklet,
     refill: DelayedWork,
+    #[cfg(lowzone_mutants)]
+    refill_timer: Timer,
     /// Nothing is scheduled any more.
     stopping: AtomicBool,
     interrupts: AtomicU64,
@@ -115,6 +121,8 @@ impl Core {
                 rx_napi: Tasklet::new(cpu, call(Self::poll_rx)),
                 tx_napi: Tasklet::new(cpu, call(Self::poll_tx)),
                 refill: DelayedWork::new(cpu, call(Self::refill_work)),
+                #[cfg(lowzone_mutants)]
+                refill_timer: Timer::new(cpu, Arc::new(RefillTimer(core.clone()))),
                 stopping: AtomicBool::new(false),
                 interrupts: AtomicU64::new(0),
                 polls: AtomicU64::new(0),
@@ -153,7 +161,7 @@ impl Core {
         self.polls.fetch_add(1, Ordering::Relaxed);
         let Ok(done) = self.rx.poll(cpu, BUDGET) else { return self.kill(cpu) };
         if self.rx.is_low(cpu, BUDGET) && !self.rx.refill(cpu, &*self.transport, GFP_ATOMIC) && !self.is_stopping() {
-            self.refill.modify(cpu, 0);
+            self.refill_later(cpu, 0);
         }
         let more = done == BUDGET || !self.rx.enable_interrupts(cpu);
         if more && !self.is_stopping() {
@@ -172,12 +180,21 @@ impl Core {
         }
     }
 
+    #[track_caller]
+    fn refill_later(&self, cpu: &Cpu<'_>, delay: u64) {
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::GfpKernelInTimer) {
+            return self.refill_timer.modify(cpu, cpu.now().saturating_add(delay));
+        }
+        self.refill.modify(cpu, delay);
+    }
+
     /// `refill_work`: posts buffers where it may sleep for them.
     fn refill_work(&self, cpu: &Cpu<'_>) {
         let _span = cpu.span("refill_work");
         self.refills.fetch_add(1, Ordering::Relaxed);
         if !self.rx.refill(cpu, &*self.transport, GFP_KERNEL) && !self.is_stopping() {
-            self.refill.modify(cpu, REFILL_AGAIN);
+            self.refill_later(cpu, REFILL_AGAIN);
         }
     }
 
@@ -197,6 +214,21 @@ impl Core {
         self.rx_napi.kill(cpu);
         self.tx_napi.kill(cpu);
         self.refill.cancel_sync(cpu);
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::GfpKernelInTimer) {
+            self.refill_timer.delete_sync(cpu);
+        }
+    }
+}
+
+/// The bug [`GfpKernelInTimer`](Mutant::GfpKernelInTimer).
+#[cfg(lowzone_mutants)]
+struct RefillTimer(Weak<Core>);
+
+#[cfg(lowzone_mutants)]
+impl TimerCallback for RefillTimer {
+    fn expired(&self, cpu: &Cpu<'_>) {
+        self.0.upgrade().into_iter().for_each(|core| core.refill_work(cpu));
     }
 }
 
@@ -281,7 +313,11 @@ impl NetDevice {
         if options.bus_master {
             pci.set_master();
         }
-        let device = Self::start(cpu, pci, options, &transport).inspect_err(|_| {
+        let device = Self::start(cpu, pci, options, &transport).inspect_err(|_error| {
+            #[cfg(lowzone_mutants)]
+            if matches!(_error, ProbeError::Own { .. }) {
+                return enabled.0 = None;
+            }
             // What the device knows of must not be freed under it; one that won't reset is cut off from memory.
             if transport.reset(cpu).is_err() {
                 pci.disable();
@@ -346,7 +382,11 @@ impl NetDevice {
         match ready {
             Ok(lines) => {
                 if !core.rx.refill(cpu, &*core.transport, GFP_KERNEL) {
-                    core.refill.modify(cpu, 0);
+                    #[cfg(lowzone_mutants)]
+                    if mutant::is(Mutant::FreeAfterLateOpen) {
+                        return Err(free_running(cpu, &core, lines));
+                    }
+                    core.refill_later(cpu, 0);
                 }
                 let interrupts = Locked::new(Some(Interrupts { lines, vectors }));
                 Ok(Self { pci: pci.clone(), core, interrupts, mac })
@@ -485,4 +525,14 @@ fn request_lines(
         lines.push(request_irq(cpu, number(entry)?, Arc::new(QueueVector { core: core.clone(), receive }))?);
     }
     Ok(lines)
+}
+
+/// The bug [`FreeAfterLateOpen`](Mutant::FreeAfterLateOpen): everything goes but the device's knowledge of it.
+#[cfg(lowzone_mutants)]
+fn free_running(cpu: &Cpu<'_>, core: &Core, lines: Vec<IrqLine>) -> ProbeError {
+    core.stop(cpu);
+    lines.into_iter().for_each(|line| line.free(cpu));
+    core.rx.take_down(cpu);
+    core.tx.take_down(cpu);
+    ProbeError::own(-12, ReceiveError::Dead)
 }

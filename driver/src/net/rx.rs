@@ -7,12 +7,16 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lowzone_guest_mem::dma::{DmaDevice, FromDevice, Mapped};
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::dma::misuse;
+use lowzone_guest_mem::dma::{DmaDevice, FromDevice, MapError, Mapped};
 use lowzone_guest_mem::gfp::Gfp;
 use lowzone_guest_mem::lock::{Locked, SpinLock};
 use lowzone_guest_mem::wait::WaitQueue;
 use lowzone_guest_mem::{Cpu, KBuf};
 
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::net::{ETHERNET, HEADER, MOST, Packet, ReceiveError};
 use crate::virtio::VirtioError;
 use crate::virtio::ring::{RingError, RingStats, Segment, Virtqueue};
@@ -55,6 +59,9 @@ struct State {
     posted: Vec<Option<Mapped<KBuf, FromDevice>>>,
     free: Vec<u16>,
     stats: ReceiveStats,
+    /// Buffers that are free, of slots that still name them.
+    #[cfg(lowzone_mutants)]
+    stale: Vec<KBuf>,
 }
 
 /// The receive queue.
@@ -76,7 +83,14 @@ impl ReceiveQueue {
         let vq = Virtqueue::new(cpu, dma, INDEX, size, features)?;
         let posted = std::iter::repeat_with(|| None).take(usize::from(size)).collect();
         let stats = ReceiveStats { least_posted: size, ..ReceiveStats::default() };
-        let state = State { vq: Some(vq), posted, free: (0..size).rev().collect(), stats };
+        let state = State {
+            vq: Some(vq),
+            posted,
+            free: (0..size).rev().collect(),
+            stats,
+            #[cfg(lowzone_mutants)]
+            stale: Vec::new(),
+        };
         Ok(Self {
             dma: dma.clone(),
             size,
@@ -125,6 +139,8 @@ impl ReceiveQueue {
                 self.wake(cpu, done);
                 return Ok(done);
             };
+            #[cfg(lowzone_mutants)]
+            let wrote = if mutant::is(Mutant::MissingSyncForCpu) && buffers(cpu, &mapped) == 0 { 0 } else { wrote };
             // Only now do the bytes belong to the CPU.
             self.keep(cpu, mapped.unmap(cpu), usize::try_from(wrote).unwrap_or(0));
         }
@@ -220,13 +236,24 @@ impl ReceiveQueue {
 
     /// Posts one buffer under a slot's number; `false`, and nothing is left of it, if it can't be had.
     fn post(&self, cpu: &Cpu<'_>, slot: u16, gfp: Gfp) -> bool {
-        let Ok(buf) = KBuf::kmalloc(cpu, BUFFER, gfp) else {
+        #[cfg(lowzone_mutants)]
+        let held = mutant::is(Mutant::GfpKernelUnderLock).then(|| self.state.lock_irqsave(cpu));
+        let allocated = KBuf::kmalloc(cpu, BUFFER, gfp);
+        #[cfg(lowzone_mutants)]
+        drop(held);
+        let Ok(buf) = allocated else {
             self.state.lock_irqsave(cpu).stats.no_memory += 1;
             return false;
         };
-        let Ok(mapped) = self.dma.map_single::<FromDevice>(cpu, buf) else {
-            self.state.lock_irqsave(cpu).stats.no_mapping += 1;
-            return false;
+        let mapped = match self.dma.map_single::<FromDevice>(cpu, buf) {
+            Ok(mapped) => mapped,
+            Err(MapError { buf, .. }) => {
+                self.state.lock_irqsave(cpu).stats.no_mapping += 1;
+                #[cfg(lowzone_mutants)]
+                let Some(buf) = self.mislay(cpu, buf) else { return false };
+                drop(buf);
+                return false;
+            }
         };
         let segment = Segment { addr: mapped.dma_addr(), len: u32::try_from(BUFFER).unwrap_or(0), write: true };
         let mut state = self.state.lock_irqsave(cpu);
@@ -238,6 +265,21 @@ impl ReceiveQueue {
         added
     }
 
+    /// What the bugs [`MapErrorLeak`](Mutant::MapErrorLeak) and [`DoubleFreeOnMapError`](Mutant::DoubleFreeOnMapError) do
+    /// with a buffer that can't be mapped.
+    #[cfg(lowzone_mutants)]
+    fn mislay(&self, cpu: &Cpu<'_>, buf: KBuf) -> Option<KBuf> {
+        if mutant::is(Mutant::MapErrorLeak) {
+            std::mem::forget(buf);
+        } else if mutant::is(Mutant::DoubleFreeOnMapError) {
+            misuse::free_buffer(cpu, &buf);
+            self.state.lock_irqsave(cpu).stale.push(buf);
+        } else {
+            return Some(buf);
+        }
+        None
+    }
+
     /// After the reset: unmaps and frees every buffer, then the ring, then what nobody took.
     pub(super) fn take_down(&self, cpu: &Cpu<'_>) {
         let (vq, posted) = {
@@ -247,7 +289,18 @@ impl ReceiveQueue {
         };
         posted.into_iter().for_each(|mapped| drop(mapped.unmap(cpu)));
         drop(vq);
+        #[cfg(lowzone_mutants)]
+        self.state.lock_irqsave(cpu).stale.clear();
         let waiting = std::mem::take(&mut *self.backlog.lock());
         drop(waiting);
     }
+}
+
+/// The bug [`MissingSyncForCpu`](Mutant::MissingSyncForCpu): in how many buffers a packet came, read from one that is
+/// still the device's.
+#[cfg(lowzone_mutants)]
+fn buffers(cpu: &Cpu<'_>, mapped: &Mapped<KBuf, FromDevice>) -> u16 {
+    let mut num_buffers = [0; 2];
+    let _ = misuse::read_mapped(cpu, mapped, HEADER - 2, &mut num_buffers);
+    u16::from_le_bytes(num_buffers)
 }

@@ -6,13 +6,19 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::dma::misuse;
 use lowzone_guest_mem::dma::{DmaDevice, MapError, Mapped, RawMapping, ToDevice};
 use lowzone_guest_mem::gfp::GFP_ATOMIC;
 use lowzone_guest_mem::kmalloc::kzalloc;
 use lowzone_guest_mem::lock::SpinLock;
 use lowzone_guest_mem::wait::{WaitError, WaitQueue};
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::zone::AllocError;
 use lowzone_guest_mem::{Cpu, DmaAddr, KBuf};
 
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::net::{FRAGS, Frame, HEADER, MOST, Piece, TransmitError, TransmitFailure};
 use crate::virtio::VirtioError;
 use crate::virtio::ring::{RingError, RingStats, Segment, Virtqueue};
@@ -20,6 +26,10 @@ use crate::virtio::transport::{QueueLayout, Transport};
 
 /// The number of the transmit queue.
 pub(super) const INDEX: u16 = 1;
+
+/// Bytes that a transfer of hardware like that of [`UnmapUnpaddedLength`](Mutant::UnmapUnpaddedLength) is a multiple of.
+#[cfg(lowzone_mutants)]
+const WORD: usize = 4;
 
 /// What the transmit queue did so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -129,7 +139,10 @@ impl TransmitQueue {
         if len == 0 || len > MOST as u64 {
             return fail(frame, TransmitFailure::Length(len));
         }
-        let header = match kzalloc(cpu, HEADER, GFP_ATOMIC) {
+        let header = kzalloc(cpu, HEADER, GFP_ATOMIC);
+        #[cfg(lowzone_mutants)]
+        let header = if mutant::is(Mutant::UninitSkipUnmap) { header_with_flag(cpu) } else { header };
+        let header = match header {
             Ok(header) => header,
             Err(error) => return self.lost(cpu, Box::new(frame), error.into()),
         };
@@ -141,6 +154,8 @@ impl TransmitQueue {
             Ok(pieces) => pieces,
             Err(TransmitError { frame, why }) => {
                 drop(header.unmap(cpu));
+                #[cfg(lowzone_mutants)]
+                let frame = if mutant::is(Mutant::TouchAfterXmitError) { touch_freed(cpu, frame) } else { frame };
                 return self.lost(cpu, frame, why);
             }
         };
@@ -160,6 +175,15 @@ impl TransmitQueue {
         Err(TransmitError { frame, why })
     }
 
+    fn map_piece(&self, cpu: &Cpu<'_>, buf: KBuf) -> Result<Mapped<KBuf, ToDevice>, MapError<KBuf>> {
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::UnmapUnpaddedLength) {
+            let padded = buf.len().next_multiple_of(WORD) as u64;
+            return misuse::map_padded(cpu, &self.dma, buf, padded);
+        }
+        self.dma.map_single(cpu, buf)
+    }
+
     /// Maps every piece; if one fails, those before it are unmapped again, the last first.
     fn map(&self, cpu: &Cpu<'_>, mut frame: Frame) -> Result<[Option<Sent>; FRAGS], TransmitError> {
         let mut sent = [const { None }; FRAGS];
@@ -167,7 +191,7 @@ impl TransmitQueue {
             sent[at] = match frame.pieces[at].take() {
                 None => break,
                 Some(Piece::Raw(raw)) => Some(Sent::Raw(raw)),
-                Some(Piece::Buffer(buf)) => match self.dma.map_single::<ToDevice>(cpu, buf) {
+                Some(Piece::Buffer(buf)) => match self.map_piece(cpu, buf) {
                     Ok(mapped) => Some(Sent::Buffer(mapped)),
                     Err(MapError { buf, why }) => {
                         frame.pieces[at] = Some(Piece::Buffer(buf));
@@ -224,8 +248,7 @@ impl TransmitQueue {
         let mut any = false;
         while let Some(packet) = self.pop(cpu)? {
             any = true;
-            drop(packet.header.unmap(cpu));
-            drop(unmap(cpu, packet.pieces));
+            packet.free(cpu);
             self.completed.fetch_add(1, Ordering::Release);
         }
         if any {
@@ -265,11 +288,29 @@ impl TransmitQueue {
             state.stats.ring = state.vq.as_ref().map(Virtqueue::stats).unwrap_or_default();
             (state.vq.take(), state.slots.iter_mut().filter_map(Option::take).collect::<Vec<_>>())
         };
-        for packet in lost {
-            drop(packet.header.unmap(cpu));
-            drop(unmap(cpu, packet.pieces));
-        }
+        lost.into_iter().for_each(|packet| packet.free(cpu));
         drop(vq);
+    }
+}
+
+impl InFlight {
+    /// Unmaps it and frees it.
+    fn free(self, cpu: &Cpu<'_>) {
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::NeverUnmapped) {
+            drop(misuse::never_unmap(cpu, self.header));
+            return drop(unmap(cpu, self.pieces));
+        }
+        #[cfg(lowzone_mutants)]
+        let sampled =
+            self.pieces[0].as_ref().is_none_or(|first| matches!(first, Sent::Buffer(mapped) if mapped.bounced()));
+        let header = self.header.unmap(cpu);
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::UninitSkipUnmap) && skips(&header) || mutant::is(Mutant::UnmapSampledOnce) && !sampled {
+            return drop(self.pieces.map(|piece| piece.map(|piece| piece.never_unmap(cpu))));
+        }
+        drop(header);
+        drop(unmap(cpu, self.pieces));
     }
 }
 
@@ -282,6 +323,15 @@ impl Sent {
         Segment { addr, len: u32::try_from(len).unwrap_or(u32::MAX), write: false }
     }
 
+    /// The bugs [`UninitSkipUnmap`](Mutant::UninitSkipUnmap) and [`UnmapSampledOnce`](Mutant::UnmapSampledOnce).
+    #[cfg(lowzone_mutants)]
+    fn never_unmap(self, cpu: &Cpu<'_>) -> Piece {
+        match self {
+            Self::Buffer(mapped) => Piece::Buffer(misuse::never_unmap(cpu, mapped)),
+            Self::Raw(raw) => Piece::Raw(raw),
+        }
+    }
+
     fn unmap(self, cpu: &Cpu<'_>) -> Piece {
         match self {
             Self::Buffer(mapped) => Piece::Buffer(mapped.unmap(cpu)),
@@ -292,4 +342,31 @@ impl Sent {
 
 fn unmap(cpu: &Cpu<'_>, pieces: [Option<Sent>; FRAGS]) -> Frame {
     Frame { pieces: pieces.map(|piece| piece.map(|piece| piece.unmap(cpu))) }
+}
+
+/// The bug [`UninitSkipUnmap`](Mutant::UninitSkipUnmap): a header with a flag behind it that nobody writes.
+#[cfg(lowzone_mutants)]
+fn header_with_flag(cpu: &Cpu<'_>) -> Result<KBuf, AllocError> {
+    let mut header = KBuf::kmalloc(cpu, HEADER + 1, GFP_ATOMIC)?;
+    let _ = header.write_at(0, &[0; HEADER]);
+    Ok(header)
+}
+
+#[cfg(lowzone_mutants)]
+fn skips(header: &KBuf) -> bool {
+    let mut flag = [0];
+    let _ = header.read_at(HEADER, &mut flag);
+    flag != [0]
+}
+
+/// The bug [`TouchAfterXmitError`](Mutant::TouchAfterXmitError): the packet goes, then it is looked at.
+#[cfg(lowzone_mutants)]
+fn touch_freed(cpu: &Cpu<'_>, frame: Box<Frame>) -> Box<Frame> {
+    let first = match &frame.pieces[0] {
+        Some(Piece::Buffer(buf)) => Some(buf.phys()),
+        _ => None,
+    };
+    drop(frame);
+    first.into_iter().for_each(|at| misuse::load(cpu, at, &mut [0]));
+    Box::default()
 }

@@ -13,10 +13,11 @@ use crate::dma::direction::{Dir, Direction};
 use crate::dma::ledger::Misuse;
 use crate::dma::ownership::freed_under_mapping;
 use crate::dma::sg::SgTable;
-use crate::dma::streaming::{MapFailure, Mapped, Piece, RawMapping, Terms, report_unmap};
+use crate::dma::streaming::{MapError, MapFailure, Mapped, Piece, RawMapping, Terms, report_unmap};
 use crate::env::Class;
 use crate::finding::FindingKind;
-use crate::kbuf::{KBuf, kfree_raw};
+use crate::kbuf::{KBuf, OutOfBounds, kfree_raw};
+use crate::kmalloc::object::is_free;
 use crate::kmem_cache::KmemCache;
 use crate::vmalloc::{self, is_vmalloc_addr, virt_addr_valid};
 
@@ -45,6 +46,45 @@ pub fn map_single_unchecked(cpu: &Cpu<'_>, device: &DmaDevice, buf: &KBuf, dir: 
 #[track_caller]
 pub fn map_blindly<D: Direction>(cpu: &Cpu<'_>, device: &DmaDevice, buf: KBuf) -> Mapped<KBuf, D> {
     device.map_blindly(cpu, buf)
+}
+
+/// Maps `len` bytes from the beginning of a buffer and remembers only those that the buffer has, which is what the unmap
+/// will say (`skb_padto`, then `dma_map_single` of the padded length). Any context.
+///
+/// # Errors
+/// [`MapError`] with the buffer and the reason.
+#[track_caller]
+pub fn map_padded<D: Direction>(
+    cpu: &Cpu<'_>,
+    device: &DmaDevice,
+    buf: KBuf,
+    len: u64,
+) -> Result<Mapped<KBuf, D>, MapError<KBuf>> {
+    let terms = Terms::single(D::DIR);
+    match device.map_at(cpu, Piece { orig: buf.phys(), len, owner: buf.owner() }, terms) {
+        Ok(raw) => Ok(device.mapped(RawMapping { len: buf.len() as u64, ..raw }, terms, buf)),
+        Err(why) => Err(MapError { buf, why }),
+    }
+}
+
+/// Takes the memory back and leaves the mapping (no `dma_unmap_single` at all). Any context.
+pub fn never_unmap<B, D: Direction>(cpu: &Cpu<'_>, mapped: Mapped<B, D>) -> B {
+    mapped.desert(cpu)
+}
+
+/// Reads a buffer while it is mapped, as C code reads it through the pointer it kept (no `dma_sync_single_for_cpu`). Any
+/// context.
+///
+/// # Errors
+/// [`OutOfBounds`].
+#[track_caller]
+pub fn read_mapped<D: Direction>(
+    cpu: &Cpu<'_>,
+    mapped: &Mapped<KBuf, D>,
+    offset: usize,
+    to: &mut [u8],
+) -> Result<(), OutOfBounds> {
+    mapped.read_unsynced(cpu, offset, to)
 }
 
 /// Asks whether an address is a failed mapping's, which counts as the check (`dma_mapping_error`). Any context.
@@ -193,6 +233,18 @@ pub fn kmem_cache_free(cpu: &Cpu<'_>, cache: &KmemCache, phys: PhysAddr) {
 pub fn scribble(cpu: &Cpu<'_>, phys: PhysAddr, bytes: &[u8]) {
     // What is not RAM swallows it.
     let _ = cpu.kernel().ram().write(phys, bytes);
+}
+
+/// Reads through a pointer, whoever has the memory now, as C code that kept it: memory that is free is reported. Only RAM
+/// is read. Any context.
+#[track_caller]
+pub fn load(cpu: &Cpu<'_>, at: PhysAddr, to: &mut [u8]) {
+    let kernel = cpu.kernel();
+    if is_free(kernel, at) {
+        cpu.emit(FindingKind::ReadAfterFree { at, len: to.len() as u64 }, None, vec![("at", cpu.owner())]);
+    }
+    // What is no RAM leaves zeros.
+    let _ = kernel.ram().read(at, to);
 }
 
 /// Frees a buffer's memory under its holder's feet (`kfree`, `free_pages`); its drop frees it again. Any context.

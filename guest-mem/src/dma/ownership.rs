@@ -202,6 +202,22 @@ pub(crate) fn cpu_touches_by(kernel: &Kernel, (at, len): (PhysAddr, usize), writ
     }
 }
 
+/// A driver reads `len` bytes of a mapping through the mapping itself, which nobody need watch.
+pub(crate) fn cpu_reads_unsynced(
+    kernel: &Kernel,
+    device: &str,
+    mapping: &Mapping,
+    (offset, len): (u64, usize),
+    by: Owner,
+) {
+    let (at, len) = (mapping.orig.wrapping_add(offset), len as u64);
+    let breach = direct(mapping, at, len, false);
+    // Where it is watched the access itself was judged; a window to the CPU is not open, since it borrows the mapping.
+    if let Some(breach) = breach.filter(|_| kernel.watched.over(at.get(), at.get().saturating_add(len)).is_empty()) {
+        tell(kernel, device, breach, mapping, ("at", by));
+    }
+}
+
 /// Memory goes back to its allocator: a mapping of it is reported.
 #[inline]
 pub(crate) fn freed(kernel: &Kernel, at: PhysAddr, len: u64, by: Owner) {

@@ -23,6 +23,7 @@ use crate::dma::device::DmaDevice;
 use crate::dma::direction::{DeviceReads, DeviceWrites, Direction, ToDevice};
 use crate::dma::iommu::IovaError;
 use crate::dma::mapping::Kind as MappingKind;
+use crate::dma::ownership::cpu_reads_unsynced;
 use crate::dma::swiotlb::SwiotlbError;
 use crate::env::Class;
 use crate::kbuf::{KBuf, OutOfBounds};
@@ -280,7 +281,27 @@ impl<B, D: Direction> Mapped<B, D> {
     }
 }
 
+impl<B, D: Direction> Mapped<B, D> {
+    /// The memory without its mapping, which stays, for misuse.
+    pub(crate) fn desert(mut self, cpu: &Cpu<'_>) -> B {
+        // Only this method and `unmap` empty it, and they consume the mapping.
+        self.buf.take().unwrap_or_else(|| cpu.halt(crate::cpu::Halt::Dying))
+    }
+}
+
 impl<D: Direction> Mapped<KBuf, D> {
+    /// Copies bytes out, whoever has them now, for misuse.
+    #[track_caller]
+    pub(crate) fn read_unsynced(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) -> Result<(), OutOfBounds> {
+        let buf = self.buf.as_ref().ok_or(OutOfBounds { offset, len: to.len(), size: 0 })?;
+        buf.read_at(offset, to)?;
+        let mapping = self.device.state.ledger.lock().live().find(|mapping| mapping.id == self.raw.id).copied();
+        if let Some(mapping) = mapping {
+            cpu_reads_unsynced(cpu.kernel(), self.device.name(), &mapping, (offset as u64, to.len()), cpu.owner());
+        }
+        Ok(())
+    }
+
     /// Lends the buffer to the CPU until the window closes (`dma_sync_single_for_cpu` … `_for_device`). Any context.
     #[track_caller]
     pub fn sync_for_cpu<'m, 'w>(&'m mut self, cpu: &'m Cpu<'w>) -> Window<'m, 'w, D> {

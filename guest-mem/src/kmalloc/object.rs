@@ -99,6 +99,13 @@ fn take(cpu: &Cpu<'_>, cache: u32, gfp: Gfp, len: usize, owner: Owner) -> Result
     }
 }
 
+/// Whether a byte of RAM is nobody's: neither in a live object nor in pages that were handed out as such.
+pub(crate) fn is_free(kernel: &Kernel, at: PhysAddr) -> bool {
+    let memory = kernel.memory.lock();
+    let pages = || memory.zones.lookup(at.pfn()).is_some_and(|found| found.kind == Purpose::Pages);
+    memory.slabs.lookup(&memory.zones, at).is_none() && !pages()
+}
+
 /// Looks at what lies behind the last object of a watched slab; what is wrong is noted and mended.
 fn padding(
     kernel: &Kernel,

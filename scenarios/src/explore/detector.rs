@@ -18,7 +18,7 @@ pub enum Detector {
     Oops,
     /// A call in a context that forbids it, a lock taken twice, an interrupt that nobody claims.
     Context,
-    /// The books of the DMA API: dma-debug's reports.
+    /// The books of the DMA API: dma-debug's reports, and whose turn it is with a mapped byte.
     Ledger,
     /// The device reached memory that it may not reach.
     Port,
@@ -80,10 +80,10 @@ impl Detector {
     /// Who makes the findings of this name (`FindingKind::name`).
     pub fn of_finding(name: &str) -> Self {
         match name {
-            "null-dereference" | "direction-none" | "driver-panic" => Self::Oops,
+            "null-dereference" | "page-fault" | "direction-none" | "driver-panic" => Self::Oops,
             "sleep-in-atomic" | "wrong-context" | "self-deadlock" | "inconsistent-lock" | "bad-unlock" => Self::Context,
             "lab-lock-held" | "nobody-cared" | "no-irq-thread" | "freed-active" | "waits-for-itself"
-            | "queue-draining" => Self::Context,
+            | "queue-draining" | "preemptible" => Self::Context,
             "map-stack"
             | "map-invalid"
             | "unmap-error-value"
@@ -97,7 +97,12 @@ impl Detector {
             | "sync-direction"
             | "sync-read-only"
             | "sync-write-only"
-            | "pending-dma" => Self::Ledger,
+            | "pending-dma"
+            | "cpu-writes-mapped"
+            | "cpu-reads-mapped"
+            | "missing-sync"
+            | "line-shared"
+            | "freed-while-mapped" => Self::Ledger,
             "after-unmap" | "wrong-direction" | "outside-mapping" | "not-mapped" | "while-cpu-owns"
             | "beyond-width" | "bus-master-off" => Self::Port,
             "bad-free" | "wrong-cache" | "cache-busy" | "cache-refused" | "beyond-portable" | "out-of-bounds"

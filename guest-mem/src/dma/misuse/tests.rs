@@ -1,7 +1,9 @@
 use super::*;
-use crate::dma::ToDevice;
+use crate::dma::{DmaPort, FromDevice, ToDevice};
 use crate::gfp::{GFP_DMA32, GFP_KERNEL};
+use crate::kernel::MachineConfig;
 use crate::testing::Lab;
+use vm_memory::{Bytes, GuestAddress};
 
 const TO: Dir = Dir::ToDevice;
 const FROM: Dir = Dir::FromDevice;
@@ -190,4 +192,72 @@ fn null_stops_the_cpu_as_an_oops_does() {
     assert_eq!((finding.kind.name(), finding.kind.config()), ("null-dereference", Some("any (an oops)")));
     let text = finding.to_string();
     assert!(text.contains("NULL pointer dereference") && text.contains("misuse/tests.rs:"), "{text}");
+}
+
+#[test]
+fn a_length_that_was_padded_at_the_map_alone_is_told_at_the_unmap() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    for (padded, findings) in [(42, vec![]), (60, vec!["unmap-size"])] {
+        let buf = KBuf::kmalloc(&cpu, 42, GFP_KERNEL).unwrap();
+        let mapped = map_padded::<ToDevice>(&cpu, &device, buf, padded).unwrap();
+        assert_eq!((mapped.len(), mapped.unmap(&cpu).len()), (42, 42));
+        assert_eq!((lab.findings(), lab.leaks().len()), (findings, 0), "{padded}");
+    }
+}
+
+#[test]
+fn a_mapping_that_is_never_undone_outlives_its_memory() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(32));
+    let buf = KBuf::kmalloc(&cpu, 512, GFP_KERNEL).unwrap();
+    let mapped = device.map_single::<ToDevice>(&cpu, buf).unwrap();
+    assert!(mapped.bounced());
+    assert_eq!(never_unmap(&cpu, mapped).len(), 512);
+    assert_eq!(lab.leaks(), [crate::finding::Resource::Mapping], "its memory is free");
+    device.released(&cpu);
+    assert_eq!(lab.findings(), ["pending-dma"]);
+}
+
+#[test]
+fn what_is_read_while_the_device_has_it_is_told_once_with_caches_or_without() {
+    for coherent in [true, false] {
+        let lab = Lab::of(MachineConfig { coherent, ..MachineConfig::default() });
+        let (cpu, device) = (lab.cpu(), lab.device(64));
+        let map = || KBuf::kmalloc(&cpu, 256, GFP_KERNEL).unwrap();
+        let mapped = device.map_single::<FromDevice>(&cpu, map()).unwrap();
+        read_mapped(&cpu, &mapped, 252, &mut [0; 4]).unwrap();
+        assert_eq!(lab.findings(), ["cpu-reads-mapped"]);
+        DmaPort::new(&device).write_slice(&[7], GuestAddress(mapped.dma_addr().get())).unwrap();
+        read_mapped(&cpu, &mapped, 0, &mut [0]).unwrap();
+        assert_eq!(lab.findings(), ["cpu-reads-mapped", "missing-sync"]);
+        assert!(read_mapped(&cpu, &mapped, 253, &mut [0; 4]).is_err());
+        drop(mapped);
+        let mapped = device.map_single::<ToDevice>(&cpu, map()).unwrap();
+        read_mapped(&cpu, &mapped, 0, &mut [0; 4]).unwrap();
+        assert_eq!(lab.findings().len(), 2, "both may read what the device merely reads");
+    }
+}
+
+#[test]
+fn a_pointer_into_free_memory_is_told_whatever_the_memory_was() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let sizes: [fn(&Cpu<'_>) -> KBuf; 3] = [
+        |cpu| KBuf::kmalloc(cpu, 64, GFP_KERNEL).unwrap(),
+        |cpu| KBuf::kmalloc(cpu, 100_000, GFP_KERNEL).unwrap(),
+        |cpu| KBuf::pages(cpu, 1, GFP_KERNEL).unwrap(),
+    ];
+    for (told, allocate) in sizes.into_iter().enumerate() {
+        let mut buf = allocate(&cpu);
+        buf.write_at(8, &[5]).unwrap();
+        let (at, mut byte) = (buf.phys().wrapping_add(8), [0]);
+        load(&cpu, at, &mut byte);
+        assert_eq!((byte, lab.findings().len()), ([5], told), "it is somebody's");
+        drop(buf);
+        load(&cpu, at, &mut byte);
+        assert_eq!(lab.findings(), vec!["use-after-free"; told + 1]);
+    }
+    let text = lab.kernel().findings()[0].to_string();
+    assert!(text.contains("KASAN") && text.contains("misuse/tests.rs:"), "{text}");
 }

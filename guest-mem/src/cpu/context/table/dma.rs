@@ -28,6 +28,17 @@ pub(super) const CALLS: &[Row] = &[
     ("dma/misuse.rs", "map_blindly", From::Anywhere, |set, cpu| {
         ignore(misuse::map_blindly::<ToDevice>(cpu, &set.device, set.buf()));
     }),
+    ("dma/misuse.rs", "map_padded", From::Anywhere, |set, cpu| {
+        ignore(misuse::map_padded::<ToDevice>(cpu, &set.device, set.buf(), 64));
+    }),
+    ("dma/misuse.rs", "never_unmap", From::Anywhere, |set, cpu| {
+        ignore(misuse::never_unmap(cpu, set.device.map_single::<ToDevice>(&set.calm, set.buf()).unwrap()));
+    }),
+    ("dma/misuse.rs", "read_mapped", From::Anywhere, |set, cpu| {
+        let mapped = set.device.map_single::<ToDevice>(&set.calm, set.buf()).unwrap();
+        misuse::read_mapped(cpu, &mapped, 0, &mut [0; 4]).unwrap();
+    }),
+    ("dma/misuse.rs", "load", From::Anywhere, |set, cpu| misuse::load(cpu, set.pages.phys(), &mut [0])),
     ("dma/misuse.rs", "free_coherent", From::IrqsOn, |set, cpu| {
         misuse::free_coherent(cpu, &set.device, PhysAddr::new(0), crate::DmaAddr::new(0), 8);
     }),
