@@ -173,6 +173,13 @@ impl<'w> Cpu<'w> {
         verdict
     }
 
+    /// Tells the world that a register was written: what that brings about may come before the writer goes on.
+    pub(crate) fn register_written(&self) {
+        if self.env.register_written(!self.in_atomic()) {
+            self.irq_window();
+        }
+    }
+
     #[cold]
     fn lab_lock_held(&self, held: u32, owner: Owner) {
         self.emit(FindingKind::LabLockHeld { held }, None, vec![("at", owner)]);

@@ -247,6 +247,11 @@ pub trait Env {
     /// Passes a point: others may run, and the world may ask for a failure.
     fn point(&self, point: Point) -> Verdict;
 
+    /// A register was written, and whoever waits for that may run before the writer goes on; whether somebody could.
+    fn register_written(&self, _preemptible: bool) -> bool {
+        false
+    }
+
     /// Reports a finding.
     fn emit(&self, finding: Finding);
 

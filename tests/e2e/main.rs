@@ -20,6 +20,7 @@ mod polled;
 mod probe_unwinds;
 mod qtest;
 mod readme;
+mod schedules;
 mod scull;
 mod seeded_bugs;
 mod shows_1_low_zone;

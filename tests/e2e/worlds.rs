@@ -7,7 +7,7 @@ use std::path::Path;
 use lowzone_tests::program::workspace;
 
 /// The modules whose stories can't leave lockstep.
-const LOCKSTEP_ONLY: [(&str, &str); 13] = [
+const LOCKSTEP_ONLY: [(&str, &str); 14] = [
     ("containment", "the point at which a driver dies is the nth of an order that repeats"),
     ("explore", "a case is a point by number"),
     ("faults", "which allocation is the nth is a matter of order"),
@@ -15,6 +15,7 @@ const LOCKSTEP_ONLY: [(&str, &str); 13] = [
     ("inspect", "it looks between two steps, at what an order that repeats has left"),
     ("probe_unwinds", "a case is a point by number"),
     ("readme", "it shows a digest"),
+    ("schedules", "an order of events is what lockstep alone can choose"),
     ("seeded_bugs", "a case is a point by number"),
     ("shows_3_digests", "threads have no digest"),
     ("shows_6_many_queues", "fifty seeds are fifty orders; both_worlds runs its scenario in threads"),

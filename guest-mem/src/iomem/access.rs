@@ -159,5 +159,6 @@ impl IoMem {
         } else {
             self.io.write(at, width, value);
         }
+        cpu.register_written();
     }
 }

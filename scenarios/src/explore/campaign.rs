@@ -38,6 +38,13 @@ pub struct Record {
     pub outcome: Outcome,
 }
 
+impl Record {
+    /// Whether the case was mishandled.
+    pub fn is_wrong(&self) -> bool {
+        self.outcome.verdict == Verdict::Wrong
+    }
+}
+
 /// Why a campaign could not be run.
 #[derive(Debug, Error)]
 pub enum CampaignError {
@@ -58,6 +65,17 @@ pub struct Campaign<'a> {
     pub done: &'a (dyn Fn(&Record, u32) + Sync),
     /// Set to end early.
     pub stop: &'a AtomicBool,
+    /// End with the first case that is wrong, in the order of the cases; no record comes after it.
+    pub first: bool,
+}
+
+/// What the threads of a campaign share.
+struct Board {
+    /// The next case that nobody has taken.
+    next: AtomicUsize,
+    /// The first wrong case so far; nobody needs those after it.
+    last: AtomicUsize,
+    records: Mutex<Vec<Option<Record>>>,
 }
 
 struct Worker {
@@ -114,13 +132,16 @@ impl Campaign<'_> {
     /// # Errors
     /// [`CampaignError::Spawn`].
     pub fn run(&self) -> Result<Vec<Record>, CampaignError> {
-        let next = AtomicUsize::new(0);
-        let records = Mutex::new(vec![None; self.cases.len()]);
+        let board = Board {
+            next: AtomicUsize::new(0),
+            last: AtomicUsize::new(usize::MAX),
+            records: Mutex::new(vec![None; self.cases.len()]),
+        };
         let failed = Mutex::new(None);
         std::thread::scope(|scope| {
             for _ in 0..self.jobs.max(1) {
                 scope.spawn(|| {
-                    if let Err(error) = self.feed(&next, &records) {
+                    if let Err(error) = self.feed(&board) {
                         *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                         self.stop.store(true, Ordering::Relaxed);
                     }
@@ -129,21 +150,33 @@ impl Campaign<'_> {
         });
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
-            None => Ok(records.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()),
+            None => {
+                let last = board.last.into_inner();
+                let records = board.records.into_inner().unwrap_or_else(PoisonError::into_inner);
+                Ok(records.into_iter().flatten().take_while(|record| record.number <= last).collect())
+            }
         }
     }
 
-    fn feed(&self, next: &AtomicUsize, records: &Mutex<Vec<Option<Record>>>) -> Result<(), CampaignError> {
+    fn feed(&self, board: &Board) -> Result<(), CampaignError> {
         let mut worker = Worker::start(self.command)?;
         loop {
-            let from = next.fetch_add(BATCH, Ordering::Relaxed);
+            let from = board.next.fetch_add(BATCH, Ordering::Relaxed);
             let to = (from + BATCH).min(self.cases.len());
-            if from >= to || self.stop.load(Ordering::Relaxed) {
+            let over = from >= to || from > board.last.load(Ordering::Relaxed);
+            if over || self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
             let mut batch: Vec<_> = (from..to).map(|number| (number, &self.cases[number])).collect();
-            while !batch.is_empty() {
-                let dead = self.serve(&mut worker, &mut batch, records);
+            loop {
+                let dead = self.serve(&mut worker, &mut batch, board);
+                let last = board.last.load(Ordering::Relaxed);
+                if batch.first().is_some_and(|(number, _)| *number > last) {
+                    return Ok(());
+                }
+                if batch.is_empty() {
+                    break;
+                }
                 if dead {
                     worker = Worker::start(self.command)?;
                 }
@@ -151,13 +184,9 @@ impl Campaign<'_> {
         }
     }
 
-    /// Gives a child its batch and takes the answers; cases that are done leave the batch. Whether the child died.
-    fn serve(
-        &self,
-        worker: &mut Worker,
-        batch: &mut Vec<(usize, &Case)>,
-        records: &Mutex<Vec<Option<Record>>>,
-    ) -> bool {
+    /// Gives a child its batch and takes the answers; cases that are done leave the batch, until one comes after the
+    /// first wrong one. Whether the child died.
+    fn serve(&self, worker: &mut Worker, batch: &mut Vec<(usize, &Case)>, board: &Board) -> bool {
         let id = worker.child.id();
         worker.send(batch);
         let mut begun = batch.first().map(|(number, _)| *number);
@@ -166,9 +195,12 @@ impl Campaign<'_> {
             let (_, case) = batch.remove(at);
             let record = Record { number, faults: case.clone(), outcome };
             (self.done)(&record, id);
-            records.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(record);
+            if self.first && record.is_wrong() {
+                board.last.fetch_min(number, Ordering::Relaxed);
+            }
+            board.records.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(record);
         };
-        while !batch.is_empty() {
+        while batch.first().is_some_and(|(number, _)| *number <= board.last.load(Ordering::Relaxed)) {
             let line = worker.lines.recv_timeout(SILENCE);
             let death = match line {
                 Ok(line) => {

@@ -19,7 +19,7 @@ use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
 use crate::spec::{ProbeStep, RemoveStep, Scenario, Step};
 use crate::trace;
-use crate::world::Exit;
+use crate::world::{Exit, Schedule};
 
 /// Points that one case may pass: a hundred times what a clean one does.
 const FUEL: u64 = 2_000_000;
@@ -112,6 +112,8 @@ pub struct Observed {
     pub mishaps: Vec<Mishap>,
     /// Whether any device can be pulled out.
     pub removable: bool,
+    /// How many actors could go on at each choice point of an order.
+    pub widths: Vec<u8>,
     /// The lab, for whoever wants its record.
     pub lab: Lab,
 }
@@ -159,6 +161,16 @@ impl Prepared {
         self.scenario.step.iter().find(|step| matches!(step, Step::Io(_) | Step::Exercise(_) | Step::Packets(_)))
     }
 
+    /// The order of events that the strikes ask for.
+    fn schedule(&self, strikes: &[Strike]) -> Schedule {
+        let asked = strikes.iter().find_map(|strike| match strike {
+            Strike::Schedule { nth } => Some(Schedule::pct(self.seed, *nth)),
+            Strike::Order { exceptions } => Some(Schedule::choices(exceptions)),
+            _ => None,
+        });
+        asked.unwrap_or(Schedule::Uniform)
+    }
+
     /// Runs the scenario with `strikes` planned.
     ///
     /// # Errors
@@ -172,6 +184,7 @@ impl Prepared {
             lab.capture();
         }
         lab.world().observe(Some(Observer::new(strikes, keep.points)));
+        lab.world().schedule(self.schedule(strikes));
         plan_device(&lab, strikes);
         let mut exits = self.faulty_part(&mut lab);
         let messages = lab.wire().messages();
@@ -179,7 +192,10 @@ impl Prepared {
         let mishaps = mishaps(&lab);
         let removable = lab.wire().removable();
         let mut observer = lab.world().observe(None).unwrap_or_default();
-        let struck = observer.all_hit() && device_struck(&lab, strikes, messages);
+        let widths = lab.world().schedule(Schedule::Uniform);
+        // In another order a fault's place may not be passed.
+        let ordered = !strikes.iter().all(Strike::is_fault);
+        let struck = ordered || (observer.all_hit() && device_struck(&lab, strikes, messages));
         plan_device(&lab, &[]);
         lab.replug();
         let mut result = lab.finish();
@@ -208,6 +224,7 @@ impl Prepared {
             completions,
             mishaps,
             removable,
+            widths,
             lab,
         })
     }
@@ -282,7 +299,7 @@ fn plan_device(lab: &Lab, strikes: &[Strike]) {
             Strike::Completion { what, nth, persistent } => {
                 lab.scripts().for_each(|script| script.plan(*nth, *what, *persistent));
             }
-            Strike::Fail { .. } | Strike::Remove { .. } => {}
+            _ => {}
         }
     }
 }
@@ -297,7 +314,7 @@ fn device_struck(lab: &Lab, strikes: &[Strike], messages: u64) -> bool {
     strikes.iter().all(|strike| match strike {
         Strike::Irq { nth, .. } => messages > *nth,
         Strike::Completion { .. } => lab.scripts().any(Script::struck),
-        Strike::Fail { .. } | Strike::Remove { .. } => true,
+        _ => true,
     })
 }
 
@@ -355,10 +372,11 @@ fn faulty_reasons(strikes: &[Strike], seen: &Observed, why: &mut Reasons) {
             why.add(Detector::Errno, format!("probe returned {errno}, which does not say what failed"));
         }
     }
-    if strikes.is_empty() && result.failed_requests > seen.planned {
+    let injected = strikes.iter().any(Strike::is_fault);
+    if !injected && result.failed_requests > seen.planned {
         why.add(Detector::Failure, format!("{} requests failed", result.failed_requests));
     }
-    if strikes.is_empty() {
+    if !injected {
         result.errors.iter().for_each(|error| why.add(Detector::Failure, error.as_str()));
     }
 }

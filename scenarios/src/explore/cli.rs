@@ -22,6 +22,7 @@ use crate::compare;
 use crate::kit::Kit;
 use crate::progress;
 use crate::spec::Set;
+use crate::world::Random;
 
 /// Options of `lowzone explore`.
 #[derive(Args)]
@@ -40,6 +41,16 @@ pub(crate) struct Explore {
     /// After each single fault, a second one in the unwind or retry that follows it.
     #[arg(long)]
     pairs: bool,
+    /// After the faults, so many runs with the order of events changed: who runs when, and when interrupts are taken.
+    /// Every fourth has a fault as well.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    schedules: u64,
+    /// Inject no fault: run the schedules alone.
+    #[arg(long, requires = "schedules")]
+    only_schedules: bool,
+    /// End with the first case that is mishandled.
+    #[arg(long)]
+    first: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -100,7 +111,8 @@ pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError
         }
         Err(error) => return Err(error.into()),
     };
-    let mut cases: Vec<Case> = inventory.strikes().into_iter().map(|strike| vec![strike]).collect();
+    let faults = if options.only_schedules { Vec::new() } else { inventory.strikes() };
+    let mut cases: Vec<Case> = faults.iter().map(|strike| vec![strike.clone()]).collect();
     if let Some(omit) = options.omit.filter(|&omit| omit < cases.len()) {
         cases.remove(omit);
     }
@@ -110,12 +122,18 @@ pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError
     if let Some(journal) = &journal {
         resumed.iter().for_each(|record| journal.write(record, std::process::id()));
     }
+    let over = |records: &[Record]| options.first && records.iter().any(Record::is_wrong);
     let mut records = run(options, &cases, &resumed, journal.as_ref())?;
-    if options.pairs {
+    if options.pairs && !over(&records) {
         let pairs = pairs(&records);
         records.extend(run(options, &pairs, &resumed, journal.as_ref())?);
     }
-    let report = Report::new(&prepared, &inventory, &records);
+    if !over(&records) {
+        let schedules = schedules(options, &faults);
+        records.extend(run(options, &schedules, &resumed, journal.as_ref())?);
+    }
+    let wanted = if over(&records) { &[][..] } else { &faults };
+    let report = Report::new(&prepared, &inventory, wanted, &records);
     print(kit, options, &report)?;
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
@@ -132,6 +150,18 @@ fn pairs(records: &[Record]) -> Vec<Case> {
         }
     }
     pairs
+}
+
+/// Every schedule asked for; each fourth with one of the faults.
+fn schedules(options: &Explore, faults: &[Strike]) -> Vec<Case> {
+    let mut random = Random::new(options.seed);
+    let case = |nth| {
+        let fault = (nth % 4 == 3)
+            .then(|| random.below(faults.len() as u64))
+            .and_then(|at| faults.get(usize::try_from(at).ok()?));
+        [Strike::Schedule { nth }].into_iter().chain(fault.cloned()).collect()
+    };
+    (0..options.schedules).map(case).collect()
 }
 
 fn run(
@@ -163,7 +193,8 @@ fn run(
         }
     };
     let stop = AtomicBool::new(false);
-    let fresh = Campaign { cases: &open, jobs, command: &command, done: &done, stop: &stop }.run()?;
+    let fresh =
+        Campaign { cases: &open, jobs, command: &command, done: &done, stop: &stop, first: options.first }.run()?;
     drop(progress);
     if let Some(journal) = journal {
         journal.check()?;
@@ -173,7 +204,11 @@ fn run(
         let record = known(case).cloned().or_else(|| fresh.next())?;
         Some(Record { number, ..record })
     });
-    Ok(all.collect())
+    let mut all: Vec<_> = all.collect();
+    if let Some(wrong) = all.iter().position(Record::is_wrong).filter(|_| options.first) {
+        all.truncate(wrong + 1);
+    }
+    Ok(all)
 }
 
 fn print(kit: &Kit, options: &Explore, report: &Report) -> Result<(), CliError> {
@@ -209,7 +244,7 @@ impl Progress {
     }
 
     fn advance(&self, record: &Record) {
-        let wrong = usize::from(record.outcome.verdict == super::case::Verdict::Wrong);
+        let wrong = usize::from(record.is_wrong());
         let found = self.wrong.fetch_add(wrong, Ordering::Relaxed) + wrong;
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
         let rate = done as u128 * 1000 / self.begun.elapsed().as_millis().max(1);
@@ -239,7 +274,11 @@ pub(crate) fn replay(kit: &Kit, options: &Replay) -> Result<ExitCode, CliError> 
     }
     let outcome = judge(&token.strikes, &observed);
     let mut out = anstream::stdout();
-    let what = if token.strikes.is_empty() { "the clean run" } else { "a fault injected" };
+    let what = match token.strikes.as_slice() {
+        [] => "the clean run",
+        strikes if strikes.iter().any(Strike::is_fault) => "a fault injected",
+        _ => "another order of events",
+    };
     let at = if outcome.site.is_empty() { String::new() } else { format!(" at {}", outcome.site) };
     writeln!(out, "{token}\n{what}{at}: {:?}", outcome.verdict)?;
     for why in &outcome.why {

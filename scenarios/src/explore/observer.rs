@@ -96,9 +96,8 @@ impl Observer {
 
     /// Whether every planned point was reached.
     pub fn all_hit(&self) -> bool {
-        self.armed
-            .iter()
-            .all(|armed| armed.hit || matches!(armed.strike, Strike::Irq { .. } | Strike::Completion { .. }))
+        let here = |strike: &Strike| matches!(strike, Strike::Fail { .. } | Strike::Remove { .. });
+        self.armed.iter().all(|armed| armed.hit || !here(&armed.strike))
     }
 
     pub(crate) fn pass(&mut self, point: &Point) -> Answer {
@@ -142,7 +141,9 @@ fn strikes(armed: &mut Armed, class: Class, path: &str, occurrence: u32) -> Answ
     let (place, persistent, answer) = match &armed.strike {
         Strike::Fail { place, persistent } => (place, *persistent, Answer::Fail),
         Strike::Remove { place } => (place, false, Answer::Remove),
-        Strike::Irq { .. } | Strike::Completion { .. } => return Answer::Pass,
+        Strike::Irq { .. } | Strike::Completion { .. } | Strike::Schedule { .. } | Strike::Order { .. } => {
+            return Answer::Pass;
+        }
     };
     if armed.hit {
         return if persistent && place.class == class { answer } else { Answer::Pass };

@@ -11,6 +11,8 @@ use lowzone_guest_mem::env::Class;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::world::Exception;
+
 /// What happens to an interrupt message.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub enum IrqMishap {
@@ -80,7 +82,22 @@ pub enum Strike {
         /// Whether it does so at all later ones too.
         persistent: bool,
     },
+    /// No fault: events come in the order of a random schedule.
+    Schedule {
+        /// Which of the seed's schedules.
+        nth: u64,
+    },
+    /// No fault: events come in order, but for these exceptions.
+    Order {
+        /// At which choice point which other actor goes on.
+        exceptions: Vec<Exception>,
+    },
 }
+
+/// The class of [`Strike::Schedule`].
+const SCHEDULE: &str = "schedule";
+/// The class of [`Strike::Order`].
+const ORDER: &str = "order";
 
 impl Strike {
     /// The row it belongs to: its class, by the name that tables and tokens use.
@@ -90,7 +107,14 @@ impl Strike {
             Self::Remove { .. } => "removal",
             Self::Irq { what, .. } => what.name(),
             Self::Completion { what, .. } => what.name(),
+            Self::Schedule { .. } => SCHEDULE,
+            Self::Order { .. } => ORDER,
         }
+    }
+
+    /// Whether it is a fault, and not an order of events.
+    pub const fn is_fault(&self) -> bool {
+        !matches!(self, Self::Schedule { .. } | Self::Order { .. })
     }
 
     /// Whether a real machine can do this; for allocations and mappings the point itself knows better.
@@ -110,13 +134,19 @@ fn star(persistent: bool) -> &'static str {
 }
 
 impl fmt::Display for Strike {
-    /// `slab:io/write#3`, with `*` where all later ones are hit too; `removal@mmio:probe#7`; `irq-lost#2`.
+    /// `slab:io/write#3`, with `*` where all later ones are hit too; `removal@mmio:probe#7`; `irq-lost#2`; the orders
+    /// `schedule#17` and `order#12=1,40=2`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fail { place, persistent } => write!(f, "{place}{}", star(*persistent)),
             Self::Remove { place } => write!(f, "removal@{place}"),
             Self::Irq { what, nth, persistent } => write!(f, "{}#{nth}{}", what.name(), star(*persistent)),
             Self::Completion { what, nth, persistent } => write!(f, "{}#{nth}{}", what.name(), star(*persistent)),
+            Self::Schedule { nth } => write!(f, "{SCHEDULE}#{nth}"),
+            Self::Order { exceptions } => {
+                let exceptions: Vec<_> = exceptions.iter().map(|(at, other)| format!("{at}={other}")).collect();
+                write!(f, "{ORDER}#{}", exceptions.join(","))
+            }
         }
     }
 }
@@ -124,7 +154,8 @@ impl fmt::Display for Strike {
 /// A text that names no fault.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error(
-    "'{0}' is no fault: want CLASS:SCOPE#N, CLASS#N or removal@CLASS:SCOPE#N, with * at the end for all later ones"
+    "'{0}' is no fault: want CLASS:SCOPE#N, CLASS#N or removal@CLASS:SCOPE#N, with * at the end for all later ones, or \
+     an order of events: schedule#N or order#AT=OTHER,..."
 )]
 pub struct StrikeError(pub String);
 
@@ -143,6 +174,14 @@ impl FromStr for Place {
     }
 }
 
+/// The exceptions of an order, as tokens have them.
+fn exceptions(text: &str) -> Option<Vec<Exception>> {
+    let parts = text.split(',').filter(|_| !text.is_empty());
+    parts
+        .map(|part| part.split_once('=').and_then(|(at, other)| Some((at.parse().ok()?, other.parse().ok()?))))
+        .collect()
+}
+
 impl FromStr for Strike {
     type Err = StrikeError;
 
@@ -151,12 +190,18 @@ impl FromStr for Strike {
         if let Some(place) = text.strip_prefix("removal@") {
             return Ok(Self::Remove { place: place.parse()? });
         }
+        if let Some((ORDER, list)) = text.split_once('#') {
+            return exceptions(list).map(|exceptions| Self::Order { exceptions }).ok_or_else(bad);
+        }
         let (name, persistent) = text.strip_suffix('*').map_or((text, false), |name| (name, true));
         if name.contains(':') {
             return Ok(Self::Fail { place: name.parse()?, persistent });
         }
         let (class, nth) = name.split_once('#').ok_or_else(bad)?;
         let nth = nth.parse().map_err(|_| bad())?;
+        if class == SCHEDULE && !persistent {
+            return Ok(Self::Schedule { nth });
+        }
         if let Some(what) = IrqMishap::ALL.into_iter().find(|what| what.name() == class) {
             return Ok(Self::Irq { what, nth, persistent });
         }
@@ -183,12 +228,32 @@ mod tests {
 
     #[test]
     fn names_read_back_as_what_they_name() {
-        for text in
-            ["slab:io/write#3", "slab:-#0*", "removal@mmio:probe/init_vqs#12", "irq-lost#2", "completion-twice#0*"]
-        {
+        for text in [
+            "slab:io/write#3",
+            "slab:-#0*",
+            "removal@mmio:probe/init_vqs#12",
+            "irq-lost#2",
+            "completion-twice#0*",
+            "schedule#17",
+            "order#",
+            "order#3=1,40=2",
+        ] {
             assert_eq!(text.parse::<Strike>().unwrap().to_string(), text);
         }
-        for text in ["", "slab", "slab:io", "slab:io#x", "nothing#1", "nothing:io#1", "removal@irq-lost#1"] {
+        for text in [
+            "",
+            "slab",
+            "slab:io",
+            "slab:io#x",
+            "nothing#1",
+            "nothing:io#1",
+            "removal@irq-lost#1",
+            "schedule#1*",
+            "schedule#",
+            "order#1",
+            "order#1=",
+            "order",
+        ] {
             assert!(text.parse::<Strike>().is_err(), "{text}");
         }
     }

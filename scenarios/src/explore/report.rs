@@ -59,6 +59,39 @@ pub struct Wrong {
     pub record: Vec<String>,
 }
 
+impl Wrong {
+    /// What was done to the driver.
+    fn what(&self) -> String {
+        let ordered = [":schedule#", ":order#"].iter().any(|class| self.token.contains(class));
+        let how = if self.natural { "can really happen" } else { "by injection only" };
+        match (ordered, self.token.contains('+')) {
+            (true, false) => "another order of events".to_owned(),
+            (true, true) => format!("another order of events, with a fault injected ({how})"),
+            (false, _) => format!("a fault injected at {} ({how})", or_device(&self.site)),
+        }
+    }
+}
+
+/// Runs with the order of events changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Schedules {
+    /// How many.
+    pub run: usize,
+    /// How many there were until the first was mishandled, that one included.
+    pub until_found: Option<usize>,
+}
+
+impl Schedules {
+    fn of(records: &[Record]) -> Self {
+        let ordered: Vec<_> = records.iter().filter(|r| r.faults.iter().any(|strike| !strike.is_fault())).collect();
+        Self { run: ordered.len(), until_found: ordered.iter().position(|r| r.is_wrong()).map(|at| at + 1) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.run == 0
+    }
+}
+
 /// A campaign, summed up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -77,6 +110,9 @@ pub struct Report {
     pub stopped: bool,
     /// Cases run.
     pub cases: usize,
+    /// Runs with the order of events changed; and of them the first that was mishandled, counted from 1.
+    #[serde(skip_serializing_if = "Schedules::is_empty")]
+    pub schedules: Schedules,
     /// Faults of the inventory that no case carried out.
     pub missing: Vec<String>,
     /// The rows.
@@ -91,12 +127,17 @@ fn scope(strike: &Strike) -> String {
     match strike {
         Strike::Fail { place, .. } | Strike::Remove { place } => place.scope.clone(),
         Strike::Irq { .. } | Strike::Completion { .. } => "device".to_owned(),
+        Strike::Schedule { .. } | Strike::Order { .. } => "everything".to_owned(),
     }
 }
 
 /// The row of a case: class, scope path and source line.
 fn row_of(case: &Case, site: &str) -> (String, String, String) {
     let Some(first) = case.first() else { return (CLEAN.to_owned(), String::new(), String::new()) };
+    if !first.is_fault() {
+        let fault = if case.len() > 1 { " + fault" } else { "" };
+        return (format!("{}{fault}", first.class()), scope(first), String::new());
+    }
     let pair = if case.len() > 1 { " (pairs)" } else { "" };
     (format!("{}{pair}", first.class()), scope(first), site.to_owned())
 }
@@ -105,14 +146,14 @@ impl Report {
     /// The report of a campaign that ended with its clean run, because that was not clean: no fault was injected.
     pub fn not_clean(prepared: &Prepared, NotClean { inventory, outcome }: &NotClean) -> Self {
         let record = Record { number: 0, faults: Vec::new(), outcome: outcome.clone() };
-        let report = Self::new(prepared, inventory, &[record]);
-        Self { stopped: true, missing: Vec::new(), ..report }
+        let report = Self::new(prepared, inventory, &[], &[record]);
+        Self { stopped: true, ..report }
     }
 
-    /// Sums a campaign up.
-    pub fn new(prepared: &Prepared, inventory: &Inventory, records: &[Record]) -> Self {
+    /// Sums a campaign up that had to carry out the `wanted` faults.
+    pub fn new(prepared: &Prepared, inventory: &Inventory, wanted: &[Strike], records: &[Record]) -> Self {
         let done: BTreeSet<_> = records.iter().filter(|r| r.outcome.struck).map(|r| faults(&r.faults)).collect();
-        let missing = inventory.strikes().iter().map(ToString::to_string).filter(|name| !done.contains(name)).collect();
+        let missing = wanted.iter().map(ToString::to_string).filter(|name| !done.contains(name)).collect();
         let mut rows: BTreeMap<(String, String, String), Row> = BTreeMap::new();
         let mut wrong = Vec::new();
         for record in records {
@@ -153,6 +194,7 @@ impl Report {
             points,
             stopped: false,
             cases: records.len(),
+            schedules: Schedules::of(records),
             missing,
             rows: rows.into_values().collect(),
             wrong,
@@ -211,8 +253,7 @@ impl Report {
             if self.stopped {
                 writeln!(out, "{BAD}wrong{BAD:#}  the clean run: nothing was injected, and nothing will be")?;
             } else {
-                let how = if wrong.natural { "can really happen" } else { "by injection only" };
-                writeln!(out, "{BAD}wrong{BAD:#}  a fault injected at {} ({how})", or_device(&wrong.site))?;
+                writeln!(out, "{BAD}wrong{BAD:#}  {}", wrong.what())?;
             }
             for why in &wrong.why {
                 writeln!(out, "       {}", why.replace('\n', "\n       "))?;

@@ -10,7 +10,7 @@ use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::trace::{Kind, Producer, Record};
 
-use super::{Body, Exit, Lockstep, Placed, Threads, ThreadsError};
+use super::{Body, Exit, Lockstep, Placed, Schedule, Threads, ThreadsError};
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
 
@@ -107,6 +107,14 @@ impl World {
         match self {
             Self::Lockstep(world) => world.set_fuel(points),
             Self::Threads(world) => world.set_fuel(points),
+        }
+    }
+
+    /// From now on this picks who goes on in lockstep; how many could, at each choice point of the one before.
+    pub fn schedule(&mut self, schedule: Schedule) -> Vec<u8> {
+        match self {
+            Self::Lockstep(world) => world.schedule(schedule),
+            Self::Threads(_) => Vec::new(),
         }
     }
 

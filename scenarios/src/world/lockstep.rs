@@ -12,6 +12,7 @@
 //! Neighbours: `guest_mem::env`, which this implements; `wire::InProc`, which holds pending interrupts.
 
 mod cpu_env;
+mod schedule;
 mod shared;
 
 use std::cell::{Cell, RefCell};
@@ -33,7 +34,10 @@ use super::{Body, Exit, FUEL, Random};
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
 use crate::world::inject::Injectors;
+pub use schedule::{Exception, Schedule};
+
 use cpu_env::{CpuEnv, Give};
+use schedule::Who;
 use shared::{CpuState, Shared, State};
 
 /// Virtual nanoseconds of one phase of a device.
@@ -81,6 +85,7 @@ impl Lockstep {
     pub fn new(kernel: KernelRef, bus: Arc<InProc>, workers: Vec<Box<dyn Worker>>, seed: u64) -> Self {
         let state = State {
             random: Random::new(seed),
+            schedule: Schedule::Uniform,
             now: 0,
             next_ticket: 0,
             points: 0,
@@ -123,6 +128,12 @@ impl Lockstep {
         self.shared.injectors.borrow().spec().clone()
     }
 
+    /// From now on this picks who goes on; how many could, at each choice point of the one before.
+    pub fn schedule(&mut self, schedule: Schedule) -> Vec<u8> {
+        let mut state = self.shared.state.borrow_mut();
+        std::mem::replace(&mut state.schedule, schedule).widths().to_vec()
+    }
+
     /// Limits the points that the whole world may pass before a CPU counts as hung.
     pub fn set_fuel(&mut self, points: u64) {
         self.shared.state.borrow_mut().fuel = points;
@@ -152,13 +163,14 @@ impl Lockstep {
         while !self.over(&cpus, given) {
             self.adopt(&mut cpus);
             self.find_runnable(&cpus, &mut runnable);
-            if runnable.is_empty() && !self.advance_time() {
+            if runnable.is_empty() {
+                if self.advance_time() {
+                    continue;
+                }
                 self.shared.report(FindingKind::Deadlock { parked: self.unfinished(given) });
                 break;
             }
-            let n = u64::try_from(runnable.len()).unwrap_or(0);
-            let pick = usize::try_from(self.shared.state.borrow_mut().random.below(n)).unwrap_or(0);
-            match runnable.get(pick) {
+            match runnable.get(self.pick(&runnable)) {
                 Some(&Actor::Cpu(id)) => self.resume(&mut cpus, id),
                 Some(&Actor::Device(index)) => self.service(index),
                 None => {}
@@ -198,6 +210,7 @@ impl Lockstep {
             let mut state = self.shared.state.borrow_mut();
             state.dying = false;
             state.last_steps = 0;
+            state.schedule.begin();
             let tasks = if state.cpus.len() > TASKS { state.cpus.split_off(TASKS) } else { Vec::new() };
             state.cpus = (0..bodies.len()).map(CpuState::of).collect();
             state.cpus.resize_with(if tasks.is_empty() { bodies.len() } else { TASKS }, CpuState::default);
@@ -261,6 +274,16 @@ impl Lockstep {
         })
     }
 
+    /// Which of those that can run does.
+    fn pick(&self, runnable: &[Actor]) -> usize {
+        let State { random, schedule, cpus, now, .. } = &mut *self.shared.state.borrow_mut();
+        let who = |at: usize| match runnable[at] {
+            Actor::Cpu(id) => cpus[id].who(id, *now),
+            Actor::Device(index) => Who::Device(index),
+        };
+        schedule.pick(runnable.len(), random, who)
+    }
+
     fn find_runnable(&self, cpus: &[Option<CpuCoroutine>], runnable: &mut Vec<Actor>) {
         runnable.clear();
         let state = self.shared.state.borrow();
@@ -320,6 +343,7 @@ impl Lockstep {
             let woken = cpu.waiting.as_ref().is_none_or(|w| w.woken);
             let number = u32::try_from(cpu.cpu).unwrap_or(0);
             let irq = irqs_on && !woken && self.shared.irq_pending(number, now);
+            cpu.takes = irq;
             set_current(number);
             if dying {
                 Wake::Dying

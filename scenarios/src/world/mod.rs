@@ -13,7 +13,7 @@ mod random;
 pub mod threads;
 
 pub use either::{World, WorldKind};
-pub use lockstep::Lockstep;
+pub use lockstep::{Exception, Lockstep, Schedule};
 pub use random::Random;
 pub use threads::{Placed, Threads, ThreadsError};
 

@@ -12,15 +12,14 @@ use lowzone_guest_mem::env::{Env, IrqHandler, Key, Point, Task, Ticket, Verdict,
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::timer::Timers;
 
-use super::shared::{Shared, Waiting};
+use super::schedule::Who;
+use super::shared::{Shared, State, Waiting};
 use super::{MOST_TASKS, TASKS};
 use crate::explore::heartbeat;
 use crate::explore::observer::Answer;
 
 /// Virtual nanoseconds that a point costs: time moves even in a loop that never parks.
 const POINT_NS: u64 = 10;
-/// At one point in this many another actor gets its turn.
-const YIELD_ONE_IN: u64 = 4;
 /// Points and waits that dying CPUs may pass before they are unwound: a loop that ignores its end would never see it.
 const LAST_STEPS: u64 = 1_000_000;
 
@@ -58,6 +57,26 @@ impl CpuEnv<'_> {
             std::panic::resume_unwind(Box::new(Halt::Dying));
         }
         true
+    }
+
+    /// Lets another actor have its turn, and the CPU's other tasks too if `preemptible`.
+    fn give_way(&self, preemptible: bool) {
+        if !preemptible {
+            self.shared.state.borrow_mut().cpus[self.id].keeps = Some(self.cpu);
+        }
+        self.yielder.suspend(Give::Turn);
+    }
+
+    fn timer_due(&self) -> bool {
+        let now = self.shared.state.borrow().now;
+        self.shared.kernel.get().is_some_and(|kernel| kernel.timers().next().is_some_and(|at| at <= now))
+    }
+
+    /// Whether an interrupt is taken now; one that the CPU was woken for is.
+    fn takes(&self, by: Who) -> bool {
+        let mut state = self.shared.state.borrow_mut();
+        let State { schedule, cpus, .. } = &mut *state;
+        std::mem::take(&mut cpus[self.id].takes) || schedule.interrupts(Who::Task(self.id), by)
     }
 
     fn check_stack(&self) {
@@ -126,12 +145,21 @@ impl Env for CpuEnv<'_> {
 
     fn take_irq(&self) -> Option<Arc<dyn IrqHandler>> {
         let id = u32::try_from(self.cpu).ok()?;
-        if let Some(handler) = self.shared.bus.take_handler(id) {
-            return Some(handler);
+        if self.shared.state.borrow().schedule.is_uniform() {
+            if let Some(handler) = self.shared.bus.take_handler(id) {
+                return Some(handler);
+            }
+            return self.timer_due().then(Timers::interrupt);
         }
-        let now = self.shared.state.borrow().now;
-        let due = self.shared.kernel.get()?.timers().next().is_some_and(|at| at <= now);
-        due.then(Timers::interrupt)
+        self.shared.state.borrow_mut().cpus[self.id].interrupted = false;
+        let taken = if self.shared.bus.pending(id) && self.takes(Who::Irq(self.cpu)) {
+            self.shared.bus.take_handler(id)
+        } else {
+            None
+        };
+        let taken = taken.or_else(|| (self.timer_due() && self.takes(Who::Timer)).then(Timers::interrupt));
+        self.shared.state.borrow_mut().cpus[self.id].interrupted = taken.is_some();
+        taken
     }
 
     fn point(&self, point: Point) -> Verdict {
@@ -143,7 +171,8 @@ impl Env for CpuEnv<'_> {
             if let Some(kernel) = self.shared.kernel.get() {
                 kernel.set_clock(state.now);
             }
-            (state.random.below(YIELD_ONE_IN) == 0, state.points > state.fuel)
+            let State { random, schedule, points, fuel, .. } = &mut *state;
+            (schedule.asks(random), *points > *fuel)
         };
         if self.unwinding() {
             return Verdict::Pass;
@@ -155,10 +184,7 @@ impl Env for CpuEnv<'_> {
         }
         self.check_stack();
         if turn {
-            if !point.preemptible {
-                self.shared.state.borrow_mut().cpus[self.id].keeps = Some(self.cpu);
-            }
-            self.yielder.suspend(Give::Turn);
+            self.give_way(point.preemptible);
         }
         if let Some(observer) = self.shared.observer.borrow_mut().as_mut() {
             let answer = observer.pass(&point);
@@ -173,6 +199,14 @@ impl Env for CpuEnv<'_> {
         }
         let mut injectors = self.shared.injectors.borrow_mut();
         if injectors.is_empty() { Verdict::Pass } else { injectors.ask(&point, self.cpu, self.shared.kernel.get()) }
+    }
+
+    fn register_written(&self, preemptible: bool) -> bool {
+        if self.shared.state.borrow().schedule.is_uniform() || self.unwinding() {
+            return false;
+        }
+        self.give_way(preemptible);
+        true
     }
 
     fn emit(&self, finding: Finding) {

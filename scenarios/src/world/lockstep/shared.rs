@@ -10,6 +10,7 @@ use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::kernel::KernelRef;
 
 use super::Exit;
+use super::schedule::{Schedule, Who};
 use crate::explore::observer::Observer;
 use crate::wire::InProc;
 use crate::world::Random;
@@ -32,6 +33,10 @@ pub(super) struct CpuState {
     pub(super) cpu: usize,
     /// The same while it gave way and is atomic: no other task of that CPU may run.
     pub(super) keeps: Option<usize>,
+    /// Woken to take an interrupt.
+    pub(super) takes: bool,
+    /// In the middle of an interrupt.
+    pub(super) interrupted: bool,
     /// How its body ended; it goes on to take interrupts.
     pub(super) exit: Option<Exit>,
 }
@@ -41,10 +46,18 @@ impl CpuState {
     pub(super) fn of(cpu: usize) -> Self {
         Self { cpu, ..Self::default() }
     }
+
+    /// Who runs there: one that still waits can only be wanted for an interrupt.
+    pub(super) fn who(&self, id: usize, now: u64) -> Who {
+        let waits = self.parked.is_some_and(|(until, _)| until.is_none_or(|at| at > now))
+            && self.waiting.as_ref().is_some_and(|w| !w.woken);
+        if self.interrupted || waits { Who::Irq(self.cpu) } else { Who::Task(id) }
+    }
 }
 
 pub(super) struct State {
     pub(super) random: Random,
+    pub(super) schedule: Schedule,
     pub(super) now: u64,
     pub(super) next_ticket: u64,
     pub(super) points: u64,
