@@ -511,6 +511,7 @@ impl FindingKind {
             }
             Self::SlabDamage(damage) => Some(damage.config()),
             Self::ReadAfterFree { .. } => Some("CONFIG_KASAN"),
+            Self::OutOfBounds { what: "buffer", .. } => Some("CONFIG_KASAN"),
             Self::BadFree(BadFree::Page(error)) => error.config(),
             Self::BadFree(BadFree::Slab(KfreeError::Double { cache: LARGE, .. })) => Some("CONFIG_KASAN"),
             Self::BadFree(_) | Self::WrongCache { .. } => Some("CONFIG_SLUB_DEBUG (slub_debug=F)"),

@@ -137,7 +137,7 @@ impl KBuf {
         self
     }
 
-    /// The same memory, of which `len` bytes are used: no more than its object holds.
+    /// The same memory, of which `len` bytes are used: no more than its object holds, but for misuse.
     pub(crate) fn resized(mut self, len: usize) -> Self {
         self.len = len;
         self

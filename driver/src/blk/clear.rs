@@ -4,6 +4,8 @@
 //! device that can't reach it costs a bounce. Neighbours: `disk`, which says what was agreed; `request`. Mirrors
 //! `virtblk_setup_discard_write_zeroes_erase` of Linux; virtio 1.2, 5.2.6. Left out: SECURE_ERASE.
 
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::dma::misuse;
 use lowzone_guest_mem::gfp::GFP_ATOMIC;
 use lowzone_guest_mem::kbuf::OutOfBounds;
 use lowzone_guest_mem::zone::AllocError;
@@ -12,6 +14,8 @@ use thiserror::Error;
 
 use crate::blk::disk::Disk;
 use crate::blk::request::{Data, Op, Request};
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::virtio::VirtioError;
 use crate::virtio::transport::Transport;
 
@@ -176,7 +180,17 @@ impl Disk {
 
     #[track_caller]
     fn request_of(&self, cpu: &Cpu<'_>, op: Op, list: Vec<u8>) -> Result<Request, ClearError> {
-        let mut buffer = KBuf::kmalloc(cpu, list.len(), GFP_ATOMIC)?;
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::ElementUndersized) {
+            let buffer = KBuf::kmalloc(cpu, list.len() / 2, GFP_ATOMIC)?;
+            return Ok(Request { op, sector: 0, data: Data::Streaming(misuse::overrun(cpu, buffer, &list)) });
+        }
+        let buffer = KBuf::kmalloc(cpu, list.len(), GFP_ATOMIC);
+        #[cfg(lowzone_mutants)]
+        if buffer.is_err() && mutant::is(Mutant::MissingCheckInIoctl) {
+            misuse::null_dereference(cpu, "a list of ranges");
+        }
+        let mut buffer = buffer?;
         buffer.write_at(0, &list)?;
         Ok(Request { op, sector: 0, data: Data::Streaming(buffer) })
     }

@@ -14,6 +14,8 @@ use lowzone_guest_mem::dma::{Coherent, Direction, FromDevice, MapError, ToDevice
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::iomem::IoMem;
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::iomem::misuse::iounmap;
 use lowzone_guest_mem::lock::Mutex;
 use lowzone_guest_mem::wait::{WaitError, WaitQueue};
 use lowzone_guest_mem::{Cpu, DmaAddr, KBuf};
@@ -24,6 +26,8 @@ use super::registers::{
 };
 use super::{EduError, EduOptions, MOST, TransferError};
 use crate::driver::ProbeError;
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::pci::PciDevice;
 
 /// What is written to see whether the device answers.
@@ -102,6 +106,12 @@ impl Edu {
         pci.dma().set_coherent_mask(cpu, dma_bit_mask(options.coherent_mask))?;
         let regs = pci.pcim_iomap(cpu, 0, BYTES)?;
         identify(cpu, &regs)?;
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::MaskOverridden) {
+            // The register keeps 64 bits: so the device says.
+            regs.writeq(cpu, DMA_SOURCE, u64::MAX);
+            pci.dma().set_mask_and_coherent(cpu, regs.readq(cpu, DMA_SOURCE))?;
+        }
         let buffer = pci.devres().alloc_coherent(cpu, pci.dma(), COHERENT_BYTES, GFP_KERNEL)?;
         let core = Arc::new(Core { pci: pci.clone(), regs, causes: AtomicU32::new(0), changed: WaitQueue::new() });
         let msi = if options.msi { pci.pcim_enable_msi(cpu).ok() } else { None };
@@ -234,6 +244,11 @@ impl Edu {
                 self.missed.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
+            #[cfg(lowzone_mutants)]
+            Err(why) if mutant::is(Mutant::StopDoesNotWait) => {
+                self.core.regs.writeq(cpu, DMA_COMMAND, 0);
+                Err(EduError::NoEnd { what, why })
+            }
             Err(why) => {
                 self.stop(cpu);
                 Err(EduError::NoEnd { what, why })
@@ -255,6 +270,12 @@ impl Edu {
         } else if self.bus_master {
             pci.set_master();
         }
+    }
+
+    /// The bug [`IounmapBeforeStop`](Mutant::IounmapBeforeStop): what comes after it uses them still.
+    #[cfg(lowzone_mutants)]
+    pub(super) fn unmap_registers(&self, cpu: &Cpu<'_>) {
+        iounmap(cpu, &self.core.regs);
     }
 
     /// Stops everything that could reach memory; what was taken goes after it, as managed resources do.

@@ -12,6 +12,8 @@ mod registers;
 use std::sync::Arc;
 
 use lowzone_guest_mem::Cpu;
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::dma::pool::dma_pool_create;
 use lowzone_guest_mem::lock::Locked;
 
 pub use card::{Edu, Moved, Way};
@@ -19,6 +21,8 @@ pub use error::{EduError, TransferError};
 
 use crate::bus::Bdf;
 use crate::driver::{Driver, ProbeError};
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 use crate::pci::{PciDevice, PciId};
 
 /// Bytes that one transfer moves at most.
@@ -66,6 +70,18 @@ impl EduDriver {
         self.cards.lock().iter().find(|(place, _)| *place == at).map(|(_, card)| card.clone())
     }
 
+    /// The bug [`DmaPoolLeak`](Mutant::DmaPoolLeak): nobody destroys the pool of a probe that fails.
+    #[cfg(lowzone_mutants)]
+    fn probe_with_pool(&self, cpu: &Cpu<'_>, device: &Arc<PciDevice>) -> Result<(), ProbeError> {
+        let pool = dma_pool_create(cpu, "edu", device.dma(), 64, 64, 0).map_err(|error| ProbeError::own(-12, error))?;
+        let pool = std::mem::ManuallyDrop::new(pool);
+        let card = Edu::probe(cpu, device, &self.options)?;
+        let destroy = move |cpu: &Cpu<'_>| std::mem::ManuallyDrop::into_inner(pool).destroy(cpu);
+        device.devres().add_action(cpu, "dma_pool_destroy", destroy)?;
+        self.cards.lock().push((device.at(), Arc::new(card)));
+        Ok(())
+    }
+
     fn take(&self, at: Bdf) -> Option<Arc<Edu>> {
         let mut cards = self.cards.lock();
         let index = cards.iter().position(|(place, _)| *place == at)?;
@@ -83,6 +99,10 @@ impl Driver for EduDriver {
     }
 
     fn probe(&self, cpu: &Cpu<'_>, device: &Arc<PciDevice>) -> Result<(), ProbeError> {
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::DmaPoolLeak) {
+            return self.probe_with_pool(cpu, device);
+        }
         let card = Edu::probe(cpu, device, &self.options)?;
         self.cards.lock().push((device.at(), Arc::new(card)));
         Ok(())
@@ -90,6 +110,10 @@ impl Driver for EduDriver {
 
     fn remove(&self, cpu: &Cpu<'_>, device: &PciDevice) {
         if let Some(card) = self.take(device.at()) {
+            #[cfg(lowzone_mutants)]
+            if mutant::is(Mutant::IounmapBeforeStop) {
+                card.unmap_registers(cpu);
+            }
             card.quiesce(cpu);
         }
     }

@@ -3,12 +3,20 @@
 //! Neighbours: the allocators that it asks. All quanta are zeroed: what was there before is nobody's to read.
 
 use lowzone_guest_mem::addr::{PAGE_SHIFT, VirtAddr};
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::dma::misuse;
 use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::kmem_cache::{KmemCache, SlabFlags, kmem_cache_create};
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::kvmalloc::{KvBuf, kvzalloc};
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::vmalloc::VmallocError;
 use lowzone_guest_mem::vmalloc::{VBuf, vzalloc};
 use lowzone_guest_mem::{Cpu, KBuf};
 
 use super::ScullError;
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 
 /// Bytes of a quantum of `scullc`, a size that divides no page.
 const SCULLC_QUANTUM: usize = 4000;
@@ -78,6 +86,14 @@ impl Backing {
                 }
                 Quantum::Direct(pages)
             }
+            #[cfg(lowzone_mutants)]
+            Self::Vmalloc { .. } if mutant::is(Mutant::KfreeOfKvmalloc) => {
+                let size = self.quantum();
+                match kvzalloc(cpu, size, GFP_KERNEL).map_err(|_| VmallocError::NoPages { size: size as u64 })? {
+                    KvBuf::Kmalloc(buf) => Quantum::Direct(buf),
+                    KvBuf::Vmalloc(buf) => Quantum::Mapped(buf),
+                }
+            }
             Self::Vmalloc { .. } => Quantum::Mapped(vzalloc(cpu, self.quantum())?),
         })
     }
@@ -86,6 +102,11 @@ impl Backing {
     pub(super) fn give(&self, cpu: &Cpu<'_>, quantum: Quantum) {
         match (self, quantum) {
             (Self::Cache(cache), Quantum::Direct(object)) => cache.free(cpu, object),
+            #[cfg(lowzone_mutants)]
+            (_, Quantum::Mapped(area)) if mutant::is(Mutant::KfreeOfKvmalloc) => {
+                misuse::kfree_virt(cpu, area.virt());
+                std::mem::forget(area);
+            }
             (_, quantum) => drop(quantum),
         }
     }

@@ -222,6 +222,13 @@ pub fn kfree(cpu: &Cpu<'_>, phys: PhysAddr) {
     kfree_raw(cpu.kernel(), phys, cpu.owner());
 }
 
+/// Frees what a pointer points to (`kfree`): memory of vmalloc's is no memory of `kfree`'s, and stays. Any context.
+#[track_caller]
+pub fn kfree_virt(cpu: &Cpu<'_>, at: VirtAddr) {
+    let base = cpu.kernel().config().arch.direct_map(PhysAddr::new(0)).unwrap_or(VirtAddr::new(0));
+    kfree(cpu, PhysAddr::new(at.get().wrapping_sub(base.get())));
+}
+
 /// Gives an address to a cache (`kmem_cache_free`): of another cache, freed before or never given, it is reported. Any
 /// context.
 #[track_caller]
@@ -245,6 +252,19 @@ pub fn load(cpu: &Cpu<'_>, at: PhysAddr, to: &mut [u8]) {
     }
     // What is no RAM leaves zeros.
     let _ = kernel.ram().read(at, to);
+}
+
+/// Writes from the beginning of a buffer on, past its end too: reported, and whoever has the memory behind it is hit. The
+/// buffer counts as that long from then on, as it does to who wrote. Any context.
+#[track_caller]
+pub fn overrun(cpu: &Cpu<'_>, buf: KBuf, bytes: &[u8]) -> KBuf {
+    if bytes.len() > buf.len() {
+        let (len, size) = (bytes.len() as u64, buf.len() as u64);
+        let kind = FindingKind::OutOfBounds { what: "buffer", offset: 0, len, size };
+        cpu.emit(kind, None, vec![("written at", cpu.owner()), ("allocated at", buf.owner())]);
+    }
+    scribble(cpu, buf.phys(), bytes);
+    buf.resized(bytes.len())
 }
 
 /// Frees a buffer's memory under its holder's feet (`kfree`, `free_pages`); its drop frees it again. Any context.

@@ -150,6 +150,7 @@ impl Prepared {
                 Step::Io(io) => io.requests = io.requests.min(requests),
                 Step::Exercise(exercise) => exercise.times = exercise.times.min(requests),
                 Step::Packets(packets) => packets.count = packets.count.min(requests),
+                Step::Clear(clear) => clear.blocks = clear.blocks.min(requests),
                 _ => {}
             }
         }

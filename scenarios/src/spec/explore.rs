@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, expecting = "an [explore] table")]
 pub struct Explore {
-    /// Requests of each `io` step, times of each `exercise` step and packets of each `packets` step, even, 2 to 1000000. Default 4.
+    /// Requests of each `io` step, times of each `exercise` step, packets of each `packets` step and blocks of each `clear`
+    /// step, even, 2 to 1000000. Default 4.
     #[schemars(range(min = 2, max = 1_000_000))]
     pub requests: u64,
 }

@@ -50,6 +50,8 @@ pub(super) const CALLS: &[Row] = &[
         misuse::sync_single(cpu, &set.device, set.raw().dma, 64, true, Dir::ToDevice);
     }),
     ("dma/misuse.rs", "kfree", From::Anywhere, |_, cpu| misuse::kfree(cpu, PhysAddr::new(0x1000))),
+    ("dma/misuse.rs", "kfree_virt", From::Anywhere, |_, cpu| misuse::kfree_virt(cpu, crate::VirtAddr::new(0x1000))),
+    ("dma/misuse.rs", "overrun", From::Anywhere, |set, cpu| ignore(misuse::overrun(cpu, set.buf(), &[0; 65]))),
     ("dma/misuse.rs", "free_buffer", From::Anywhere, |set, cpu| misuse::free_buffer(cpu, &set.buf())),
     ("dma/streaming.rs", "map_single", From::Anywhere, |set, cpu| {
         ignore(set.device.map_single::<ToDevice>(cpu, set.buf()));
