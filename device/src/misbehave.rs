@@ -43,7 +43,7 @@ impl fmt::Display for Names {
 /// What may go wrong with one completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mishap {
-    /// Status and used element are written [`LATE`] nanoseconds later; other requests go on.
+    /// Status and used element are written [`LATE`] nanoseconds later; other requests go on. `edu` is later than that.
     CompletionLate,
     /// The used ring gets the same element twice.
     CompletionTwice,

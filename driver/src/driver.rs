@@ -11,6 +11,7 @@ use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::dma::{CoherentError, MaskError};
 use lowzone_guest_mem::iomem::IoremapError;
 use lowzone_guest_mem::irq::IrqError;
+use lowzone_guest_mem::percpu::PerCpuError;
 use lowzone_guest_mem::zone::AllocError;
 use thiserror::Error;
 
@@ -32,6 +33,9 @@ pub enum ProbeError {
     /// No memory.
     #[error(transparent)]
     Alloc(#[from] AllocError),
+    /// No per-CPU memory.
+    #[error(transparent)]
+    PerCpu(#[from] PerCpuError),
     /// No coherent memory.
     #[error(transparent)]
     Coherent(#[from] CoherentError),
@@ -74,7 +78,7 @@ impl ProbeError {
         match self {
             Self::Pci(error) => error.errno(),
             Self::Mask(_) => -5,
-            Self::Ioremap(_) | Self::Alloc(_) | Self::Coherent(_) => -12,
+            Self::Ioremap(_) | Self::Alloc(_) | Self::PerCpu(_) | Self::Coherent(_) => -12,
             Self::Irq(error) => error.errno(),
             Self::Virtio(error) => error.errno(),
             Self::WrongId { .. } => -19,

@@ -115,7 +115,7 @@ mutants! {
     KfreeOfKvmalloc = "kfree-of-kvmalloc", 73, "scull", "any",
         "what kvmalloc gave is freed by kfree";
     ElementUndersized = "element-undersized", 75, "blk", "any",
-        "a list of ranges has room for one fewer than are written into it";
+        "a list of ranges is given half the bytes that are written into it";
     DmaPoolLeak = "dma-pool-leak", 76, "edu", "any",
         "a probe that fails after dma_pool_create forgets the pool";
     IoremapLeak = "ioremap-leak", 77, "blk", "any",
@@ -142,10 +142,27 @@ mutants! {
         "remove neither waits for requests nor resets the device";
     CheckThenSleep = "check-then-sleep", 0, "scull", "any",
         "a slot is seen empty, an allocation sleeps, the slot is filled whoever filled it meanwhile";
-    RetryLeak = "retry-leak", 0, "blk", "any",
-        "the fix of double-free-in-retry: a failed mapping keeps the data for ever";
+    UnwindFreesTwice = "unwind-frees-twice", 0, "blk", "any",
+        "the fix of third-unwind-leak: a failed probe frees the tables, and again with the ring";
     RingsNeverFreed = "rings-never-freed", 0, "blk", "any",
         "the fix of free-before-stop: remove frees no rings at all";
+}
+
+impl Mutant {
+    /// Of a bug that only some orders of events show, or that goes with them: its driver's scenario, and whether memory is
+    /// weak there.
+    pub const fn race(self) -> Option<(&'static str, bool)> {
+        match self {
+            Self::RemoveFreesPrivateFirst | Self::StopDoesNotWait | Self::IounmapBeforeStop => {
+                Some(("edu/selftest", false))
+            }
+            Self::FreeAfterLateOpen => Some(("net/source", false)),
+            Self::UsedReadUnordered => Some(("block/low-zone", true)),
+            Self::UnmapBeforeStop => Some(("block/low-zone", false)),
+            Self::CheckThenSleep => Some(("alloc/scullc", false)),
+            _ => None,
+        }
+    }
 }
 
 /// A name that no seeded bug has.

@@ -18,6 +18,7 @@ use crate::fault::{Caller, Request};
 use crate::finding::{Finding, FindingKind};
 use crate::kernel::{Kernel, KernelRef};
 use crate::lock;
+use crate::removed;
 use crate::site::{Owner, Scope, Site};
 use crate::trace::{Kind, Producer, Record, owner_word};
 
@@ -225,6 +226,8 @@ impl<'w> Cpu<'w> {
     }
 
     pub(crate) fn prepare(&self, on: Key) -> Ticket {
+        // As set_current_state has one.
+        self.full_barrier();
         self.env.prepare(on)
     }
 
@@ -243,6 +246,7 @@ impl<'w> Cpu<'w> {
             match self.env.park(ticket, until) {
                 Wake::Irq => self.irq_window(),
                 wake => {
+                    self.full_barrier();
                     self.irq_window();
                     return wake;
                 }
@@ -305,24 +309,64 @@ impl<'w> Cpu<'w> {
     }
 
     /// Full barrier: every earlier access is visible before any later one.
+    #[track_caller]
     pub fn mb(&self) {
-        fence(Ordering::SeqCst);
+        if !removed::here() {
+            fence(Ordering::SeqCst);
+            self.full_barrier();
+        }
     }
     /// Write barrier for memory and registers.
+    #[track_caller]
     pub fn wmb(&self) {
-        fence(Ordering::Release);
+        if !removed::here() {
+            self.write_barrier();
+        }
     }
     /// Read barrier for memory and registers.
+    #[track_caller]
     pub fn rmb(&self) {
-        fence(Ordering::Acquire);
+        if !removed::here() {
+            self.read_barrier();
+        }
     }
     /// Earlier writes to coherent memory are visible to the device before later ones (`dma_wmb`).
+    #[track_caller]
     pub fn dma_wmb(&self) {
-        fence(Ordering::Release);
+        if !removed::here() {
+            self.write_barrier();
+        }
     }
     /// Earlier reads of coherent memory complete before later ones (`dma_rmb`).
+    #[track_caller]
     pub fn dma_rmb(&self) {
+        if !removed::here() {
+            self.read_barrier();
+        }
+    }
+
+    /// What [`Cpu::mb`] and a context switch do on a weak machine.
+    #[inline]
+    fn full_barrier(&self) {
+        if let Some(weak) = self.kernel().weak() {
+            weak.lock().full_barrier(self.kernel().ram(), self.id);
+        }
+    }
+
+    #[inline]
+    fn write_barrier(&self) {
+        fence(Ordering::Release);
+        if let Some(weak) = self.kernel().weak() {
+            weak.lock().write_barrier(self.id);
+        }
+    }
+
+    #[inline]
+    fn read_barrier(&self) {
         fence(Ordering::Acquire);
+        if let Some(weak) = self.kernel().weak() {
+            weak.lock().read_barrier(self.id);
+        }
     }
 }
 

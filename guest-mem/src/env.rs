@@ -90,6 +90,8 @@ pub enum Class {
     IrqVector,
     /// A DMA mask that the platform may refuse.
     Mask,
+    /// A per-CPU variable.
+    PerCpu,
     /// A register read; failed, it reads all-ones.
     Mmio,
     /// A register write.
@@ -104,7 +106,7 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Page,
         Self::Slab,
         Self::Coherent,
@@ -113,6 +115,7 @@ impl Class {
         Self::Ioremap,
         Self::IrqVector,
         Self::Mask,
+        Self::PerCpu,
         Self::Mmio,
         Self::MmioWrite,
         Self::Lock,
@@ -121,7 +124,7 @@ impl Class {
     ];
 
     /// The classes that a fault may be injected into: the others can't fail, only be reordered.
-    pub const INJECTABLE: [Self; 9] = [
+    pub const INJECTABLE: [Self; 10] = [
         Self::Page,
         Self::Slab,
         Self::Coherent,
@@ -130,6 +133,7 @@ impl Class {
         Self::Ioremap,
         Self::IrqVector,
         Self::Mask,
+        Self::PerCpu,
         Self::Mmio,
     ];
 
@@ -150,6 +154,7 @@ impl Class {
             Self::Ioremap => "ioremap",
             Self::IrqVector => "irq-vector",
             Self::Mask => "mask",
+            Self::PerCpu => "percpu",
             Self::Mmio => "mmio",
             Self::MmioWrite => "mmio-write",
             Self::Lock => "lock",

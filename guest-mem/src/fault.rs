@@ -235,6 +235,7 @@ pub const fn injector(class: Class) -> &'static str {
         Class::Ioremap => "fail_ioremap",
         Class::IrqVector => "fail_irq_vector",
         Class::Mask => "fail_mask",
+        Class::PerCpu => "fail_percpu",
         Class::Mmio => "fail_mmio",
         Class::MmioWrite => "fail_mmio_write",
         Class::Lock => "fail_lock",

@@ -59,6 +59,12 @@ pub enum FindingKind {
         /// The kernel option under which Linux warns of it; `any` for a plain `WARN_ON`.
         linux: Option<&'static str>,
     },
+    /// Two were inside what a lock guards, one of which had not taken it.
+    #[error("BUG: KCSAN: data-race under a {lock}")]
+    DataRace {
+        /// `spinlock` or `mutex`.
+        lock: &'static str,
+    },
     /// A lock that an interrupt takes too was taken where that interrupt could come.
     #[error("inconsistent lock state: inconsistent {{{irq}-ON-W}} -> {{IN-{irq}-W}} usage")]
     InconsistentLock {
@@ -227,9 +233,11 @@ pub enum FindingKind {
     /// Misuse of registers.
     #[error("{0}")]
     Io(IoMisuse),
-    /// The NULL of an allocation that failed was used.
-    #[error("BUG: kernel NULL pointer dereference, address: 0000000000000000 ({what})")]
+    /// The NULL of an allocation that failed was used, or an address made of it.
+    #[error("BUG: kernel NULL pointer dereference, address: {:016x} ({what})", .at.get())]
     NullDereference {
+        /// NULL and what was added to it.
+        at: VirtAddr,
         /// What should have lain there.
         what: &'static str,
     },
@@ -423,6 +431,7 @@ impl FindingKind {
         match self {
             Self::SleepInAtomic { .. } => "sleep-in-atomic",
             Self::WrongContext { .. } => "wrong-context",
+            Self::DataRace { .. } => "data-race",
             Self::InconsistentLock { .. } => "inconsistent-lock",
             Self::BadUnlock(_) => "bad-unlock",
             Self::Work(BadWork::WaitsForItself { .. }) => "waits-for-itself",
@@ -496,6 +505,7 @@ impl FindingKind {
         match self {
             Self::SleepInAtomic { .. } => Some("CONFIG_DEBUG_ATOMIC_SLEEP"),
             Self::WrongContext { linux, .. } => *linux,
+            Self::DataRace { .. } => Some("CONFIG_KCSAN"),
             Self::InconsistentLock { .. } => Some("CONFIG_PROVE_LOCKING"),
             Self::BadUnlock(bad) => Some(bad.config()),
             Self::Work(BadWork::WaitsForItself { .. }) => Some("CONFIG_PROVE_LOCKING"),

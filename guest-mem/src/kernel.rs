@@ -36,6 +36,7 @@ use crate::softirq::Softirqs;
 use crate::timer::Timers;
 use crate::trace::{Kind, Producer, Record, Recorder};
 use crate::vmalloc::{Areas, drain_deferred};
+use crate::weak::Weak as WeakMemory;
 use crate::workqueue::Queues;
 use crate::zone::{Allocated, Layout, ZoneKind, ZoneStats, Zones};
 
@@ -89,6 +90,7 @@ pub struct Kernel {
     io: Locked<Option<Arc<dyn IoSpace>>>,
     pub(crate) regions: Locked<Regions>,
     pub(crate) posted: Posted,
+    weak: Option<Box<WeakMemory>>,
     irqs: IrqTable,
     timers: Timers,
     softirqs: Softirqs,
@@ -153,6 +155,7 @@ impl Kernel {
             io: Locked::default(),
             regions: Locked::default(),
             posted: Posted::default(),
+            weak: config.weak.then(|| Box::new(WeakMemory::new(config.cpus))),
             irqs: IrqTable::default(),
             timers: Timers::default(),
             softirqs: Softirqs::new(config.cpus),
@@ -198,6 +201,24 @@ impl Kernel {
     /// Its RAM.
     pub fn ram(&self) -> &Ram {
         &self.ram
+    }
+
+    /// What is under way between CPUs and devices; `None` on a machine that orders it.
+    #[inline]
+    pub(crate) fn weak(&self) -> Option<&WeakMemory> {
+        self.weak.as_deref()
+    }
+
+    /// Whether a register write may arrive later.
+    pub(crate) fn posts_writes(&self) -> bool {
+        self.config.posted_writes || self.config.weak
+    }
+
+    /// Delivers what is under way to a function's registers: a configuration access of it comes after.
+    pub fn push_posted(&self, function: u64) {
+        if self.posts_writes() {
+            self.posted.push(self, function);
+        }
     }
 
     /// Its interrupt lines.
@@ -445,7 +466,7 @@ impl Kernel {
             drain_deferred(self);
         }
         if self.config.posted_writes {
-            self.posted.settle(cpu);
+            self.posted.settle(self, cpu);
         }
     }
 
@@ -464,6 +485,9 @@ impl Kernel {
         self.devices.lock().clear();
         *self.io.lock() = None;
         self.posted.reset();
+        if let Some(weak) = &self.weak {
+            weak.reset();
+        }
         self.regions.lock().reset();
         self.irqs.reset();
         self.timers.reset();

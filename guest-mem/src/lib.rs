@@ -40,6 +40,7 @@ pub mod percpu;
 pub mod ram;
 pub mod reclaim;
 pub mod refusal;
+mod removed;
 pub mod site;
 pub mod slab;
 pub mod softirq;
@@ -51,6 +52,7 @@ pub mod timer;
 pub mod trace;
 pub mod vmalloc;
 pub mod wait;
+pub mod weak;
 pub mod workqueue;
 pub mod zone;
 

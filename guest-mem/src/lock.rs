@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, TryLockError};
 use crate::cpu::{Cpu, Halt, Off};
 use crate::env::{Class, Key, Wake};
 use crate::finding::FindingKind;
+use crate::removed;
 use crate::site::Owner;
 
 mod holder;
@@ -108,20 +109,45 @@ impl<T> Core<T> {
     }
 
     #[inline]
-    fn take(&self, cpu: &Cpu<'_>, owner: Owner) -> MutexGuard<'_, T> {
+    fn take(&self, cpu: &Cpu<'_>, owner: Owner, bare: bool) -> MutexGuard<'_, T> {
         let _ = cpu.point_for(Class::Lock, 0, owner);
-        let guard = self.try_take().unwrap_or_else(|| self.take_held(cpu, owner));
-        self.taken(cpu, owner);
+        let guard = self.try_take().unwrap_or_else(|| {
+            self.race(cpu, owner, bare);
+            self.take_held(cpu, owner)
+        });
+        self.taken(cpu, owner, bare);
         guard
+    }
+
+    /// Two are inside at once, since one of them went in without the lock: reported, and then it is waited for all the
+    /// same, as Rust gives the value to one.
+    #[cfg(lowzone_mutants)]
+    #[cold]
+    fn race(&self, cpu: &Cpu<'_>, owner: Owner, bare: bool) {
+        if bare || self.holder.is_bare() {
+            let sites = vec![("entered at", owner), ("inside since", self.holder.since())];
+            cpu.emit(FindingKind::DataRace { lock: self.name }, None, sites);
+        }
+    }
+
+    #[cfg(not(lowzone_mutants))]
+    fn race(&self, _: &Cpu<'_>, _: Owner, _: bool) {}
+
+    /// Whether it is held by whoever now waits for it, who would wait for ever.
+    fn is_own(&self, cpu: &Cpu<'_>) -> bool {
+        #[cfg(lowzone_mutants)]
+        if self.holder.is_bare() {
+            return self.holder.is_task(cpu);
+        }
+        // A spinlock's holder keeps its CPU; a mutex may be held by a task that sleeps.
+        if self.name == SPINLOCK { self.holder.is_of_cpu(cpu) } else { self.holder.is_task(cpu) }
     }
 
     /// Waits for a lock that somebody holds.
     #[cold]
     fn take_held(&self, cpu: &Cpu<'_>, owner: Owner) -> MutexGuard<'_, T> {
         loop {
-            // A spinlock's holder keeps its CPU; a mutex may be held by a task that sleeps.
-            let own = if self.name == SPINLOCK { self.holder.is_of_cpu(cpu) } else { self.holder.is_task(cpu) };
-            if own {
+            if self.is_own(cpu) {
                 let sites = vec![("taken again at", owner), ("held since", self.holder.since())];
                 cpu.emit(FindingKind::SelfDeadlock { lock: self.name, cpu: cpu.id() }, None, sites);
                 cpu.halt(Halt::SelfDeadlock);
@@ -147,14 +173,19 @@ impl<T> Core<T> {
     fn try_lock(&self, cpu: &Cpu<'_>, owner: Owner) -> Option<MutexGuard<'_, T>> {
         let _ = cpu.point_for(Class::Lock, 0, owner);
         let guard = self.try_take()?;
-        self.taken(cpu, owner);
+        self.taken(cpu, owner, false);
         Some(guard)
     }
 
     /// Names the holder; once for each life of the machine the leak check learns of the lock.
     #[inline]
-    fn taken(&self, cpu: &Cpu<'_>, owner: Owner) {
+    fn taken(&self, cpu: &Cpu<'_>, owner: Owner, bare: bool) {
         self.holder.set(cpu, owner);
+        #[cfg(lowzone_mutants)]
+        self.holder.set_bare(bare);
+        if let Some(weak) = cpu.kernel().weak().filter(|_| !bare) {
+            weak.lock().lock_taken(cpu.kernel().ram(), cpu.id());
+        }
         if self.holder.is_new_to(cpu.kernel()) {
             cpu.kernel().book_lock(&self.holder);
         }
@@ -171,6 +202,13 @@ impl<T> Core<T> {
     }
 }
 
+/// What the caller's lock keeps off; `None` if there is no lock.
+#[track_caller]
+#[inline]
+fn present(off: Off) -> Option<Off> {
+    (!removed::here()).then_some(off)
+}
+
 /// A spinlock: its holder may not sleep. Any context.
 pub struct SpinLock<T>(Core<T>);
 
@@ -183,7 +221,7 @@ impl<T> SpinLock<T> {
     /// Takes the lock; interrupts stay as they are (`spin_lock`). Any context.
     #[track_caller]
     pub fn lock<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> SpinGuard<'a, 'w, T> {
-        self.take(cpu, cpu.owner(), Off::Nothing)
+        self.take(cpu, cpu.owner(), present(Off::Nothing))
     }
 
     /// Takes the lock with softirqs off on this CPU (`spin_lock_bh`). Not in hardirq.
@@ -192,13 +230,13 @@ impl<T> SpinLock<T> {
     #[track_caller]
     pub fn lock_bh<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> SpinGuard<'a, 'w, T> {
         cpu.wrong_context(cpu.irqs_disabled(), "spin_lock_bh", Some("CONFIG_TRACE_IRQFLAGS"));
-        self.take(cpu, cpu.owner(), Off::Softirqs)
+        self.take(cpu, cpu.owner(), present(Off::Softirqs))
     }
 
     /// Takes the lock with interrupts off on this CPU (`spin_lock_irqsave`). Any context.
     #[track_caller]
     pub fn lock_irqsave<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> SpinGuard<'a, 'w, T> {
-        self.take(cpu, cpu.owner(), Off::Interrupts)
+        self.take(cpu, cpu.owner(), present(Off::Interrupts))
     }
 
     /// Takes the lock if it is free (`spin_trylock`). Any context.
@@ -207,17 +245,19 @@ impl<T> SpinLock<T> {
         let owner = cpu.owner();
         let guard = self.0.try_lock(cpu, owner)?;
         cpu.lock_taken(owner, Off::Nothing);
-        Some(SpinGuard { guard: Some(guard), core: &self.0, cpu, off: Off::Nothing })
+        Some(SpinGuard { guard: Some(guard), core: &self.0, cpu, off: Some(Off::Nothing) })
     }
 
     #[inline]
-    fn take<'a, 'w>(&'a self, cpu: &'a Cpu<'w>, owner: Owner, off: Off) -> SpinGuard<'a, 'w, T> {
+    fn take<'a, 'w>(&'a self, cpu: &'a Cpu<'w>, owner: Owner, off: Option<Off>) -> SpinGuard<'a, 'w, T> {
         // They go off before the lock is taken: an interrupt in between would find it held.
-        let irqs = (off == Off::Interrupts).then(|| cpu.irqs_off_for(owner));
-        let softirqs = (off == Off::Softirqs).then(|| cpu.bh_off_for(owner));
-        let guard = self.0.take(cpu, owner);
-        self.0.holder.learn(cpu, owner);
-        cpu.lock_taken(owner, off);
+        let irqs = (off == Some(Off::Interrupts)).then(|| cpu.irqs_off_for(owner));
+        let softirqs = (off == Some(Off::Softirqs)).then(|| cpu.bh_off_for(owner));
+        let guard = self.0.take(cpu, owner, off.is_none());
+        if let Some(off) = off {
+            self.0.holder.learn(cpu, owner);
+            cpu.lock_taken(owner, off);
+        }
         drop((irqs, softirqs));
         SpinGuard { guard: Some(guard), core: &self.0, cpu, off }
     }
@@ -229,7 +269,8 @@ pub struct SpinGuard<'a, 'w, T> {
     guard: Option<MutexGuard<'a, T>>,
     core: &'a Core<T>,
     cpu: &'a Cpu<'w>,
-    off: Off,
+    /// What it keeps off; `None` if it went in without the lock.
+    off: Option<Off>,
 }
 
 /// A sleeping lock: its holder may sleep. Process context only.
@@ -244,8 +285,11 @@ impl<T> Mutex<T> {
     /// Takes the lock, sleeping while another holds it (`mutex_lock`). Process context.
     #[track_caller]
     pub fn lock<'a, 'w>(&'a self, cpu: &'a Cpu<'w>) -> MutexLocked<'a, 'w, T> {
-        cpu.might_sleep("mutex_lock");
-        let guard = self.0.take(cpu, cpu.owner());
+        let bare = removed::here();
+        if !bare {
+            cpu.might_sleep("mutex_lock");
+        }
+        let guard = self.0.take(cpu, cpu.owner(), bare);
         MutexLocked { guard: Some(guard), core: &self.0, cpu }
     }
 
@@ -295,7 +339,9 @@ guard_access!(MutexLocked);
 impl<T> Drop for SpinGuard<'_, '_, T> {
     fn drop(&mut self) {
         self.core.release(self.cpu, self.guard.take());
-        self.cpu.lock_dropped(self.off);
+        if let Some(off) = self.off {
+            self.cpu.lock_dropped(off);
+        }
     }
 }
 

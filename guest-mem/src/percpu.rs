@@ -11,17 +11,20 @@
 
 use thiserror::Error;
 
+use crate::addr::VirtAddr;
 use crate::cpu::{Cpu, PreemptOff};
-use crate::env::Class;
-use crate::finding::FindingKind;
+use crate::env::{Class, Verdict};
+use crate::fault::Request;
+use crate::finding::{Finding, FindingKind};
 use crate::gfp::{__GFP_NOWARN, GFP_KERNEL, Gfp};
 use crate::kernel::{Kernel, KernelRef};
 use crate::lock::{Locked, LockedGuard};
 use crate::page::alloc_pages;
-use crate::site::Owner;
+use crate::site::{Owner, Scope, Site};
 
 mod area;
 mod counter;
+pub mod misuse;
 #[cfg(test)]
 mod property;
 #[cfg(test)]
@@ -109,7 +112,8 @@ numbers! { i32 i64 u32 u64 usize }
 #[must_use = "the variable is freed when this is dropped"]
 pub struct PerCpu<T> {
     kernel: KernelRef,
-    place: Place,
+    /// `None` for NULL, which only misuse has.
+    place: Option<Place>,
     copies: Box<[Locked<T>]>,
 }
 
@@ -129,7 +133,7 @@ pub fn alloc_percpu<T: Zero>(cpu: &Cpu<'_>) -> Result<PerCpu<T>, PerCpuError> {
 #[track_caller]
 pub fn alloc_percpu_gfp<T: Zero>(cpu: &Cpu<'_>, gfp: Gfp) -> Result<PerCpu<T>, PerCpuError> {
     let place = __alloc_percpu_gfp(cpu, size_of::<T>(), align_of::<T>(), gfp)?;
-    Ok(PerCpu::at(cpu, place, T::ZERO))
+    Ok(PerCpu::at(cpu, Some(place), T::ZERO))
 }
 
 /// A module's variable (`DEFINE_PER_CPU`): every copy begins as the template. Process context only.
@@ -143,7 +147,7 @@ pub fn define_per_cpu<T: Copy>(cpu: &Cpu<'_>, template: T) -> Result<PerCpu<T>, 
     cpu.might_sleep("__alloc_reserved_percpu");
     let found = cpu.kernel().percpu.lock().place(Part::Module, size, align, true, owner);
     match found {
-        Some((place, _)) => Ok(PerCpu::at(cpu, place, template)),
+        Some((place, _)) => Ok(PerCpu::at(cpu, Some(place), template)),
         None => Err(PerCpuError::NoMemory { size, align, atomic: true, why: "the reserve of modules is full" }),
     }
 }
@@ -164,7 +168,10 @@ pub(crate) fn __alloc_percpu_gfp(cpu: &Cpu<'_>, size: usize, align: usize, gfp: 
     if !atomic {
         cpu.might_sleep("alloc_percpu");
     }
-    let placed = find_place(cpu, size, align, gfp, owner);
+    // Small allocations that may sleep only fail by injection, as pages do.
+    let natural = gfp.can_fail(0, cpu.kernel().config().arch);
+    let failed = cpu.pass(Request::new(Class::PerCpu, size as u64), owner, natural) == Verdict::Fail;
+    let placed = if failed { Err("injected") } else { find_place(cpu, size, align, gfp, owner) };
     placed.map_err(|why| {
         let error = PerCpuError::NoMemory { size, align, atomic, why };
         warn(cpu, &error, gfp);
@@ -228,7 +235,7 @@ fn release(kernel: &Kernel, place: Place) {
 }
 
 impl<T> PerCpu<T> {
-    fn at(cpu: &Cpu<'_>, place: Place, template: T) -> Self
+    fn at(cpu: &Cpu<'_>, place: Option<Place>, template: T) -> Self
     where
         T: Copy,
     {
@@ -239,32 +246,52 @@ impl<T> PerCpu<T> {
     /// How far into the per-CPU space a CPU's copy lies; two CPUs' copies are one unit apart, for every variable.
     pub fn offset(&self, cpu: u32) -> u64 {
         let unit = self.kernel.get_unchecked().percpu.lock().unit();
-        u64::from(cpu) * unit + self.place.offset(unit)
+        u64::from(cpu) * unit + self.place.map_or(0, |place| place.offset(unit))
     }
 
+    #[track_caller]
     fn copy(&self, cpu: u32) -> LockedGuard<'_, T> {
+        if self.place.is_none() {
+            self.tell_null(cpu);
+        }
         // A CPU of another machine is a stale handle; its number is kept within bounds.
         self.copies[cpu as usize % self.copies.len()].lock()
     }
 }
 
+impl<T> PerCpu<T> {
+    /// NULL is used, offset for a CPU.
+    #[cold]
+    #[track_caller]
+    fn tell_null(&self, cpu: u32) {
+        let by = Owner { site: Site::caller(), scope: Scope::ROOT };
+        let kind = FindingKind::NullDereference { what: "a per-CPU variable", at: VirtAddr::new(self.offset(cpu)) };
+        let kernel = self.kernel.get_unchecked();
+        kernel.report(Finding { kind, device: None, at: kernel.clock(), sites: vec![("at", by)] });
+    }
+}
+
 impl<T: Copy> PerCpu<T> {
     /// A CPU's copy (`per_cpu_ptr`): no exclusion, whoever runs there may write at the same time. Any context.
+    #[track_caller]
     pub fn per_cpu(&self, cpu: u32) -> T {
         *self.copy(cpu)
     }
 
     /// Writes a CPU's copy (`*per_cpu_ptr(…) = …`). Any context; right only where that CPU can't run meanwhile.
+    #[track_caller]
     pub fn set_per_cpu(&self, cpu: u32, value: T) {
         *self.copy(cpu) = value;
     }
 
     /// This CPU's copy (`this_cpu_read`). Any context.
+    #[track_caller]
     pub fn this_cpu_read(&self, cpu: &Cpu<'_>) -> T {
         *self.copy(cpu.id())
     }
 
     /// Writes this CPU's copy (`this_cpu_write`). Any context.
+    #[track_caller]
     pub fn this_cpu_write(&self, cpu: &Cpu<'_>, value: T) {
         *self.copy(cpu.id()) = value;
     }
@@ -297,12 +324,14 @@ impl<T: Copy> PerCpu<T> {
 
 impl<T: Number> PerCpu<T> {
     /// Adds to this CPU's copy (`this_cpu_add`). Any context.
+    #[track_caller]
     pub fn this_cpu_add(&self, cpu: &Cpu<'_>, n: T) {
         let mut copy = self.copy(cpu.id());
         *copy = copy.plus(n);
     }
 
     /// Adds one to this CPU's copy (`this_cpu_inc`). Any context.
+    #[track_caller]
     pub fn this_cpu_inc(&self, cpu: &Cpu<'_>) {
         self.this_cpu_add(cpu, T::ONE);
     }
@@ -321,15 +350,19 @@ impl<T: Number> PerCpu<T> {
     }
 
     /// All copies added up; others may run meanwhile, so it is exact only when they don't. Any context.
+    #[track_caller]
     pub fn sum(&self) -> T {
+        if self.place.is_none() {
+            self.tell_null(0);
+        }
         self.copies.iter().fold(T::ZERO, |sum, copy| sum.plus(*copy.lock()))
     }
 }
 
 impl<T> Drop for PerCpu<T> {
     fn drop(&mut self) {
-        if let Some(kernel) = self.kernel.get() {
-            release(kernel, self.place);
+        if let (Some(kernel), Some(place)) = (self.kernel.get(), self.place) {
+            release(kernel, place);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The command line: `lowzone run`, `list`, `explore`, `replay`, `mutants`, `matrix`, `serve`, `schema`, `bench`, `new`.
+//! The command line: `lowzone run`, `list`, `explore`, `replay`, `shrink`, `mutants`, `matrix`, `serve`, `schema`, `bench`, `new`.
 //!
 //! Exit codes: 0 all as expected, 1 an expectation failed, 2 bad input, 130 stopped by Ctrl-C.
 //! Neighbours: `spec` reads, `lab` runs, `render` prints. Left out: anything that computes.
@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Setting, Verify};
 use crate::result::RunResult;
-use crate::spec::{NamedMachine, Set, Source, SpecError, faults, schema_with};
+use crate::spec::{NamedMachine, Need, Scenario, Set, Source, SpecError, faults, schema_with};
 use crate::trace::error::ViewError;
 use crate::wire::{Skip, TwoWires, WireKind};
 use crate::world::WorldKind;
@@ -43,12 +43,17 @@ enum Command {
     Explore(explore::cli::Explore),
     /// Repeat one case of a campaign by its token, with its record.
     Replay(explore::cli::Replay),
+    /// Make one case of a campaign as short as it can be: a scenario file that still fails in the same way.
+    Shrink(explore::cli::Shrink),
     /// Try the stock campaign on bugs that were seeded into the driver, in a build of this program that has them.
     Mutants(mutants::Mutants),
     /// Name the seeded bugs of this program, as JSON.
     #[cfg(lowzone_mutants)]
     #[command(hide = true)]
     Seeded,
+    /// Take each barrier, lock and sync out of the virtio drivers, one at a time, and see who tells.
+    #[cfg(lowzone_mutants)]
+    Removals(crate::removals::Removals),
     /// Run every scenario on every wire or every named machine, and tell what came out.
     ///
     /// A row for each scenario, a column for each wire: the lab's own devices in both worlds, and peers of other
@@ -98,6 +103,9 @@ struct Run {
     /// Replace a value of the file: a full path (machine.ram=2G) or a key that occurs once (image=disk.img).
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
+    /// On a machine with weak memory, as --set machine.weak=true: what a missing barrier does is seen.
+    #[arg(long)]
+    weak: bool,
     /// Make requests of a class fail, as Linux's fault injection does; in the place of the file's [fault.CLASS].
     /// May be given several times. For instance --fault 'slab:probability=50,times=-1,ignore-gfp-wait=N'.
     #[arg(long, value_name = "SPEC")]
@@ -167,6 +175,9 @@ enum BenchWhat {
     },
 }
 
+/// What --weak stands for.
+pub(crate) const WEAK: &str = "machine.weak=true";
+
 /// What ends the program with exit code 2.
 #[derive(Debug, Error)]
 pub(crate) enum CliError {
@@ -188,6 +199,10 @@ pub(crate) enum CliError {
     Journal(#[from] explore::journal::JournalError),
     #[error(transparent)]
     Token(#[from] explore::token::TokenError),
+    #[error(transparent)]
+    Shrink(#[from] explore::shrink::ShrinkError),
+    #[error("{0} has strikes of its own, so it is one case and no campaign: run it")]
+    Strikes(String),
     #[error(transparent)]
     Mutants(#[from] mutants::MutantsError),
     #[cfg(lowzone_mutants)]
@@ -234,9 +249,12 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::Run(options)) => run(kit, &options),
         Some(Command::Explore(options)) => explore::cli::explore(kit, &options),
         Some(Command::Replay(options)) => explore::cli::replay(kit, &options),
+        Some(Command::Shrink(options)) => explore::cli::shrink_token(kit, &options),
         Some(Command::Mutants(options)) => mutants::run(&options),
         #[cfg(lowzone_mutants)]
         Some(Command::Seeded) => mutants::seeded(),
+        #[cfg(lowzone_mutants)]
+        Some(Command::Removals(options)) => crate::removals::run(&options),
         Some(Command::Matrix(options)) => matrix::run(kit, &options),
         Some(Command::Inspect(options)) => inspect::run(kit, &options),
         Some(Command::Tour(options)) => tour::run(&options),
@@ -322,7 +340,9 @@ pub(crate) fn source(kit: &Kit, name: &str) -> Result<Source, CliError> {
 fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
     let source = source(kit, options.scenario.as_deref().unwrap_or(kit.default_scenario()))?;
     let machine = options.machine.unwrap_or(NamedMachine::Identity);
-    let given = options.set.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let weak = options.weak.then_some(WEAK);
+    let given = weak.into_iter().chain(options.set.iter().map(String::as_str)).map(Set::parse);
+    let given = given.collect::<Result<Vec<_>, _>>()?;
     let sets: Vec<_> = machine.sets().into_iter().chain(given).collect();
     let scenario = match kit.load(&source, &sets)?.on(machine) {
         Ok(scenario) => scenario,
@@ -333,6 +353,9 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
     let setting = setting(options)?;
+    if !scenario.strikes.is_empty() {
+        return struck(kit, options, &setting, &source.name, &scenario);
+    }
     let expected = match setting.wire().expects(&scenario) {
         Ok(expected) => expected,
         Err(skip) => return skipped(options, setting.wire(), &source.name, &skip),
@@ -375,6 +398,22 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         compare::print(&mut anstream::stdout(), &records)?;
     }
     Ok(ExitCode::from(code))
+}
+
+/// Runs a scenario that has strikes of its own, once for each seed.
+fn struck(kit: &Kit, options: &Run, setting: &Setting, name: &str, scenario: &Scenario) -> Result<ExitCode, CliError> {
+    if setting.world() != WorldKind::Lockstep {
+        let why = "its strikes are places in an order of events that threads leave to chance";
+        return Err(LabError::Needs { scenario: name.to_owned(), need: Need::Lockstep, why }.into());
+    }
+    let mut code = ExitCode::SUCCESS;
+    for &seed in &options.seed {
+        let ended = explore::cli::run_struck(kit, name, scenario, seed, options.json)?;
+        if ended != ExitCode::SUCCESS {
+            code = ended;
+        }
+    }
+    Ok(code)
 }
 
 /// The world and the wire; a peer has one world only.

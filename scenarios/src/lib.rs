@@ -20,6 +20,8 @@ pub mod lab;
 mod matrix;
 mod mutants;
 mod progress;
+#[cfg(lowzone_mutants)]
+mod removals;
 mod render;
 pub mod result;
 mod serve;

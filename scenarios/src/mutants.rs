@@ -1,10 +1,11 @@
 //! `lowzone mutants`: does the stock campaign find bugs that were seeded on purpose?
 //!
 //! The bugs are in another build of this program, made with `--cfg lowzone_mutants`; the shipped one has none of them.
-//! This drives it: for each bug one campaign of `block/low-zone` in a child that has it, as a user would run it, and
-//! a table of who told first and after how many cases. Neighbours: `driver::mutant`, the bugs; `explore`, whose JSON
-//! is read here; `report` below prints. Left out: a scenario or a budget made for one bug.
+//! This drives it: for each bug the campaigns of [`STOCK`] in children that have it, as a user would run them, until one
+//! finds it, and a table of who told first and after how many cases. Neighbours: `driver::mutant`, the bugs; `explore`,
+//! whose JSON is read here; `races` counts schedules, `report` prints. Left out: a scenario or a budget made for one bug.
 
+mod races;
 mod report;
 
 use std::env;
@@ -24,8 +25,72 @@ use report::Score;
 const PROGRAM: &str = "LOWZONE_MUTANTS";
 /// Tells that program which bug to have.
 const VARIABLE: &str = "LOWZONE_MUTANT";
-/// What every bug is tried with.
-const SCENARIO: &str = "block/low-zone";
+
+/// One campaign of the stock.
+struct Campaign<'a> {
+    scenario: &'a str,
+    /// Values that are set in it.
+    set: &'static [&'static str],
+    /// Runs with the order of events changed, instead of the faults; 0 for the faults.
+    schedules: u64,
+}
+
+/// The clean run, and one with another order of events.
+const fn begin(scenario: &str) -> Campaign<'_> {
+    Campaign { scenario, set: &[], schedules: 1 }
+}
+
+/// Each fault alone.
+const fn faults(scenario: &str) -> Campaign<'_> {
+    Campaign { scenario, set: &[], schedules: 0 }
+}
+
+/// Other orders of events, and of memory.
+const fn weak(scenario: &str) -> Campaign<'_> {
+    Campaign { scenario, set: &[WEAK], schedules: 200 }
+}
+
+/// What every bug is tried with, in this order: what costs little first, then each fault, then other orders.
+const STOCK: [Campaign<'static>; 23] = [
+    begin("block/low-zone"),
+    begin("block/discard"),
+    begin("edu/selftest"),
+    begin("alloc/scullc"),
+    begin("alloc/scullv"),
+    begin("net/loop-back"),
+    begin("net/source"),
+    begin("net/mixed"),
+    begin("edu/bounce"),
+    faults("alloc/scullc"),
+    faults("alloc/scullv"),
+    faults("edu/selftest"),
+    faults("block/low-zone"),
+    faults("block/discard"),
+    faults("net/loop-back"),
+    faults("net/source"),
+    faults("net/mixed"),
+    faults("edu/bounce"),
+    weak("block/low-zone"),
+    weak("block/contended"),
+    weak("edu/selftest"),
+    weak("net/loop-back"),
+    weak("net/source"),
+];
+/// Memory in any order that barriers allow.
+const WEAK: &str = "machine.weak=true";
+
+impl Campaign<'_> {
+    /// What `lowzone explore` gets after its name.
+    fn args(&self, jobs: usize) -> Vec<String> {
+        let mut args = vec![self.scenario.to_owned(), "--first".to_owned(), "--json".to_owned()];
+        args.extend(["--jobs".to_owned(), jobs.to_string()]);
+        args.extend(self.set.iter().flat_map(|set| ["--set".to_owned(), (*set).to_owned()]));
+        if self.schedules > 0 {
+            args.extend(["--only-schedules".to_owned(), "--schedules".to_owned(), self.schedules.to_string()]);
+        }
+        args
+    }
+}
 
 /// Options of `lowzone mutants`.
 #[derive(Args)]
@@ -33,6 +98,9 @@ pub(crate) struct Mutants {
     /// Try this bug only.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Count the schedules that it takes to find each race, for ten seeds.
+    #[arg(long, conflicts_with = "only")]
+    races: bool,
     /// Name the bugs and run nothing.
     #[arg(long)]
     list: bool,
@@ -66,7 +134,13 @@ pub(crate) enum MutantsError {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Seeded {
     name: String,
+    /// The row of the list of real bugs, unless it is made by hand.
+    row: Option<u32>,
+    driver: String,
+    machine: String,
     story: String,
+    /// Of a race: the scenario of its driver, and whether memory is weak there.
+    race: Option<(String, bool)>,
 }
 
 /// A mishandled case, as far as it matters here.
@@ -85,15 +159,23 @@ struct Answer {
     verdicts: Vec<(String, Verdict)>,
 }
 
+impl Answer {
+    /// Cases until the first that was mishandled, that one included, or all; 0 if the clean run was.
+    fn cases(&self) -> usize {
+        let first = self.verdicts.iter().position(|(_, verdict)| *verdict == Verdict::Wrong);
+        if self.stopped.unwrap_or(false) { 0 } else { first.map_or(self.verdicts.len(), |at| at + 1) }
+    }
+}
+
 /// How a bug was found.
 #[derive(Clone, Debug, Serialize)]
 struct Found {
     /// Who told first.
     detector: Option<Detected>,
-    /// Cases with a fault until then, that one included; 0 if the clean run was enough.
-    cases: usize,
     /// What repeats it in the program that has the bug.
     token: String,
+    /// What must be set for that.
+    set: Vec<String>,
     /// What was told.
     why: Vec<String>,
 }
@@ -103,8 +185,8 @@ struct Found {
 struct Row {
     #[serde(flatten)]
     seeded: Seeded,
-    /// Cases that the campaign has.
-    all: usize,
+    /// Cases of all campaigns until it was found, or all there are; 0 if the first clean run was enough.
+    cases: usize,
     /// `None` if it was missed.
     found: Option<Found>,
 }
@@ -113,6 +195,9 @@ struct Row {
 pub(crate) fn run(options: &Mutants) -> Result<ExitCode, CliError> {
     let program = Program::find()?;
     let known = program.seeded()?;
+    if options.races {
+        return races::run(&program, &known, options);
+    }
     if options.list {
         report::list(&mut anstream::stdout(), &known, options.json)?;
         return Ok(ExitCode::SUCCESS);
@@ -125,8 +210,16 @@ pub(crate) fn run(options: &Mutants) -> Result<ExitCode, CliError> {
         let known = known.into_iter().map(|seeded| seeded.name).collect();
         return Err(MutantsError::Unknown { name: name.clone(), known }.into());
     }
-    let rows = tried.into_iter().map(|seeded| program.campaign(seeded, options.jobs)).collect::<Result<_, _>>()?;
-    let score = Score::new(SCENARIO, rows);
+    let progress = crate::progress::bar(tried.len());
+    let rows = tried.into_iter().map(|seeded| {
+        progress.set_message(seeded.name.clone());
+        let row = program.campaigns(seeded, options.jobs);
+        progress.inc(1);
+        row
+    });
+    let rows = rows.collect::<Result<_, _>>()?;
+    progress.finish_and_clear();
+    let score = Score::new(rows);
     score.print(&mut anstream::stdout(), &program.shown(), options.json)?;
     Ok(if score.is_full() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
@@ -158,7 +251,7 @@ impl Program {
         nearby(&self.path)
     }
 
-    fn run(&self, mutant: &str, args: &[&str]) -> Result<Output, MutantsError> {
+    fn run(&self, mutant: &str, args: &[String]) -> Result<Output, MutantsError> {
         let mut command = Command::new(&self.path);
         command.args(args).env(VARIABLE, mutant).stdin(Stdio::null());
         command.output().map_err(|source| MutantsError::Start { program: self.shown(), source })
@@ -171,24 +264,30 @@ impl Program {
         return Ok(own());
         #[cfg(not(lowzone_mutants))]
         {
-            let output = self.run("", &["seeded"])?;
+            let output = self.run("", &["seeded".to_owned()])?;
             self.read("its list", &output)
         }
     }
 
-    /// One campaign with one bug.
-    fn campaign(&self, seeded: Seeded, jobs: usize) -> Result<Row, MutantsError> {
-        let output = self.run(&seeded.name, &["explore", SCENARIO, "--json", "--jobs", &jobs.to_string()])?;
-        let Answer { stopped, wrong, verdicts } = self.read(&seeded.name, &output)?;
-        let clean = stopped.unwrap_or(false);
-        let first = verdicts.iter().position(|(_, verdict)| *verdict == Verdict::Wrong).map_or(0, |at| at + 1);
-        let found = wrong.into_iter().next().map(|Wrong { token, detector, why }| Found {
-            detector,
-            cases: if clean { 0 } else { first },
-            token,
-            why,
-        });
-        Ok(Row { seeded, all: if clean { 0 } else { verdicts.len() }, found })
+    /// One campaign with one bug; `more` is appended to what it is told.
+    fn campaign(&self, name: &str, mut args: Vec<String>, more: &[String]) -> Result<Answer, MutantsError> {
+        args.insert(0, "explore".to_owned());
+        args.extend_from_slice(more);
+        self.read(name, &self.run(name, &args)?)
+    }
+
+    /// The stock, until one campaign finds the bug.
+    fn campaigns(&self, seeded: Seeded, jobs: usize) -> Result<Row, MutantsError> {
+        let mut cases = 0;
+        for campaign in &STOCK {
+            let answer = self.campaign(&seeded.name, campaign.args(jobs), &[])?;
+            cases += answer.cases();
+            if let Some(Wrong { token, detector, why }) = answer.wrong.into_iter().next() {
+                let set = campaign.set.iter().map(|set| (*set).to_owned()).collect();
+                return Ok(Row { seeded, cases, found: Some(Found { detector, token, set, why }) });
+            }
+        }
+        Ok(Row { seeded, cases, found: None })
     }
 
     /// What it answered: 0 and 1 are answers, anything else is a failure.
@@ -210,8 +309,15 @@ fn nearby(path: &Path) -> String {
 /// The bugs of this very program.
 #[cfg(lowzone_mutants)]
 fn own() -> Vec<Seeded> {
-    let all = crate::driver::mutant::Mutant::ALL.iter();
-    all.map(|mutant| Seeded { name: mutant.name().to_owned(), story: mutant.story().to_owned() }).collect()
+    let all = crate::driver::mutant::Mutant::ALL.iter().map(|mutant| Seeded {
+        name: mutant.name().to_owned(),
+        row: mutant.row(),
+        driver: mutant.driver().to_owned(),
+        machine: mutant.machine().to_owned(),
+        story: mutant.story().to_owned(),
+        race: mutant.race().map(|(scenario, weak)| (scenario.to_owned(), weak)),
+    });
+    all.collect()
 }
 
 /// Prints the bugs of this program for the one that asks.
@@ -231,8 +337,10 @@ mod tests {
         let stopped = answer(
             r#"{"stopped":true,"wrong":[{"token":"t","detector":{"by":"leak"},"why":[]}],"verdicts":[["clean","wrong"]],"x":1}"#,
         );
-        assert_eq!((stopped.stopped, stopped.wrong.len()), (Some(true), 1));
-        let whole = answer(r#"{"wrong":[],"verdicts":[["slab:io#0","absorbed"]]}"#);
-        assert_eq!((whole.stopped, whole.verdicts[0].1), (None, Verdict::Absorbed));
+        assert_eq!((stopped.cases(), stopped.wrong.len()), (0, 1));
+        let whole = answer(r#"{"wrong":[],"verdicts":[["slab:io#0","absorbed"],["slab:io#1","failed-right"]]}"#);
+        assert_eq!(whole.cases(), 2);
+        let second = answer(r#"{"wrong":[],"verdicts":[["a#0","absorbed"],["a#1","wrong"],["a#2","wrong"]]}"#);
+        assert_eq!(second.cases(), 2);
     }
 }

@@ -332,7 +332,7 @@ fn an_interrupt_that_tells_of_nothing_costs_time_and_no_result() {
 
 #[test]
 fn every_scenario_shows_what_it_expects_with_every_seed() {
-    for name in ["edu/selftest", "edu/three-lows", "edu/swiotlb-out-of-reach", "edu/clamp"] {
+    for name in ["edu/bounce", "edu/selftest", "edu/three-lows", "edu/swiotlb-out-of-reach", "edu/clamp"] {
         let file = embedded(name, &[]);
         for seed in 1..=5 {
             assert_eq!(check(&file.expect, &run(&file, seed)), [], "{name}, seed {seed}");
@@ -378,6 +378,18 @@ fn a_pool_out_of_reach_is_told_once_in_linuxs_words_and_nothing_stays_mapped() {
     for result in run_both(&wide, 1) {
         assert_eq!(check(&wide.expect, &result), []);
         assert!(result.dma[0].bounced && result.dma[0].compared, "{:?}", result.dma[0]);
+    }
+}
+
+#[test]
+fn a_transfer_of_less_than_is_mapped_leaves_the_rest_as_it_was_through_the_pool_too() {
+    for (sets, bounces) in [(&[][..], 16), (&["ram=2G"][..], 0)] {
+        for result in run_both(&embedded("edu/bounce", sets), 1) {
+            let (row, device) = (&result.exercises[0], &result.devices[0]);
+            assert_eq!((row.done, row.wrong, device.bounces), (16, 0, bounces), "{sets:?}");
+            // Each second time 128 of 2048 bytes stay where they are.
+            assert_eq!(device.bytes, 8 * 4096 + 8 * (4096 - 128), "{sets:?}");
+        }
     }
 }
 

@@ -136,7 +136,9 @@ fn faults_of_every_class_strike() {
         let mut attr = FaultAttr::new(class);
         (attr.fail_nth, attr.ignore_gfp_wait, attr.min_order) = (1, false, 0);
         let spec = FaultSpec::default().with(attr);
-        let mut lab = scenario::lab(&scenario::embedded("block/low-zone", &[]), 1);
+        // The block driver has no per-CPU variable.
+        let name = if class == Class::PerCpu { "net/loop-back" } else { "block/low-zone" };
+        let mut lab = scenario::lab(&scenario::embedded(name, &[]), 1);
         lab.inject(&spec);
         let result = lab.run();
         assert_eq!((counts(&result).2, result.faults[0].class.as_str()), (1, class.name()));
@@ -258,7 +260,10 @@ fn faults_break_the_calls_that_they_break_in_linux() {
 fn faults_that_can_be_none_are_refused_with_place_and_nearest_name() {
     for (spec, says) in [
         ("slap:times=1", "there is no class `slap` (offset 0) … did you mean 'slab'?"),
-        ("network:times=1", "there is: page, slab, coherent, map, swiotlb-slot, ioremap, irq-vector, mask, mmio"),
+        (
+            "network:times=1",
+            "there is: page, slab, coherent, map, swiotlb-slot, ioremap, irq-vector, mask, percpu, mmio",
+        ),
         ("lock:fail-nth=1", "a lock never fails (offset 0) … there is: page, slab"),
         ("slab:propability=1", "there is no attribute `propability` (offset 5) … did you mean 'probability'?"),
         ("slab:probability=0", "slab would never fail (offset 0): it needs probability or fail-nth"),

@@ -34,7 +34,11 @@ fn schedules_differ_from_each_other_and_each_repeats_itself() {
     let json = lowzone(["explore", "block/low-zone", "--only-schedules", "--schedules", "1", "--json"]).json();
     let token = |faults: &str| format!("block/low-zone@{}:1:{faults}", json["fingerprint"].as_str().unwrap());
     let clean = digest(&token("clean"));
-    let orders: Vec<_> = ["schedule#0", "schedule#1", "order#", "order#40=1"].map(|order| digest(&token(order))).into();
+    let mut orders: Vec<_> = ["schedule#0", "schedule#1", "order#"].map(|order| digest(&token(order))).into();
+    // Most exceptions give an idle CPU its turn, which changes nothing that is recorded.
+    let exceptions = (0..300).step_by(10).map(|at| digest(&token(&format!("order#{at}=1"))));
+    orders.extend(exceptions.into_iter().find(|order| *order != orders[2]));
+    assert_eq!(orders.len(), 4, "no exception changed anything");
     for (at, order) in orders.iter().enumerate() {
         assert!(*order != clean && !orders[..at].contains(order), "{orders:?}");
     }
@@ -56,4 +60,23 @@ fn first_ends_a_campaign_with_its_first_wrong_case_whatever_the_children_do() {
     assert_eq!(first["wrong"][0]["token"], whole["wrong"][0]["token"]);
     let (some, all) = (first["verdicts"].as_array().unwrap(), whole["verdicts"].as_array().unwrap());
     assert!(some.len() < all.len() && some[..] == all[..some.len()], "{} of {}", some.len(), all.len());
+}
+
+#[test]
+fn schedules_exhausted_are_all_orders_with_so_many_exceptions() {
+    let run = |exceptions: &str| {
+        let args =
+            ["explore", "edu/selftest", "--set", "explore.requests=2", "--only-schedules", "--json", "--exhaustive"];
+        let seen = lowzone([&args[..], &[exceptions]].concat());
+        assert_eq!(seen.code, Some(0), "{seen:?}");
+        seen.json()
+    };
+    let (none, one) = (run("0"), run("1"));
+    assert_eq!(none["orders"], serde_json::json!({ "exceptions": 0, "run": 1, "complete": true }));
+    let orders = &one["orders"];
+    assert!(orders["run"].as_u64() > Some(20) && orders["complete"] == true, "{orders}");
+    let mut names: Vec<_> = one["verdicts"].as_array().unwrap().iter().map(|row| row[0].as_str().unwrap()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(Some(names.len() as u64), orders["run"].as_u64());
 }

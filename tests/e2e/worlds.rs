@@ -7,7 +7,7 @@ use std::path::Path;
 use lowzone_tests::program::workspace;
 
 /// The modules whose stories can't leave lockstep.
-const LOCKSTEP_ONLY: [(&str, &str); 14] = [
+const LOCKSTEP_ONLY: [(&str, &str); 15] = [
     ("containment", "the point at which a driver dies is the nth of an order that repeats"),
     ("explore", "a case is a point by number"),
     ("faults", "which allocation is the nth is a matter of order"),
@@ -21,6 +21,7 @@ const LOCKSTEP_ONLY: [(&str, &str); 14] = [
     ("shows_6_many_queues", "fifty seeds are fifty orders; both_worlds runs its scenario in threads"),
     ("shows_7_recycling", "the same times and bytes in each run"),
     ("shows_7_teardown", "a CPU is torn down where it is parked; threads::endings does it to threads"),
+    ("shrink", "a case is a point by number"),
     ("teardown_order", "the one order of a record"),
 ];
 /// The modules in which nothing runs that has a world.

@@ -3,9 +3,9 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::registers::*;
-use super::worker::DMA_DELAY;
+use super::worker::{DMA_DELAY, LATE};
 use super::*;
-use crate::misbehave::{LATE, Mishap};
+use crate::misbehave::Mishap;
 use crate::pci::{Beyond, Refusal, Width, config};
 use crate::testing::{HIGH, Irq, Log, Seen, Sink, ram};
 use crate::worker::Next;

@@ -11,13 +11,15 @@ use super::registers::{
     BUFFER, BUFFER_BYTES, BUSY, Computing, DMA_CAUSE, DONE_INTERRUPT, Dma, Engine, FACTORIAL_CAUSE, INTERRUPT, RUN,
     Stage, State, TO_MEMORY,
 };
-use crate::misbehave::{LATE, Mishap, Script};
+use crate::misbehave::{Mishap, Script};
 use crate::pci::BusMaster;
 use crate::tap::Tap;
 use crate::worker::{Next, Worker};
 
 /// Nanoseconds from a command to its transfer.
 pub const DMA_DELAY: u64 = 100_000_000;
+/// How much later a late end comes: just after the half minute that drivers wait, when they have given it up.
+pub const LATE: u64 = 30_050_000_000;
 /// What the device can get wrong. It has no register that could tell of an error.
 pub(super) const MISHAPS: &[Mishap] = &[Mishap::CompletionLate, Mishap::CompletionNever];
 

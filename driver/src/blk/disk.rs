@@ -206,13 +206,23 @@ impl Disk {
     pub(crate) fn probe(cpu: &Cpu<'_>, pci: &Arc<PciDevice>, options: &BlkOptions) -> Result<Self, ProbeError> {
         pci.enable();
         let mut enabled = Enabled(Some(pci));
-        pci.dma().set_mask(cpu, dma_bit_mask(options.dma_mask))?;
+        let bits = options.dma_mask;
+        #[cfg(lowzone_mutants)]
+        let bits = if mutant::is(Mutant::MaskTooWide) { 64 } else { bits };
+        pci.dma().set_mask(cpu, dma_bit_mask(bits))?;
         pci.dma().set_coherent_mask(cpu, dma_bit_mask(options.coherent_mask))?;
-        let transport = VirtioPci::new(cpu, pci)?;
+        let transport = Arc::new(VirtioPci::new(cpu, pci)?);
         if options.bus_master {
             pci.set_master();
         }
-        let disk = Self::start(cpu, Host::Pci(pci.clone()), options, Arc::new(transport))?;
+        #[cfg(lowzone_mutants)]
+        let kept = transport.clone();
+        let disk = Self::start(cpu, Host::Pci(pci.clone()), options, transport);
+        #[cfg(lowzone_mutants)]
+        if disk.is_err() && mutant::is(Mutant::IoremapLeak) {
+            std::mem::forget(kept);
+        }
+        let disk = disk?;
         enabled.0 = None;
         Ok(disk)
     }
@@ -374,6 +384,10 @@ impl Disk {
         #[cfg(lowzone_mutants)]
         if mutant::is(Mutant::FreeBeforeStop) {
             self.core.queues.iter().for_each(|queue| queue.take_down(cpu));
+        }
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::UnmapBeforeStop) {
+            self.core.queues.iter().for_each(|queue| queue.give_up(cpu));
         }
         #[cfg(lowzone_mutants)]
         if mutant::is(Mutant::RemoveWithoutStop) {

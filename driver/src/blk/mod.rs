@@ -102,6 +102,10 @@ impl Driver for BlkDriver {
     }
 
     fn shutdown(&self, cpu: &Cpu<'_>, device: &PciDevice) {
+        #[cfg(lowzone_mutants)]
+        if crate::mutant::is(crate::mutant::Mutant::NoResetAtShutdown) {
+            return;
+        }
         if let Some(disk) = self.disk(device.at()) {
             disk.quiesce(cpu);
         }

@@ -91,6 +91,17 @@ enum Slot {
     Done,
 }
 
+#[cfg(lowzone_mutants)]
+impl Slot {
+    /// The bug [`UnmapWrongDirection`](Mutant::UnmapWrongDirection).
+    fn unmap_backwards(&self, cpu: &Cpu<'_>, dma: &DmaDevice) {
+        use lowzone_guest_mem::dma::Dir;
+        if let Self::InFlight { payload: Payload::Out(mapped), .. } = self {
+            misuse::unmap_single(cpu, dma, mapped.dma_addr(), mapped.len(), Dir::FromDevice);
+        }
+    }
+}
+
 struct State {
     vq: Option<Virtqueue>,
     slots: Vec<Slot>,
@@ -159,6 +170,10 @@ impl BlkQueue {
             vq.forget_tables();
             return Err(error.into());
         }
+        #[cfg(lowzone_mutants)]
+        if meta.is_err() && mutant::is(Mutant::UnwindFreesTwice) {
+            vq.free_tables_early(cpu);
+        }
         let state = State {
             vq: Some(vq),
             slots: std::iter::repeat_with(|| Slot::Free).take(usize::from(size)).collect(),
@@ -224,6 +239,14 @@ impl BlkQueue {
         }
     }
 
+    /// The bug [`UnmapBeforeStop`](Mutant::UnmapBeforeStop): the data of what is in flight goes first.
+    #[cfg(lowzone_mutants)]
+    pub(crate) fn give_up(&self, cpu: &Cpu<'_>) {
+        let lost: Vec<Slot> = self.state.lock_irqsave(cpu).slots.drain(..).collect();
+        self.state.lock_irqsave(cpu).slots.extend(lost.iter().map(|_| Slot::Free));
+        self.outstanding.store(0, Ordering::Release);
+    }
+
     /// After the reset: unmaps and gives up what was still in flight, then frees the ring.
     pub(crate) fn take_down(&self, cpu: &Cpu<'_>) {
         let (vq, lost) = {
@@ -235,7 +258,15 @@ impl BlkQueue {
             state.stats.ring = state.vq.as_ref().map(Virtqueue::stats).unwrap_or_default();
             (state.vq.take(), lost)
         };
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::UnmapWrongDirection) {
+            lost.iter().for_each(|slot| slot.unmap_backwards(cpu, &self.dma));
+        }
         drop(lost);
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::RingsNeverFreed) {
+            return std::mem::forget(vq);
+        }
         #[cfg(lowzone_mutants)]
         if mutant::is(Mutant::CoherentWrongSize) {
             return vq.into_iter().for_each(|vq| vq.free_as_legacy(cpu));
@@ -321,6 +352,8 @@ impl BlkQueue {
 
     fn unmap(&self, cpu: &Cpu<'_>, payload: Payload) -> Data {
         match payload {
+            #[cfg(lowzone_mutants)]
+            Payload::None if mutant::is(Mutant::UnmapUnguarded) => misuse::null_dereference(cpu, "list of segments"),
             Payload::None => Data::None,
             Payload::Out(mapped) => Data::Streaming(mapped.unmap(cpu)),
             Payload::In(mapped) => Data::Streaming(mapped.unmap(cpu)),

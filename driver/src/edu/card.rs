@@ -8,14 +8,24 @@
 //! tell.
 
 use std::sync::Arc;
+#[cfg(lowzone_mutants)]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::devres::DevmBuf;
 use lowzone_guest_mem::dma::{Coherent, Direction, FromDevice, MapError, ToDevice, dma_bit_mask};
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::dma::{Dir, misuse};
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::gfp::GFP_KERNEL;
 use lowzone_guest_mem::iomem::IoMem;
 #[cfg(lowzone_mutants)]
 use lowzone_guest_mem::iomem::misuse::iounmap;
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::kthread::misuse as stack;
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::lock::Locked;
 use lowzone_guest_mem::lock::Mutex;
 use lowzone_guest_mem::wait::{WaitError, WaitQueue};
 use lowzone_guest_mem::{Cpu, DmaAddr, KBuf};
@@ -96,6 +106,10 @@ pub struct Edu {
     bus_master: bool,
     timeout: u64,
     missed: AtomicU64,
+    #[cfg(lowzone_mutants)]
+    private: Locked<Option<DevmBuf>>,
+    #[cfg(lowzone_mutants)]
+    stopping: AtomicBool,
 }
 
 impl Edu {
@@ -112,6 +126,10 @@ impl Edu {
             regs.writeq(cpu, DMA_SOURCE, u64::MAX);
             pci.dma().set_mask_and_coherent(cpu, regs.readq(cpu, DMA_SOURCE))?;
         }
+        #[cfg(lowzone_mutants)]
+        let private = mutant::is(Mutant::RemoveFreesPrivateFirst).then(|| pci.devres().kzalloc(cpu, 64, GFP_KERNEL));
+        #[cfg(lowzone_mutants)]
+        let private = private.transpose()?;
         let buffer = pci.devres().alloc_coherent(cpu, pci.dma(), COHERENT_BYTES, GFP_KERNEL)?;
         let core = Arc::new(Core { pci: pci.clone(), regs, causes: AtomicU32::new(0), changed: WaitQueue::new() });
         let msi = if options.msi { pci.pcim_enable_msi(cpu).ok() } else { None };
@@ -128,6 +146,10 @@ impl Edu {
             bus_master: options.bus_master,
             timeout: options.timeout,
             missed: AtomicU64::new(0),
+            #[cfg(lowzone_mutants)]
+            private: Locked::new(private),
+            #[cfg(lowzone_mutants)]
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -191,6 +213,10 @@ impl Edu {
         if len > buf.len() {
             return Err(TransferError { buf, why: EduError::Length { len } });
         }
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::DmaToStack) && way == Way::ToDevice {
+            return self.send_from_stack(cpu, buf, len);
+        }
         let failed = |error: MapError<KBuf>| TransferError { buf: error.buf, why: error.why.into() };
         let mapped = self.core.pci.dma().map_single::<D>(cpu, buf).map_err(failed)?;
         let (at, bounced) = (mapped.dma_addr(), mapped.bounced());
@@ -198,6 +224,25 @@ impl Edu {
         let buf = mapped.unmap(cpu);
         match moved {
             Ok(()) => Ok(Moved { buf, at, bounced }),
+            Err(why) => Err(TransferError { buf, why }),
+        }
+    }
+
+    /// The bug [`DmaToStack`](Mutant::DmaToStack): what is sent lies in a local variable.
+    #[cfg(lowzone_mutants)]
+    fn send_from_stack(&self, cpu: &Cpu<'_>, buf: KBuf, len: usize) -> Result<Moved, TransferError> {
+        let dma = self.core.pci.dma();
+        let sent = stack::with_variable(cpu, len, |message| {
+            let mut bytes = vec![0; message.len()];
+            let _ = buf.read_at(0, &mut bytes);
+            message.write(cpu, &bytes);
+            let raw = stack::map_single(cpu, dma, message, Dir::ToDevice)?;
+            let moved = self.transfer(cpu, Way::ToDevice, raw.dma, len);
+            misuse::unmap_single(cpu, dma, raw.dma, raw.len, Dir::ToDevice);
+            moved.map(|()| raw)
+        });
+        match sent.unwrap_or(Err(EduError::Length { len })) {
+            Ok(raw) => Ok(Moved { buf, at: raw.dma, bounced: raw.bounced }),
             Err(why) => Err(TransferError { buf, why }),
         }
     }
@@ -214,6 +259,10 @@ impl Edu {
             return Err(EduError::Length { len });
         }
         let _turn = self.turn.lock(cpu);
+        #[cfg(lowzone_mutants)]
+        if self.stopping.swap(false, Ordering::Relaxed) {
+            self.stop(cpu); // It had its time.
+        }
         match regs.readq(cpu, DMA_COMMAND) {
             u64::MAX => return Err(EduError::Gone { what }),
             command if command & RUN != 0 => return Err(EduError::Busy { what }),
@@ -245,8 +294,9 @@ impl Edu {
                 Ok(())
             }
             #[cfg(lowzone_mutants)]
-            Err(why) if mutant::is(Mutant::StopDoesNotWait) => {
+            Err(why) if cause == MOVED && mutant::is(Mutant::StopDoesNotWait) => {
                 self.core.regs.writeq(cpu, DMA_COMMAND, 0);
+                self.stopping.store(true, Ordering::Relaxed);
                 Err(EduError::NoEnd { what, why })
             }
             Err(why) => {
@@ -269,6 +319,16 @@ impl Edu {
             pci.disable();
         } else if self.bus_master {
             pci.set_master();
+        }
+    }
+
+    /// The bug [`RemoveFreesPrivateFirst`](Mutant::RemoveFreesPrivateFirst): where the registers are is asked of it then.
+    #[cfg(lowzone_mutants)]
+    pub(super) fn free_private(&self, cpu: &Cpu<'_>) {
+        if let Some(private) = self.private.lock().take() {
+            let at = private.phys();
+            self.core.pci.devres().kfree(cpu, private);
+            misuse::load(cpu, at, &mut [0; 8]);
         }
     }
 

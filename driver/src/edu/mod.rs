@@ -115,6 +115,8 @@ impl Driver for EduDriver {
                 card.unmap_registers(cpu);
             }
             card.quiesce(cpu);
+            #[cfg(lowzone_mutants)]
+            card.free_private(cpu);
         }
     }
 

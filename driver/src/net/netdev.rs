@@ -14,6 +14,9 @@ use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::gfp::{GFP_ATOMIC, GFP_KERNEL};
 use lowzone_guest_mem::irq::{IrqLine, request_irq};
 use lowzone_guest_mem::lock::Locked;
+#[cfg(lowzone_mutants)]
+use lowzone_guest_mem::percpu;
+use lowzone_guest_mem::percpu::{PerCpu, alloc_percpu};
 use lowzone_guest_mem::tasklet::Tasklet;
 #[cfg(lowzone_mutants)]
 use lowzone_guest_mem::timer::{Timer, TimerCallback};
@@ -103,11 +106,17 @@ struct Core {
     stopping: AtomicBool,
     interrupts: AtomicU64,
     polls: AtomicU64,
-    refills: AtomicU64,
+    /// Counted by the CPU that a work runs on.
+    refills: PerCpu<u64>,
 }
 
 impl Core {
-    fn new(cpu: &Cpu<'_>, transport: Arc<dyn Transport>, rx: ReceiveQueue, tx: TransmitQueue) -> Arc<Self> {
+    fn new(
+        cpu: &Cpu<'_>,
+        transport: Arc<dyn Transport>,
+        (rx, tx): (ReceiveQueue, TransmitQueue),
+        refills: PerCpu<u64>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|core: &Weak<Self>| {
             // A pointer that keeps nothing alive: the core owns who calls it.
             let call = |function: fn(&Self, &Cpu<'_>)| {
@@ -126,7 +135,7 @@ impl Core {
                 stopping: AtomicBool::new(false),
                 interrupts: AtomicU64::new(0),
                 polls: AtomicU64::new(0),
-                refills: AtomicU64::new(0),
+                refills,
             }
         })
     }
@@ -192,10 +201,18 @@ impl Core {
     /// `refill_work`: posts buffers where it may sleep for them.
     fn refill_work(&self, cpu: &Cpu<'_>) {
         let _span = cpu.span("refill_work");
-        self.refills.fetch_add(1, Ordering::Relaxed);
+        self.count_refill(cpu);
         if !self.rx.refill(cpu, &*self.transport, GFP_KERNEL) && !self.is_stopping() {
             self.refill_later(cpu, REFILL_AGAIN);
         }
+    }
+
+    fn count_refill(&self, cpu: &Cpu<'_>) {
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::PercpuPreemptible) {
+            return self.refills.__this_cpu_add(cpu, 1);
+        }
+        self.refills.this_cpu_inc(cpu);
     }
 
     /// Looks whether the device goes on; if not, no packet does. Whether it is over.
@@ -345,6 +362,11 @@ impl NetDevice {
         if features & F_MAC != 0 {
             transport.config_read(cpu, 0, &mut mac)?;
         }
+        let refills = alloc_percpu(cpu);
+        #[cfg(lowzone_mutants)]
+        let refills =
+            if mutant::is(Mutant::PercpuNull) { Ok(percpu::misuse::unchecked(cpu, refills)) } else { refills };
+        let refills = refills?;
         let vectors = if options.msix { pci.enable_msix(cpu, 3).ok() } else { None };
         let vector = |entry: u16| if vectors.is_some() { entry } else { NO_VECTOR };
         let place = (transport.as_ref(), options.queue_size);
@@ -373,8 +395,7 @@ impl NetDevice {
                 }
             }
         });
-        let (rx, tx) = tx?;
-        let core = Core::new(cpu, transport.clone(), rx, tx);
+        let core = Core::new(cpu, transport.clone(), tx?, refills);
         let ready = request_lines(cpu, pci, &core, vectors.as_ref()).and_then(|lines| {
             transport.driver_ok(cpu, vector(0))?;
             Ok(lines)
@@ -467,7 +488,7 @@ impl NetDevice {
             transmit: self.core.tx.stats(cpu),
             interrupts: get(&self.core.interrupts),
             polls: get(&self.core.polls),
-            refills: get(&self.core.refills),
+            refills: self.core.refills.sum(),
         }
     }
 

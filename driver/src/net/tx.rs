@@ -216,6 +216,10 @@ impl TransmitQueue {
             chain[count] = piece.segment();
             count += 1;
         }
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::DescriptorOffByOne) {
+            describe_inline(cpu, &chain[..count]);
+        }
         let mut state = self.state.lock_irqsave(cpu);
         let state = &mut *state;
         let (Some(vq), Some(slot)) = (&mut state.vq, state.free.pop()) else {
@@ -323,12 +327,15 @@ impl Sent {
         Segment { addr, len: u32::try_from(len).unwrap_or(u32::MAX), write: false }
     }
 
-    /// The bugs [`UninitSkipUnmap`](Mutant::UninitSkipUnmap) and [`UnmapSampledOnce`](Mutant::UnmapSampledOnce).
+    /// The bugs [`UninitSkipUnmap`](Mutant::UninitSkipUnmap) and [`UnmapSampledOnce`](Mutant::UnmapSampledOnce), which does
+    /// no harm but to what bounced.
     #[cfg(lowzone_mutants)]
     fn never_unmap(self, cpu: &Cpu<'_>) -> Piece {
         match self {
-            Self::Buffer(mapped) => Piece::Buffer(misuse::never_unmap(cpu, mapped)),
-            Self::Raw(raw) => Piece::Raw(raw),
+            Self::Buffer(mapped) if mapped.bounced() || mutant::is(Mutant::UninitSkipUnmap) => {
+                Piece::Buffer(misuse::never_unmap(cpu, mapped))
+            }
+            other => other.unmap(cpu),
         }
     }
 
@@ -369,4 +376,15 @@ fn touch_freed(cpu: &Cpu<'_>, frame: Box<Frame>) -> Box<Frame> {
     drop(frame);
     first.into_iter().for_each(|at| misuse::load(cpu, at, &mut [0]));
     Box::default()
+}
+
+/// The bug [`DescriptorOffByOne`](Mutant::DescriptorOffByOne): a request of 16 bytes and an array as long as a packet may
+/// have pieces, into which the header goes too.
+#[cfg(lowzone_mutants)]
+fn describe_inline(cpu: &Cpu<'_>, chain: &[Segment]) {
+    let Ok(request) = KBuf::kmalloc(cpu, 16 * (1 + FRAGS), GFP_ATOMIC) else { return };
+    for (at, segment) in (16..).step_by(16).zip(chain) {
+        misuse::scribble(cpu, request.phys().wrapping_add(at), &segment.addr.get().to_le_bytes());
+        misuse::scribble(cpu, request.phys().wrapping_add(at + 8), &u64::from(segment.len).to_le_bytes());
+    }
 }

@@ -10,6 +10,8 @@ use lowzone_guest_mem::{Cpu, KBuf};
 
 use super::backing::{Backing, Quantum};
 use super::{QSET, ScullError};
+#[cfg(lowzone_mutants)]
+use crate::mutant::{self, Mutant};
 
 /// Bytes of a list item (`sizeof(struct scullc_dev)` on x86-64).
 const ITEM: usize = 104;
@@ -73,6 +75,13 @@ impl Scull {
     pub fn write(&self, cpu: &Cpu<'_>, position: u64, from: &[u8]) -> Result<usize, ScullError> {
         let Some(Place { item, slot, offset }) = self.place(position) else { return Ok(0) };
         let mut data = self.data.lock(cpu);
+        #[cfg(lowzone_mutants)]
+        if mutant::is(Mutant::CheckThenSleep) && item_at(cpu, &mut data, item)?.quanta[slot].is_none() {
+            drop(data);
+            let quantum = self.backing.take(cpu)?;
+            data = self.data.lock(cpu);
+            std::mem::forget(item_at(cpu, &mut data, item)?.quanta[slot].replace(quantum));
+        }
         let quantum = self.quantum_at(cpu, &mut data, item, slot)?;
         let len = from.len().min(self.quantum() - offset);
         quantum.write_at(offset, &from[..len])?;
@@ -88,15 +97,8 @@ impl Scull {
         item: usize,
         slot: usize,
     ) -> Result<&'a mut Quantum, ScullError> {
-        if data.items.len() <= item {
-            data.items.resize_with(item + 1, || None);
-        }
         // An item that is not there yet, then a quantum: what was allocated first is kept if the second fails, as there.
-        let entry = &mut data.items[item];
-        let found = match entry {
-            Some(found) => found,
-            none => none.insert(Item::new(cpu, item > 0)?),
-        };
+        let found = item_at(cpu, data, item)?;
         match &mut found.quanta[slot] {
             Some(quantum) => Ok(quantum),
             none => {
@@ -147,6 +149,17 @@ impl Scull {
         let data = self.data.lock(cpu);
         let items = data.items.iter().flatten();
         (items.clone().count(), items.map(|item| item.quanta.iter().flatten().count()).sum())
+    }
+}
+
+/// An item of the list, allocated if it is not there.
+fn item_at<'a>(cpu: &Cpu<'_>, data: &'a mut Data, item: usize) -> Result<&'a mut Item, ScullError> {
+    if data.items.len() <= item {
+        data.items.resize_with(item + 1, || None);
+    }
+    match &mut data.items[item] {
+        Some(found) => Ok(found),
+        none => Ok(none.insert(Item::new(cpu, item > 0)?)),
     }
 }
 

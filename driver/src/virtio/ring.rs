@@ -191,6 +191,15 @@ impl Virtqueue {
         std::mem::forget(self.tables);
     }
 
+    /// The bug [`UnwindFreesTwice`](crate::mutant::Mutant::UnwindFreesTwice): the tables go before their ring does.
+    #[cfg(lowzone_mutants)]
+    pub(crate) fn free_tables_early(&self, cpu: &Cpu<'_>) {
+        if let (Some(tables), dma) = (&self.tables, self.posting.device()) {
+            let len = tables.len() as u64;
+            lowzone_guest_mem::dma::misuse::free_coherent(cpu, dma, tables.phys(), tables.dma_addr(), len);
+        }
+    }
+
     /// The bug [`CoherentWrongSize`](crate::mutant::Mutant::CoherentWrongSize): the legacy `vring_size` has no events.
     #[cfg(lowzone_mutants)]
     pub(crate) fn free_as_legacy(self, cpu: &Cpu<'_>) {
@@ -343,7 +352,13 @@ impl Virtqueue {
             return Err(RingError::Overrun { claimed, in_flight: self.in_flight });
         }
         // The element was written before the index: read it after.
-        cpu.dma_rmb();
+        #[cfg(not(lowzone_mutants))]
+        let unordered = false;
+        #[cfg(lowzone_mutants)]
+        let unordered = crate::mutant::is(crate::mutant::Mutant::UsedReadUnordered);
+        if !unordered {
+            cpu.dma_rmb();
+        }
         let element = used + 4 + 8 * usize::from(self.last_used & (self.size - 1));
         let id = self.ring.read_u32(cpu, element);
         let len = self.ring.read_u32(cpu, element + 4);

@@ -214,6 +214,11 @@ macro_rules! accessors {
         #[inline]
         pub fn $read(&self, cpu: &Cpu<'_>, offset: usize) -> $type {
             match self.place(cpu, offset, size_of::<$type>()) {
+                Some(at) if cpu.kernel().weak().is_some() => {
+                    let mut bytes = [0; size_of::<$type>()];
+                    load(cpu, at, &mut bytes);
+                    <$type>::from_le_bytes(bytes)
+                }
                 Some(at) => match cpu.kernel().ram().load::<$type>(at) {
                     Ok(value) => <$type>::from_le(value),
                     Err(_) => {
@@ -231,6 +236,9 @@ macro_rules! accessors {
         #[inline]
         pub fn $write(&self, cpu: &Cpu<'_>, offset: usize, value: $type) {
             if let Some(at) = self.place(cpu, offset, size_of::<$type>()) {
+                if cpu.kernel().weak().is_some() {
+                    return store(cpu, at, &value.to_le_bytes());
+                }
                 // In bounds, hence RAM; only an unaligned place can fail, and x86 takes that as several accesses.
                 if cpu.kernel().ram().store::<$type>(at, value.to_le()).is_err() {
                     let _ = cpu.kernel().ram().write_uncached(at, &value.to_le_bytes());
@@ -238,6 +246,34 @@ macro_rules! accessors {
             }
         }
     )*};
+}
+
+/// Copies bytes of coherent memory out.
+#[track_caller]
+#[inline]
+pub(super) fn load(cpu: &Cpu<'_>, at: PhysAddr, to: &mut [u8]) {
+    match cpu.kernel().weak() {
+        Some(weak) => cpu.weak_load(weak, at, to, cpu.owner()),
+        // In bounds, hence RAM.
+        None => drop(cpu.kernel().ram().read_uncached(at, to)),
+    }
+}
+
+/// Copies bytes into coherent memory.
+#[track_caller]
+#[inline]
+pub(super) fn store(cpu: &Cpu<'_>, at: PhysAddr, from: &[u8]) {
+    match cpu.kernel().weak() {
+        Some(weak) => cpu.weak_store(weak, at, from, cpu.owner()),
+        None => drop(cpu.kernel().ram().write_uncached(at, from)),
+    }
+}
+
+/// The memory changes hands: nothing is under way to it any more.
+pub(super) fn settle(kernel: &Kernel, at: PhysAddr, len: u64) {
+    if let Some(weak) = kernel.weak() {
+        weak.lock().forget(kernel.ram(), at, len);
+    }
 }
 
 impl Coherent {
@@ -298,7 +334,7 @@ impl Coherent {
     #[inline]
     pub fn read(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) {
         if let Some(at) = self.place(cpu, offset, to.len()) {
-            let _ = cpu.kernel().ram().read_uncached(at, to);
+            load(cpu, at, to);
         }
     }
 
@@ -307,7 +343,7 @@ impl Coherent {
     #[inline]
     pub fn write(&self, cpu: &Cpu<'_>, offset: usize, from: &[u8]) {
         if let Some(at) = self.place(cpu, offset, from.len()) {
-            let _ = cpu.kernel().ram().write_uncached(at, from);
+            store(cpu, at, from);
         }
     }
 
@@ -345,6 +381,7 @@ impl Coherent {
 impl Drop for Coherent {
     fn drop(&mut self) {
         let Some(kernel) = self.device.live_kernel() else { return };
+        settle(kernel, self.phys, self.pages() * PAGE_SIZE);
         free_coherent_raw(&self.device, self.dma, self.len as u64, self.freed_by);
         self.device.leave(self.dma, self.pages() * PAGE_SIZE);
         give_pages(kernel, self.phys, self.order);

@@ -439,11 +439,18 @@ impl DmaDevice {
         cpu.trace_with((kind, mapping.dma.get(), len), dev, mapping.id, &[reached, behind]);
     }
 
+    /// The driver was shut down for the next kernel, whose memory this is from now on (`device_shutdown`): each access of
+    /// the device is reported until the driver lets go of it. Any context.
+    pub fn shut_down(&self) {
+        self.state.ledger.lock().set_shut_down(true);
+    }
+
     /// The driver lets go of the device: what is still mapped is reported (`dma_debug_device_change`). Any context.
     #[track_caller]
     pub fn released(&self, cpu: &Cpu<'_>) {
         let (pending, owners) = {
-            let ledger = self.state.ledger.lock();
+            let mut ledger = self.state.ledger.lock();
+            ledger.set_shut_down(false);
             (ledger.pending(), ledger.live().next().map(|m| (m.map_owner, m.alloc_owner)))
         };
         if let (Some(pending), Some((mapped, allocated))) = (pending, owners) {

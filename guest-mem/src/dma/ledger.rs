@@ -97,6 +97,8 @@ pub struct Ledger {
     oldest_dead: usize,
     serial: u64,
     epoch: u64,
+    /// Whether the driver was shut down.
+    shut_down: bool,
 }
 
 impl Default for Ledger {
@@ -118,6 +120,7 @@ impl Ledger {
             oldest_dead: 0,
             serial: 0,
             epoch: 0,
+            shut_down: false,
         }
     }
 
@@ -327,6 +330,12 @@ impl Ledger {
         for slot in keys.map(|key| key.slot) {
             let mapping = &self.slab[slot].mapping;
             let allowed = mapping.allows(write) || planted!(AnyDirection);
+            if self.shut_down {
+                return Verdict::Refused(Violation::AfterShutdown {
+                    access: Access { dma, len, write },
+                    mapping: *mapping,
+                });
+            }
             if allowed && (!mapping.cpu_owns(dma, len) || planted!(AlwaysDevices)) {
                 let mapping = &mut self.slab[slot].mapping;
                 mapping.touched.count(len, write, now);
@@ -412,9 +421,16 @@ impl Ledger {
         Some(Misuse::Pending { count: self.len(), dma, len, dir, kind })
     }
 
+    /// Whether the driver was shut down, so that the device may touch nothing any more.
+    pub fn set_shut_down(&mut self, yes: bool) {
+        self.epoch += 1;
+        self.shut_down = yes;
+    }
+
     /// Forgets all mappings, live and dead, and keeps the room they had; no handle outlives it.
     pub fn clear(&mut self) {
         self.epoch += 1;
+        self.shut_down = false;
         self.coherent.clear();
         self.streaming.clear();
         self.lines.clear();

@@ -277,7 +277,7 @@ pub fn free_buffer(cpu: &Cpu<'_>, buf: &KBuf) {
 /// Uses the NULL of a failed allocation: reported, and the CPU stops as in an oops. Any context.
 #[track_caller]
 pub fn null_dereference(cpu: &Cpu<'_>, what: &'static str) -> ! {
-    cpu.emit(FindingKind::NullDereference { what }, None, vec![("at", cpu.owner())]);
+    cpu.emit(FindingKind::NullDereference { at: VirtAddr::new(0), what }, None, vec![("at", cpu.owner())]);
     cpu.halt(Halt::Oops)
 }
 

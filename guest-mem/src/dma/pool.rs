@@ -22,7 +22,7 @@ use thiserror::Error;
 
 use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use crate::cpu::Cpu;
-use crate::dma::coherent::{Coherent, CoherentError};
+use crate::dma::coherent::{self, Coherent, CoherentError};
 use crate::dma::device::DmaDevice;
 use crate::finding::{Finding, FindingKind};
 use crate::gfp::{GFP_KERNEL, Gfp};
@@ -362,7 +362,7 @@ impl Block {
     #[track_caller]
     pub fn read(&self, cpu: &Cpu<'_>, offset: usize, to: &mut [u8]) {
         if let Some(at) = self.place(cpu, offset, to.len()) {
-            let _ = cpu.kernel().ram().read_uncached(at, to);
+            coherent::load(cpu, at, to);
         }
     }
 
@@ -370,7 +370,7 @@ impl Block {
     #[track_caller]
     pub fn write(&self, cpu: &Cpu<'_>, offset: usize, from: &[u8]) {
         if let Some(at) = self.place(cpu, offset, from.len()) {
-            let _ = cpu.kernel().ram().write_uncached(at, from);
+            coherent::store(cpu, at, from);
         }
     }
 

@@ -20,6 +20,7 @@ use crate::addr::{DmaAddr, PhysAddr};
 use crate::dma::device::DmaDevice;
 use crate::dma::iommu::Pieces;
 use crate::dma::ledger::{Verdict, Violation};
+use crate::dma::mapping::Kind as MappingKind;
 use crate::dma::posted::Posted;
 use crate::finding::{Finding, FindingKind};
 use crate::ram::{DirtyMap, RamMap};
@@ -65,8 +66,18 @@ impl DmaPort {
         let kernel = self.device.live_kernel()?;
         let (dma, len, now) = (DmaAddr::new(addr.0), count as u64, kernel.clock());
         let write = access.has_write();
+        let weak = kernel.weak();
+        if let Some(weak) = weak.filter(|_| !write) {
+            weak.lock().device_reads(kernel.ram());
+        }
         let (phys, id, violation) = match self.device.state.ledger.lock().admit(dma, len, write, now) {
-            Verdict::Granted(mapping) => (mapping.translate(dma), mapping.id, None),
+            Verdict::Granted(mapping) => {
+                let phys = mapping.translate(dma);
+                if let (Some(weak), true, MappingKind::Coherent, Some(at)) = (weak, write, mapping.kind, phys) {
+                    weak.lock().device_writes(kernel.ram(), at, count);
+                }
+                (phys, mapping.id, None)
+            }
             Verdict::Refused(violation) => (None, 0, Some(violation)),
         };
         let id = violation.as_ref().and_then(Violation::mapping).map_or(id, |mapping| mapping.id);

@@ -74,6 +74,11 @@ impl fmt::Display for Posted {
 }
 
 impl Posting {
+    /// The device whose queue it is.
+    pub fn device(&self) -> &DmaDevice {
+        &self.device
+    }
+
     /// Says where the descriptor table of a queue of `size` entries lies. Any context.
     pub fn new(device: &DmaDevice, queue: u16, table: &Coherent, size: u16) -> Self {
         let posted = (0..size).map(|_| AtomicU64::new(0)).collect();

@@ -36,5 +36,6 @@ pub(super) fn violation_name(violation: &Violation) -> &'static str {
         Violation::Outside { .. } => "outside-mapping",
         Violation::Unmapped { .. } => "not-mapped",
         Violation::WhileCpuOwns { .. } => "while-cpu-owns",
+        Violation::AfterShutdown { .. } => "after-shutdown",
     }
 }

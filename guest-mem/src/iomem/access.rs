@@ -136,8 +136,8 @@ impl IoMem {
     fn read(&self, cpu: &Cpu<'_>, offset: u64, width: Width) -> u64 {
         let Some(at) = self.place(cpu, offset, width) else { return width.ones() };
         let failed = cpu.point(Class::Mmio, width.bytes().into()) == Verdict::Fail;
-        if cpu.kernel().config().posted_writes {
-            cpu.kernel().posted.push(self.io.function(at));
+        if cpu.kernel().posts_writes() {
+            cpu.kernel().posted.push(cpu.kernel(), self.io.function(at));
         }
         if failed {
             return width.ones();
@@ -153,9 +153,11 @@ impl IoMem {
         // A write can't fail in a way its issuer sees.
         let _ = cpu.point(Class::MmioWrite, width.bytes().into());
         cpu.trace(Kind::MmioWrite, at.get(), usize::from(width.bytes()), 0, value);
-        if cpu.kernel().config().posted_writes {
+        if cpu.kernel().posts_writes() {
             let (io, function) = (self.io.clone(), self.io.function(at));
-            cpu.kernel().posted.post(Write { cpu: cpu.id(), io, function, at, width, value });
+            let marker = cpu.kernel().weak().map_or(0, |weak| weak.lock().marker(cpu.id()));
+            let write = Write { cpu: cpu.id(), io, function, at, width, value, marker };
+            cpu.kernel().posted.post(cpu.kernel(), write);
         } else {
             self.io.write(at, width, value);
         }

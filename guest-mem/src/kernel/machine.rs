@@ -77,6 +77,8 @@ pub struct MachineConfig {
     pub sanitize: Sanitize,
     /// Register writes are posted: they reach the device when something pushes them, see [`crate::iomem::posted`].
     pub posted_writes: bool,
+    /// Memory is weakly ordered between CPUs and devices, and register writes are posted, see [`crate::weak`].
+    pub weak: bool,
 }
 
 impl Default for MachineConfig {
@@ -97,6 +99,7 @@ impl Default for MachineConfig {
             boot: Boot::default(),
             sanitize: Sanitize::empty(),
             posted_writes: false,
+            weak: false,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Raw calls that hand a thread's stack to a device, as C code does with the address of a local variable.
 //!
-//! Neighbours: [`super`], `dma::misuse`, `vmalloc::misuse`. Only scenarios and tests call this.
+//! Neighbours: [`super`], `dma::misuse`, `vmalloc::misuse`. Only scenarios, tests and drivers with a bug seeded into them
+//! call this.
 
-use super::stack::{OnStack, Region};
+use super::stack::{OnStack, Region, Stack};
 use crate::cpu::Cpu;
 use crate::dma::ledger::Misuse;
 use crate::dma::streaming::{Piece, Terms};
@@ -50,4 +51,14 @@ pub fn map_page(cpu: &Cpu<'_>, device: &DmaDevice, variable: &OnStack<'_>, dir: 
         device.report(misuse, None, cpu.owner());
     }
     Ok(raw)
+}
+
+/// Gives the task at hand, which the lab may have started without one, a stack with a variable of `len` bytes, for as
+/// long as `call` runs; `None` where there is no memory for the stack or no room on it. Process context.
+#[track_caller]
+pub fn with_variable<R>(cpu: &Cpu<'_>, len: usize, call: impl FnOnce(&OnStack<'_>) -> R) -> Option<R> {
+    cpu.might_sleep("alloc_thread_stack_node");
+    let stack = Stack::new(cpu, cpu.task()).ok()?;
+    let variable = OnStack::new(&stack, len)?;
+    Some(call(&variable))
 }

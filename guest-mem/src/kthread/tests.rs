@@ -47,3 +47,16 @@ fn starting_and_stopping_may_sleep() {
     let findings = lab.findings();
     assert!(findings.len() >= 2 && findings.iter().all(|name| *name == "sleep-in-atomic"), "{findings:?}");
 }
+
+#[test]
+fn a_variable_on_a_stack_of_ones_own_is_no_memory_for_a_device_and_gone_afterwards() {
+    let lab = Lab::new();
+    let (cpu, device) = (lab.cpu(), lab.device(64));
+    let mapped = misuse::with_variable(&cpu, 16, |variable| {
+        assert_eq!(variable.write(&cpu, &[1; 16]), 16);
+        misuse::map_single(&cpu, &device, variable, crate::dma::Dir::ToDevice)
+    });
+    assert!(mapped.unwrap().is_err() && lab.leaks().is_empty());
+    assert_eq!(lab.findings(), ["map-vmalloc"]);
+    assert!(misuse::with_variable(&cpu, 1 << 20, |_| ()).is_none(), "more than a stack has");
+}

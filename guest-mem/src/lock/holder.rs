@@ -74,6 +74,9 @@ pub(crate) struct Holder {
     /// The holder's task in the upper half, its CPU's number + 1 in the lower; 0 = free.
     who: AtomicU64,
     since: Place,
+    /// The line that should have taken it is [`removed`](crate::removed): it goes in without.
+    #[cfg(lowzone_mutants)]
+    bare: std::sync::atomic::AtomicBool,
     /// The kernel's life in which the leak check learnt of this lock.
     booked: AtomicU64,
     /// From where it was taken in that life.
@@ -91,6 +94,17 @@ impl Holder {
     pub(super) fn set(&self, cpu: &Cpu<'_>, owner: Owner) {
         self.who.store(name(cpu), Ordering::Relaxed);
         self.since.set(owner);
+    }
+
+    /// Whether it went in without taking the lock.
+    #[cfg(lowzone_mutants)]
+    pub(super) fn is_bare(&self) -> bool {
+        self.bare.load(Ordering::Relaxed)
+    }
+
+    #[cfg(lowzone_mutants)]
+    pub(super) fn set_bare(&self, bare: bool) {
+        self.bare.store(bare, Ordering::Relaxed);
     }
 
     pub(super) fn clear(&self) {

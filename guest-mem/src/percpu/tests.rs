@@ -104,13 +104,13 @@ fn a_failure_to_grow_leaves_nothing() {
     };
     // Keeps a slab for the chunk's description.
     let anchor = crate::kbuf::KBuf::kmalloc(&cpu, area::CHUNK_STRUCT, GFP_KERNEL).unwrap();
-    assert_eq!(why(0), "failed to allocate new chunk");
+    assert_eq!((why(0), why(1)), ("injected", "failed to allocate new chunk"));
     lab.solo.points();
-    // The chunk's description, then a page for each CPU.
+    // Its own point, the chunk's description, then a page for each CPU.
     let _ = alloc_percpu::<u64>(&cpu);
     let points = lab.solo.points();
     let last = u64::try_from(points.len()).unwrap() - 1;
-    assert_eq!((last, why(last)), (2, "failed to populate"));
+    assert_eq!((last, why(last)), (3, "failed to populate"));
     drop((held, anchor));
     assert_eq!(lab.leaks(), []);
 }
@@ -123,4 +123,25 @@ fn modules_share_8_kib() {
     assert!(define_per_cpu(&cpu, 0_u32).is_err());
     drop(held);
     assert!(define_per_cpu(&cpu, 0_u32).is_ok());
+}
+
+#[test]
+fn null_that_is_offset_for_a_cpu_is_told_where_it_is_used_and_frees_nothing() {
+    let lab = Lab::new();
+    let cpu = lab.cpu_number(1);
+    lab.solo.fail_nth(0);
+    let failed = alloc_percpu::<u64>(&cpu);
+    assert!(matches!(failed, Err(PerCpuError::NoMemory { .. })), "its point fails though there is room");
+    let null = misuse::unchecked(&cpu, failed);
+    null.this_cpu_inc(&cpu);
+    let finding = lab.kernel().findings().remove(0);
+    let address = format!("address: {:016x}", null.offset(1));
+    assert!(null.offset(1) > 0 && finding.to_string().contains(&address), "{finding}");
+    assert!(finding.to_string().contains("percpu/tests.rs:"), "{finding}");
+    assert_eq!(null.sum(), 1);
+    drop(null);
+    assert_eq!(lab.findings(), ["null-dereference"; 2]);
+    let whole = misuse::unchecked(&cpu, alloc_percpu::<u64>(&cpu));
+    whole.this_cpu_inc(&cpu);
+    assert_eq!((whole.sum(), lab.findings().len()), (1, 2));
 }

@@ -18,6 +18,7 @@ use super::case::{Outcome, Verdict};
 use super::detector::Detector;
 use super::heartbeat;
 use super::place::Strike;
+use super::token::faults;
 
 /// A child that says nothing for this long, and does not end itself, neither runs nor waits for anything of the lab's.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -65,15 +66,15 @@ pub struct Campaign<'a> {
     pub done: &'a (dyn Fn(&Record, u32) + Sync),
     /// Set to end early.
     pub stop: &'a AtomicBool,
-    /// End with the first case that is wrong, in the order of the cases; no record comes after it.
-    pub first: bool,
+    /// End with the first case, in the order of the cases, of which this holds; no record comes after it.
+    pub last: Option<&'a (dyn Fn(&Record) -> bool + Sync)>,
 }
 
 /// What the threads of a campaign share.
 struct Board {
     /// The next case that nobody has taken.
     next: AtomicUsize,
-    /// The first wrong case so far; nobody needs those after it.
+    /// The first case so far that is to be the last; nobody needs those after it.
     last: AtomicUsize,
     records: Mutex<Vec<Option<Record>>>,
 }
@@ -119,8 +120,7 @@ impl Worker {
         let Some(input) = &mut self.input else { return false };
         let mut text = String::new();
         for (number, case) in batch {
-            let faults: Vec<_> = case.iter().map(ToString::to_string).collect();
-            text.push_str(&format!("{number} {}\n", faults.join("+")));
+            text.push_str(&format!("{number} {}\n", faults(case)));
         }
         input.write_all(text.as_bytes()).and_then(|()| input.flush()).is_ok()
     }
@@ -185,7 +185,7 @@ impl Campaign<'_> {
     }
 
     /// Gives a child its batch and takes the answers; cases that are done leave the batch, until one comes after the
-    /// first wrong one. Whether the child died.
+    /// last one. Whether the child died.
     fn serve(&self, worker: &mut Worker, batch: &mut Vec<(usize, &Case)>, board: &Board) -> bool {
         let id = worker.child.id();
         worker.send(batch);
@@ -195,7 +195,7 @@ impl Campaign<'_> {
             let (_, case) = batch.remove(at);
             let record = Record { number, faults: case.clone(), outcome };
             (self.done)(&record, id);
-            if self.first && record.is_wrong() {
+            if self.last.is_some_and(|last| last(&record)) {
                 board.last.fetch_min(number, Ordering::Relaxed);
             }
             board.records.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(record);
@@ -270,6 +270,7 @@ fn dead(why: String) -> Outcome {
         natural: true,
         digest: String::new(),
         record: Vec::new(),
+        widths: String::new(),
         window: Vec::new(),
     }
 }

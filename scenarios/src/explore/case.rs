@@ -2,8 +2,8 @@
 //!
 //! The scenario's steps run as they stand (shortened by its `[explore]` table), then a phase "rebind" probes again,
 //! does a little I/O, shuts down and removes. Each removal, and that shutdown, finds disks with requests in flight that
-//! nobody waits for. After that nothing may be left. Then, on the same kernel and with no
-//! faults, probe, a verified round trip and remove must work. Neighbours: `observer`, `lab`.
+//! nobody waits for. After that nothing may be left. Then, on the same kernel and with no faults, probe, a verified
+//! round trip and remove must work. Neighbours: `phases`, which lists these steps; `observer`, `lab`.
 
 use std::sync::Arc;
 
@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::detector::{Detected, Detector, Reasons};
 use super::observer::{Observer, Seen};
+use super::phases::{Phased, Phases};
 use super::place::{Place, Strike};
 use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Verify};
 use crate::result::RunResult;
-use crate::spec::{ProbeStep, RemoveStep, Scenario, Step};
+use crate::spec::{Scenario, Step};
 use crate::trace;
 use crate::world::{Exit, Schedule};
 
@@ -57,6 +58,9 @@ pub struct Outcome {
     /// The events before the first finding, or before the fault where none was made; empty unless it was wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub record: Vec<String>,
+    /// How many actors could go on at each choice point of an order: a digit each.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub widths: String,
     /// The points that a second fault could strike, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub window: Vec<String>,
@@ -73,6 +77,8 @@ pub struct Prepared {
     pub seed: u64,
     /// Whose drivers and devices it names.
     pub kit: Kit,
+    /// Whether its steps are all that is done.
+    pub as_written: bool,
 }
 
 /// What to keep of a run.
@@ -154,11 +160,16 @@ impl Prepared {
                 _ => {}
             }
         }
-        Self { name: name.to_owned(), scenario, seed, kit: *kit }
+        Self { name: name.to_owned(), scenario, seed, kit: *kit, as_written: false }
+    }
+
+    /// A scenario whose steps are all that a case does, in full.
+    pub fn as_written(kit: &Kit, name: &str, scenario: &Scenario, seed: u64) -> Self {
+        Self { name: name.to_owned(), scenario: scenario.clone(), seed, kit: *kit, as_written: true }
     }
 
     /// The first step that has the driver work: the proof that it does.
-    fn work(&self) -> Option<&Step> {
+    pub(super) fn work(&self) -> Option<&Step> {
         self.scenario.step.iter().find(|step| matches!(step, Step::Io(_) | Step::Exercise(_) | Step::Packets(_)))
     }
 
@@ -187,7 +198,8 @@ impl Prepared {
         lab.world().observe(Some(Observer::new(strikes, keep.points)));
         lab.world().schedule(self.schedule(strikes));
         plan_device(&lab, strikes);
-        let mut exits = self.faulty_part(&mut lab);
+        let phases = Phases::of(self, strikes);
+        let mut exits = Self::go(&mut lab, &phases.faulty, 1);
         let messages = lab.wire().messages();
         let completions = lab.scripts().map(Script::completions).max().unwrap_or(0);
         let mishaps = mishaps(&lab);
@@ -200,9 +212,9 @@ impl Prepared {
         plan_device(&lab, &[]);
         lab.replug();
         let mut result = lab.finish();
-        let recovery = if exits.is_empty() {
+        let recovery = if exits.is_empty() && !phases.clean.is_empty() {
             let before = result.findings.len();
-            exits = self.clean_part(&mut lab);
+            exits = Self::go(&mut lab, &phases.clean, 1000);
             let mut recovery = lab.finish();
             recovery.findings.drain(..before.min(recovery.findings.len()));
             Some(recovery)
@@ -230,46 +242,20 @@ impl Prepared {
         })
     }
 
-    /// The scenario's own steps, then the rebind phase; exits that were no proper end.
-    fn faulty_part(&self, lab: &mut Lab) -> Vec<Exit> {
-        let mut number = 0;
-        let mut go = |lab: &mut Lab, step: &Step| {
-            number += 1;
-            improper(lab.step(step, number))
-        };
-        for step in &self.scenario.step {
-            let mut exits = if matches!(step, Step::Remove(_)) { improper(lab.leave_in_flight()) } else { Vec::new() };
-            if exits.is_empty() {
-                exits = go(lab, step);
-            }
-            if !exits.is_empty() {
-                return exits;
-            }
-        }
-        lab.set_phase(Some("rebind"));
-        let mut exits = go(lab, &Step::Probe(ProbeStep {}));
-        if let (true, Some(work)) = (exits.is_empty(), self.work()) {
-            exits = go(lab, work);
-        }
-        if exits.is_empty() {
-            exits = improper(lab.leave_in_flight());
-        }
-        if exits.is_empty() {
-            exits = improper(lab.shutdown());
-        }
-        if exits.is_empty() {
-            exits = go(lab, &Step::Remove(RemoveStep {}));
-        }
-        exits
-    }
-
-    fn clean_part(&self, lab: &mut Lab) -> Vec<Exit> {
-        lab.set_phase(Some("recovery"));
-        let mut steps = vec![Step::Remove(RemoveStep {}), Step::Probe(ProbeStep {})];
-        steps.extend(self.work().cloned());
-        steps.push(Step::Remove(RemoveStep {}));
-        for (number, step) in (1000..).zip(&steps) {
-            let exits = improper(lab.step(step, number));
+    /// Does steps, numbered from `first` on; exits that were no proper end.
+    fn go(lab: &mut Lab, steps: &[Phased], first: u64) -> Vec<Exit> {
+        let mut number = first;
+        for (phase, step) in steps {
+            lab.set_phase(*phase);
+            let exits = match step {
+                // What a campaign adds has no number of its own.
+                Step::InFlight(_) | Step::Shutdown(_) => lab.unnumbered(step),
+                _ => {
+                    number += 1;
+                    lab.step(step, number - 1)
+                }
+            };
+            let exits = improper(exits);
             if !exits.is_empty() {
                 return exits;
             }
@@ -324,7 +310,7 @@ fn fits(strike: &Strike, errno: i32) -> bool {
     match strike.class() {
         "mask" => errno == -5,
         "irq-vector" => matches!(errno, -12 | -28),
-        "page" | "slab" | "coherent" | "map" | "swiotlb-slot" | "ioremap" => errno == -12,
+        "page" | "slab" | "coherent" | "map" | "swiotlb-slot" | "ioremap" | "percpu" => errno == -12,
         // What a broken device looks like depends on where it broke.
         _ => errno < 0,
     }
@@ -426,6 +412,7 @@ pub fn judge(strikes: &[Strike], seen: &Observed) -> Outcome {
         site: point.map(|point| point.site.to_string()).unwrap_or_default(),
         natural: strikes.iter().all(Strike::is_hardware) || point.is_some_and(|point| point.natural),
         digest: seen.result.digest.clone(),
+        widths: seen.widths.iter().map(|&width| char::from(b'0' + width.min(9))).collect(),
         window: window(strikes, seen).iter().map(ToString::to_string).collect(),
     }
 }

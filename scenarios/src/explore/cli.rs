@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -10,18 +11,18 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::campaign::{Campaign, Case, Record};
-use super::case::{Keep, Prepared, judge};
+use super::case::{Keep, Observed, Outcome, Prepared, judge};
 use super::inventory::{Inventory, InventoryError};
 use super::journal::{self, Journal};
 use super::place::{Place, Strike};
 use super::report::Report;
 use super::token::{Token, TokenError, faults};
-use super::worker;
-use crate::cli::{CliError, source};
+use super::{orders, shrink, worker};
+use crate::cli::{CliError, WEAK, source};
 use crate::compare;
 use crate::kit::Kit;
 use crate::progress;
-use crate::spec::Set;
+use crate::spec::{Scenario, Set, Source};
 use crate::world::Random;
 
 /// Options of `lowzone explore`.
@@ -35,6 +36,9 @@ pub(crate) struct Explore {
     /// Replace a value of the file, as `lowzone run` does.
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
+    /// On a machine with weak memory, as --set machine.weak=true: what a missing barrier does is seen.
+    #[arg(long)]
+    weak: bool,
     /// Child processes at once; 0 for as many as there are processors.
     #[arg(long, default_value_t = 0)]
     jobs: usize,
@@ -45,8 +49,12 @@ pub(crate) struct Explore {
     /// Every fourth has a fault as well.
     #[arg(long, value_name = "N", default_value_t = 0)]
     schedules: u64,
-    /// Inject no fault: run the schedules alone.
-    #[arg(long, requires = "schedules")]
+    /// After the faults, every order of events in which whoever runs goes on until it waits, but for so many exceptions:
+    /// for small scenarios.
+    #[arg(long, value_name = "EXCEPTIONS")]
+    exhaustive: Option<usize>,
+    /// Leave out the sweep over the faults: run the schedules and orders alone.
+    #[arg(long)]
     only_schedules: bool,
     /// End with the first case that is mishandled.
     #[arg(long)]
@@ -69,9 +77,28 @@ pub(crate) struct Explore {
     /// Leave out the Nth case: the run must notice.
     #[arg(long, hide = true)]
     omit: Option<usize>,
+    /// Show the first mishandled case as a scenario file, as short as it can be.
+    #[arg(long, conflicts_with = "json")]
+    shrink: bool,
     /// Serve cases on standard input: the child of a campaign.
     #[arg(long, hide = true)]
     worker: bool,
+    /// The child of a shrink: this text is the scenario, as it is written.
+    #[arg(long, hide = true)]
+    text: Option<String>,
+}
+
+/// Options of `lowzone shrink`.
+#[derive(Args)]
+pub(crate) struct Shrink {
+    /// The token that a campaign printed.
+    token: String,
+    /// Replace a value of the file, as the campaign did.
+    #[arg(long, value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// Write the scenario to this file.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// Options of `lowzone replay`.
@@ -82,6 +109,9 @@ pub(crate) struct Replay {
     /// Replace a value of the file, as the campaign did.
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
+    /// On a machine with weak memory, as --set machine.weak=true: what a missing barrier does is seen, as the campaign did.
+    #[arg(long)]
+    weak: bool,
     /// Stop (SIGTRAP) at the first point after this event of the record.
     #[arg(long, value_name = "EVENT")]
     stop_at: Option<u64>,
@@ -90,29 +120,39 @@ pub(crate) struct Replay {
     gdb: bool,
 }
 
-fn prepare(kit: &Kit, name: &str, sets: &[String], seed: u64) -> Result<Prepared, CliError> {
+pub(super) fn prepare(kit: &Kit, name: &str, (sets, weak): (&[String], bool), seed: u64) -> Result<Prepared, CliError> {
     let source = source(kit, name)?;
-    let sets = sets.iter().map(|text| Set::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let sets = weak.then_some(WEAK).into_iter().chain(sets.iter().map(String::as_str)).map(Set::parse);
+    let sets = sets.collect::<Result<Vec<_>, _>>()?;
     Ok(Prepared::with_kit(kit, &source.name, &kit.load(&source, &sets)?, seed))
 }
 
 /// Runs a campaign.
 pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError> {
-    let prepared = prepare(kit, &options.scenario, &options.set, options.seed)?;
+    let prepared = match &options.text {
+        None => prepare(kit, &options.scenario, (&options.set, options.weak), options.seed)?,
+        Some(text) => {
+            let source = Source { name: options.scenario.clone(), text: text.clone() };
+            Prepared::as_written(kit, &source.name, &kit.load(&source, &[])?, options.seed)
+        }
+    };
     if options.worker {
         worker::serve(&prepared)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if !prepared.scenario.strikes.is_empty() {
+        return Err(CliError::Strikes(prepared.name));
+    }
     let inventory = match Inventory::count(&prepared) {
         Ok(inventory) => inventory,
         Err(InventoryError::NotClean(found)) => {
-            print(kit, options, &Report::not_clean(&prepared, &found))?;
-            return Ok(ExitCode::from(1));
+            return tell_all(kit, options, &Report::not_clean(&prepared, &found));
         }
         Err(error) => return Err(error.into()),
     };
-    let faults = if options.only_schedules { Vec::new() } else { inventory.strikes() };
-    let mut cases: Vec<Case> = faults.iter().map(|strike| vec![strike.clone()]).collect();
+    let faults = inventory.strikes();
+    let swept = if options.only_schedules { &[][..] } else { &faults };
+    let mut cases: Vec<Case> = swept.iter().map(|strike| vec![strike.clone()]).collect();
     if let Some(omit) = options.omit.filter(|&omit| omit < cases.len()) {
         cases.remove(omit);
     }
@@ -132,9 +172,26 @@ pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError
         let schedules = schedules(options, &faults);
         records.extend(run(options, &schedules, &resumed, journal.as_ref())?);
     }
-    let wanted = if over(&records) { &[][..] } else { &faults };
-    let report = Report::new(&prepared, &inventory, wanted, &records);
-    print(kit, options, &report)?;
+    let mut orders = None;
+    if let Some(most) = options.exhaustive.filter(|_| !over(&records)) {
+        let run = |wave: &[Case]| run(options, wave, &resumed, journal.as_ref());
+        let (all, summary) = orders::exhaust(most, options.first, run)?;
+        records.extend(all);
+        orders = Some(summary);
+    }
+    let wanted = if over(&records) { &[][..] } else { swept };
+    let report = Report { orders, ..Report::new(&prepared, &inventory, wanted, &records) };
+    tell_all(kit, options, &report)
+}
+
+/// The report, and its first mishandled case made short if that was asked for.
+fn tell_all(kit: &Kit, options: &Explore, report: &Report) -> Result<ExitCode, CliError> {
+    print(kit, options, report)?;
+    if let (true, Some(first)) = (options.shrink, report.wrong.first()) {
+        let sets = options.weak.then(|| WEAK.to_owned()).into_iter().chain(options.set.iter().cloned());
+        let written = shrink::shrink(kit, &first.token.parse()?, &sets.collect::<Vec<_>>())?;
+        write!(anstream::stdout(), "\n{written}")?;
+    }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
@@ -152,14 +209,20 @@ fn pairs(records: &[Record]) -> Vec<Case> {
     pairs
 }
 
-/// Every schedule asked for; each fourth with one of the faults.
+/// Every schedule asked for; each fourth with one of the faults, none a second time before all had their turn.
 fn schedules(options: &Explore, faults: &[Strike]) -> Vec<Case> {
     let mut random = Random::new(options.seed);
+    let mut left = Vec::new();
+    let mut fault = || {
+        if left.is_empty() {
+            left = faults.to_vec();
+        }
+        let at = usize::try_from(random.below(left.len() as u64)).unwrap_or(0);
+        (at < left.len()).then(|| left.swap_remove(at))
+    };
     let case = |nth| {
-        let fault = (nth % 4 == 3)
-            .then(|| random.below(faults.len() as u64))
-            .and_then(|at| faults.get(usize::try_from(at).ok()?));
-        [Strike::Schedule { nth }].into_iter().chain(fault.cloned()).collect()
+        let fault = if nth % 4 == 3 { fault() } else { None };
+        [Strike::Schedule { nth }].into_iter().chain(fault).collect()
     };
     (0..options.schedules).map(case).collect()
 }
@@ -180,6 +243,7 @@ fn run(
     let command = || {
         let mut command = Command::new(&exe);
         command.args(["explore", "--worker", &options.scenario, "--seed", &options.seed.to_string()]);
+        command.args(options.weak.then_some("--weak"));
         options.set.iter().for_each(|set| {
             command.args(["--set", set]);
         });
@@ -193,8 +257,8 @@ fn run(
         }
     };
     let stop = AtomicBool::new(false);
-    let fresh =
-        Campaign { cases: &open, jobs, command: &command, done: &done, stop: &stop, first: options.first }.run()?;
+    let last = options.first.then_some(&Record::is_wrong as &(dyn Fn(&Record) -> bool + Sync));
+    let fresh = Campaign { cases: &open, jobs, command: &command, done: &done, stop: &stop, last }.run()?;
     drop(progress);
     if let Some(journal) = journal {
         journal.check()?;
@@ -262,7 +326,7 @@ impl Drop for Progress {
 /// Repeats one case, with its record.
 pub(crate) fn replay(kit: &Kit, options: &Replay) -> Result<ExitCode, CliError> {
     let token: Token = options.token.parse()?;
-    let prepared = prepare(kit, &token.scenario, &options.set, token.seed)?;
+    let prepared = prepare(kit, &token.scenario, (&options.set, options.weak), token.seed)?;
     token.check(&prepared)?;
     if options.gdb {
         return debug(options);
@@ -274,13 +338,29 @@ pub(crate) fn replay(kit: &Kit, options: &Replay) -> Result<ExitCode, CliError> 
     }
     let outcome = judge(&token.strikes, &observed);
     let mut out = anstream::stdout();
-    let what = match token.strikes.as_slice() {
+    tell(&mut out, &token.to_string(), &token.strikes, &observed, &outcome)?;
+    let clean = prepared.observe(&[], Keep { events: true, ..Keep::default() })?;
+    let records = [(0, clean.lab.take_events()), (token.seed, observed.lab.take_events())];
+    compare::case(&mut out, &records[0].1, &records[1].1)?;
+    writeln!(out, "digest   {}", outcome.digest)?;
+    Ok(if outcome.why.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// What became of one case.
+fn tell(
+    out: &mut dyn Write,
+    name: &str,
+    strikes: &[Strike],
+    observed: &Observed,
+    outcome: &Outcome,
+) -> std::io::Result<()> {
+    let what = match strikes {
         [] => "the clean run",
         strikes if strikes.iter().any(Strike::is_fault) => "a fault injected",
         _ => "another order of events",
     };
     let at = if outcome.site.is_empty() { String::new() } else { format!(" at {}", outcome.site) };
-    writeln!(out, "{token}\n{what}{at}: {:?}", outcome.verdict)?;
+    writeln!(out, "{name}\n{what}{at}: {:?}", outcome.verdict)?;
     for why in &outcome.why {
         writeln!(out, "  {}", why.replace('\n', "\n  "))?;
     }
@@ -290,16 +370,49 @@ pub(crate) fn replay(kit: &Kit, options: &Replay) -> Result<ExitCode, CliError> 
     for error in &observed.result.errors {
         writeln!(out, "driver   {error}")?;
     }
-    let clean = prepared.observe(&[], Keep { events: true, ..Keep::default() })?;
-    let records = [(0, clean.lab.take_events()), (token.seed, observed.lab.take_events())];
-    compare::case(&mut out, &records[0].1, &records[1].1)?;
-    writeln!(out, "digest   {}", outcome.digest)?;
+    Ok(())
+}
+
+/// Runs a scenario that has strikes of its own, and judges it as a campaign does.
+pub(crate) fn run_struck(
+    kit: &Kit,
+    name: &str,
+    scenario: &Scenario,
+    seed: u64,
+    json: bool,
+) -> Result<ExitCode, CliError> {
+    let prepared = Prepared::as_written(kit, name, scenario, seed);
+    let strikes = &scenario.strikes;
+    let observed = prepared.observe(strikes, Keep { points: true, ..Keep::default() })?;
+    if !observed.struck {
+        return Err(TokenError::NotReached(faults(strikes)).into());
+    }
+    let outcome = judge(strikes, &observed);
+    let mut out = anstream::stdout();
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&outcome).map_err(std::io::Error::from)?)?;
+    } else {
+        tell(&mut out, &format!("{name} with {}", faults(strikes)), strikes, &observed, &outcome)?;
+        writeln!(out, "digest   {}", outcome.digest)?;
+    }
     Ok(if outcome.why.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Makes one case as short as it can be.
+pub(crate) fn shrink_token(kit: &Kit, options: &Shrink) -> Result<ExitCode, CliError> {
+    let written = shrink::shrink(kit, &options.token.parse()?, &options.set)?;
+    match &options.output {
+        Some(path) => std::fs::write(path, written)
+            .map_err(|source| CliError::Read { name: path.display().to_string(), source })?,
+        None => write!(anstream::stdout(), "{written}")?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn debug(options: &Replay) -> Result<ExitCode, CliError> {
     let mut command = Command::new("gdb");
     command.args(["-ex", "run", "--args"]).arg(std::env::current_exe()?).args(["replay", &options.token]);
+    command.args(options.weak.then_some("--weak"));
     options.set.iter().for_each(|set| {
         command.args(["--set", set]);
     });

@@ -82,10 +82,11 @@ impl Detector {
         match name {
             "null-dereference" | "page-fault" | "direction-none" | "driver-panic" => Self::Oops,
             "sleep-in-atomic" | "wrong-context" | "self-deadlock" | "inconsistent-lock" | "bad-unlock" => Self::Context,
-            "lab-lock-held" | "nobody-cared" | "no-irq-thread" | "freed-active" | "waits-for-itself"
-            | "queue-draining" | "preemptible" => Self::Context,
+            "data-race" | "lab-lock-held" | "nobody-cared" | "no-irq-thread" | "freed-active" | "waits-for-itself"
+            | "queue-draining" | "preemptible" | "percpu-illegal" => Self::Context,
             "map-stack"
             | "map-invalid"
+            | "map-vmalloc"
             | "unmap-error-value"
             | "unmap-not-mapped"
             | "unmap-size"
@@ -97,16 +98,23 @@ impl Detector {
             | "sync-direction"
             | "sync-read-only"
             | "sync-write-only"
-            | "pending-dma"
+            | "unmap-entries"
+            | "sync-entries"
+            | "segment-long"
+            | "segment-boundary"
+            | "mapping-overlap"
+            | "mapping-overlaps"
             | "cpu-writes-mapped"
             | "cpu-reads-mapped"
             | "missing-sync"
             | "line-shared"
-            | "freed-while-mapped" => Self::Ledger,
+            | "pending-dma" => Self::Ledger,
             "after-unmap" | "wrong-direction" | "outside-mapping" | "not-mapped" | "while-cpu-owns"
-            | "beyond-width" | "bus-master-off" => Self::Port,
+            | "after-shutdown" | "iommu-fault" | "beyond-width" | "bus-master-off" => Self::Port,
             "bad-free" | "wrong-cache" | "cache-busy" | "cache-refused" | "beyond-portable" | "out-of-bounds"
-            | "stale-handle" | "gfp-fixup" | "red-zone" | "poison" | "use-after-free" => Self::Allocator,
+            | "stale-handle" | "gfp-fixup" | "red-zone" | "poison" | "use-after-free" | "freed-while-mapped" => {
+                Self::Allocator
+            }
             "deadlock" | "hang" => Self::Hang,
             "leak" => Self::Leak,
             _ => Self::Finding,

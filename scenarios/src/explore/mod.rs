@@ -8,7 +8,9 @@
 //!
 //! `place` names points; `observer` counts and strikes; `case` runs and judges one; `detector` names who told that one
 //! was wrong; `inventory` counts; `campaign` does them all; `worker` is the child, `heartbeat` its pulse; `journal`
-//! keeps what is done; `token` names a case for ever; `report` prints.
+//! keeps what is done; `token` names a case for ever; `phases` lists a case's steps; `shrink` makes it short; `orders` lists
+//! orders of events;
+//! `report` prints.
 
 pub mod campaign;
 pub mod case;
@@ -18,7 +20,10 @@ pub(crate) mod heartbeat;
 pub mod inventory;
 pub(crate) mod journal;
 pub mod observer;
+mod orders;
+mod phases;
 pub mod place;
 mod report;
+pub(crate) mod shrink;
 pub mod token;
 pub(crate) mod worker;

@@ -3,11 +3,13 @@
 //! A point is named by its class, the path of spans that was open (drivers open one for each phase and function that
 //! matters), and how many of the same there were before it. Source lines are shown, never part of the name.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use lowzone_device::misbehave::Mishap;
 use lowzone_guest_mem::env::Class;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -213,6 +215,19 @@ impl FromStr for Strike {
 impl Serialize for Strike {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Strike {
+    fn schema_name() -> Cow<'static, str> {
+        "Strike".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A fault or an order of events, as tokens have them: CLASS:SCOPE#N, CLASS#N or removal@CLASS:SCOPE#N, with * at the end for all later ones, schedule#N, order#AT=OTHER,...",
+            "type": "string",
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use super::campaign::{Case, Record};
 use super::case::{Prepared, Verdict};
 use super::detector::Detected;
 use super::inventory::{Inventory, NotClean};
+use super::orders::Orders;
 use super::place::Strike;
 use super::token::{CLEAN, Token, faults, fingerprint};
 
@@ -113,6 +114,9 @@ pub struct Report {
     /// Runs with the order of events changed; and of them the first that was mishandled, counted from 1.
     #[serde(skip_serializing_if = "Schedules::is_empty")]
     pub schedules: Schedules,
+    /// Orders of events with a bounded number of exceptions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orders: Option<Orders>,
     /// Faults of the inventory that no case carried out.
     pub missing: Vec<String>,
     /// The rows.
@@ -194,6 +198,7 @@ impl Report {
             points,
             stopped: false,
             cases: records.len(),
+            orders: None,
             schedules: Schedules::of(records),
             missing,
             rows: rows.into_values().collect(),
@@ -236,6 +241,10 @@ impl Report {
         for name in &self.missing {
             writeln!(out, "{BAD}not carried out{BAD:#}  {name}")?;
         }
+        if let Some(Orders { exceptions, run, complete }) = self.orders {
+            let whole = if complete { "there are no more" } else { "not all that there are" };
+            writeln!(out, "orders   {run} with at most {exceptions} exceptions: {whole}")?;
+        }
         let style = if self.is_clean() { GOOD } else { BAD };
         writeln!(
             out,
@@ -277,7 +286,8 @@ impl Report {
         writeln!(out, "<testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failures}\">")?;
         for (fault, verdict) in &self.verdicts {
             let test = format!("  <testcase classname=\"{name}\" name=\"{}\"", escape(fault));
-            let wrong = self.wrong.iter().find(|w| *verdict == Verdict::Wrong && w.token.ends_with(fault.as_str()));
+            let whole = format!(":{fault}");
+            let wrong = self.wrong.iter().find(|w| *verdict == Verdict::Wrong && w.token.ends_with(&whole));
             match wrong {
                 Some(w) => writeln!(out, "{test}><failure>{}</failure></testcase>", escape(&w.why.join("\n")))?,
                 None => writeln!(out, "{test}/>")?,

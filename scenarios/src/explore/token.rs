@@ -38,6 +38,14 @@ pub(crate) fn faults(strikes: &[Strike]) -> String {
     strikes.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
 }
 
+/// The case of a token's faults.
+pub(crate) fn strikes(faults: &str) -> Result<Vec<Strike>, StrikeError> {
+    match faults {
+        CLEAN => Ok(Vec::new()),
+        faults => faults.split('+').map(str::parse).collect(),
+    }
+}
+
 /// A token that can't be used.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum TokenError {
@@ -110,10 +118,7 @@ impl FromStr for Token {
         let (Some(fingerprint), Some(seed), Some(strikes)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(form());
         };
-        let strikes = match strikes {
-            CLEAN => Vec::new(),
-            faults => faults.split('+').map(str::parse).collect::<Result<_, _>>()?,
-        };
+        let strikes = self::strikes(strikes)?;
         let seed = seed.parse().map_err(|_| form())?;
         Ok(Self { scenario: scenario.to_owned(), fingerprint: fingerprint.to_owned(), seed, strikes })
     }

@@ -1,6 +1,6 @@
 //! The child process of a campaign: reads cases, runs them, writes what came out.
 //!
-//! Lines on standard input: a case's number, a space, its faults joined by `+`. Lines on standard output: `begin N`
+//! Lines on standard input: a case's number, a space, its faults as a token has them. Lines on standard output: `begin N`
 //! before a case and `done N JSON` after it, so that the parent knows which case a death belongs to.
 //! Neighbours: `campaign`, the parent.
 
@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Write};
 
 use super::case::Prepared;
 use super::heartbeat;
-use super::place::Strike;
+use super::token;
 use crate::cli::CliError;
 
 /// Serves cases until standard input ends.
@@ -18,9 +18,8 @@ pub(crate) fn serve(prepared: &Prepared) -> Result<(), CliError> {
     for line in io::stdin().lock().lines() {
         let line = line?;
         let Some((number, faults)) = line.split_once(' ') else { continue };
-        let strikes: Result<Vec<Strike>, _> = faults.split('+').map(str::parse).collect();
         // Only the parent writes here; a line it could not have written is passed over.
-        let Ok(strikes) = strikes else { continue };
+        let Ok(strikes) = token::strikes(faults) else { continue };
         writeln!(out, "begin {number}")?;
         out.flush()?;
         let outcome = prepared.judge(&strikes)?;

@@ -1,7 +1,8 @@
 //! The stock kind `edu`: QEMU's educational device and its driver.
 //!
 //! Neighbours: `device::edu`, `driver::edu`. An `exercise` is a factorial by interrupt, then bytes to the device and
-//! back: in turn through the driver's coherent memory and through memory that `kmalloc` gave for `GFP_DMA`.
+//! back: in turn through the driver's coherent memory and through memory from `kmalloc`, of which less comes back than
+//! is mapped: the rest must stay as it was.
 
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use lowzone_device::edu::{Hardware, edu};
 use lowzone_driver::bus::Bdf;
 use lowzone_driver::edu::{Edu, EduDriver, EduOptions, Way};
 use lowzone_driver::pci::PciDevice;
-use lowzone_guest_mem::gfp::{GFP_DMA, GFP_KERNEL};
+use lowzone_guest_mem::dma::dma_bit_mask;
+use lowzone_guest_mem::gfp::{GFP_DMA, GFP_KERNEL, Gfp};
 use lowzone_guest_mem::{Cpu, KBuf};
 
 use super::{DeviceEnv, DeviceKind, DriverKind, ExerciseError, LabDriver, MakeError, Plugged};
@@ -21,6 +23,8 @@ pub(super) const DEVICE: DeviceKind = DeviceKind { kind: Kind::new(EDU), make: d
 
 /// Bytes that an exercise moves each way.
 const BYTES: usize = 2048;
+/// Bytes of those that do not come back through streaming memory.
+const REST: usize = 128;
 /// Operands: 13! is the first to leave 32 bits, 34! the first whose low 32 are zero.
 const OPERANDS: u32 = 20;
 
@@ -57,7 +61,8 @@ impl LabDriver for EduDriver {
         }
         let mut content = [0; BYTES];
         Random::new(nth).fill(&mut content);
-        let back = if nth.is_multiple_of(2) { coherent(cpu, &card, &content) } else { low(cpu, &card, &content) }?;
+        let back =
+            if nth.is_multiple_of(2) { coherent(cpu, &card, &content) } else { streaming(cpu, &card, &content) }?;
         match content.iter().zip(&back).find(|(wanted, seen)| wanted != seen) {
             None => Ok(2 * BYTES as u64),
             Some((&expected, &seen)) => Err(ExerciseError::WrongData { expected: expected.into(), seen: seen.into() }),
@@ -81,14 +86,18 @@ fn coherent(cpu: &Cpu<'_>, card: &Edu, content: &[u8; BYTES]) -> Result<[u8; BYT
     Ok(back)
 }
 
-/// There and back through memory below 16 MiB, mapped for each way.
-fn low(cpu: &Cpu<'_>, card: &Edu, content: &[u8; BYTES]) -> Result<[u8; BYTES], ExerciseError> {
+/// There and back through memory that is mapped for each way: below 16 MiB for a device that does not reach the bounce
+/// pool, else from anywhere. The last bytes don't come back, and are not touched.
+fn streaming(cpu: &Cpu<'_>, card: &Edu, content: &[u8; BYTES]) -> Result<[u8; BYTES], ExerciseError> {
+    let low = if card.pci().dma().mask() < dma_bit_mask(32) { GFP_DMA } else { Gfp::empty() };
     let mut back = content.map(|byte| !byte);
-    let mut buf = KBuf::kmalloc(cpu, BYTES, GFP_KERNEL | GFP_DMA).map_err(ExerciseError::failed)?;
+    let mut buf = KBuf::kmalloc(cpu, BYTES, GFP_KERNEL | low).map_err(ExerciseError::failed)?;
     buf.write_at(0, content).map_err(ExerciseError::failed)?;
     let mut buf = card.dma_to_device(cpu, buf, BYTES).map_err(|error| ExerciseError::failed(error.why))?.buf;
     buf.write_at(0, &back).map_err(ExerciseError::failed)?;
-    let buf = card.dma_from_device(cpu, buf, BYTES).map_err(|error| ExerciseError::failed(error.why))?.buf;
+    let buf = card.dma_from_device(cpu, buf, BYTES - REST).map_err(|error| ExerciseError::failed(error.why))?.buf;
     buf.read_at(0, &mut back).map_err(ExerciseError::failed)?;
+    // As if they had come.
+    back[BYTES - REST..].iter_mut().for_each(|byte| *byte = !*byte);
     Ok(back)
 }

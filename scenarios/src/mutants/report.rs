@@ -16,16 +16,19 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 /// Every bug that was tried, and the score.
 #[derive(Debug, Serialize)]
 pub(super) struct Score {
-    scenario: &'static str,
     found: usize,
     total: usize,
+    /// The same for the bugs of the list alone.
+    real: (usize, usize),
     mutants: Vec<Row>,
 }
 
 impl Score {
-    pub(super) fn new(scenario: &'static str, mutants: Vec<Row>) -> Self {
+    pub(super) fn new(mutants: Vec<Row>) -> Self {
         let found = mutants.iter().filter(|row| row.found.is_some()).count();
-        Self { scenario, found, total: mutants.len(), mutants }
+        let real = mutants.iter().filter(|row| row.seeded.row.is_some());
+        let real = (real.clone().filter(|row| row.found.is_some()).count(), real.count());
+        Self { found, total: mutants.len(), real, mutants }
     }
 
     /// Whether none was missed.
@@ -38,21 +41,28 @@ impl Score {
         if json {
             return writeln!(out, "{}", serde_json::to_string_pretty(self)?);
         }
-        writeln!(out, "{BOLD}{}{BOLD:#}  each seeded bug alone, by the stock campaign\n", self.scenario)?;
-        writeln!(out, "  {:<24} {:<29} {:>9}  token", "bug", "first detector", "cases")?;
+        writeln!(out, "{BOLD}each seeded bug alone, by the stock campaign{BOLD:#}\n")?;
+        writeln!(out, "  {:>3}  {:<26} {:<29} {:>9}  token", "row", "bug", "first detector", "cases")?;
         for row in &self.mutants {
-            let name = &row.seeded.name;
+            let number = row.seeded.row.map_or("-".to_owned(), |row| row.to_string());
+            write!(out, "  {number:>3}  {:<26} ", row.seeded.name)?;
             match &row.found {
                 Some(found) => {
                     let detector = found.detector.as_ref().map(ToString::to_string).unwrap_or_default();
-                    let cases = if found.cases == 0 { "clean run".to_owned() } else { found.cases.to_string() };
-                    writeln!(out, "  {name:<24} {detector:<29} {cases:>9}  {}", found.token)?;
+                    let cases = if row.cases == 0 { "clean run".to_owned() } else { row.cases.to_string() };
+                    let set: String = found.set.iter().map(|set| format!(" --set {set}")).collect();
+                    writeln!(out, "{detector:<29} {cases:>9}  {}{set}", found.token)?;
                 }
-                None => writeln!(out, "  {name:<24} {BAD}{:<29}{BAD:#} {:>9}", "missed", row.all)?,
+                None => writeln!(out, "{BAD}{:<29}{BAD:#} {:>9}", "missed", row.cases)?,
             }
         }
         let style = if self.is_full() { GOOD } else { BAD };
-        writeln!(out, "\nscore    {style}{} of {} found{style:#}", self.found, self.total)?;
+        let (real, all) = self.real;
+        writeln!(
+            out,
+            "\nscore    {style}{} of {} found{style:#}, of the list {real} of {all}",
+            self.found, self.total
+        )?;
         writeln!(out, "replay   {}=BUG {program} replay TOKEN", super::VARIABLE)
     }
 }
@@ -62,7 +72,11 @@ pub(super) fn list(out: &mut dyn Write, seeded: &[Seeded], json: bool) -> io::Re
     if json {
         return writeln!(out, "{}", serde_json::to_string(seeded)?);
     }
-    seeded.iter().try_for_each(|Seeded { name, story }| writeln!(out, "{name:<24} {story}"))
+    seeded.iter().try_for_each(|Seeded { name, row, driver, machine, story, .. }| {
+        let row = row.map_or("-".to_owned(), |row| row.to_string());
+        let machine = if machine == "any" { String::new() } else { format!(" ({machine})") };
+        writeln!(out, "{name:<26} {row:>3}  {driver:<8} {story}{machine}")
+    })
 }
 
 #[cfg(test)]
@@ -72,14 +86,22 @@ mod tests {
     use crate::explore::detector::Detected;
 
     fn row(name: &str, found: Option<(usize, &str)>) -> Row {
-        let seeded = Seeded { name: name.to_owned(), story: "a story".to_owned() };
-        let found = found.map(|(cases, finding)| Found {
+        let seeded = Seeded {
+            name: name.to_owned(),
+            row: Some(41),
+            driver: "blk".to_owned(),
+            machine: "any".to_owned(),
+            story: "a story".to_owned(),
+            race: None,
+        };
+        let cases = found.map_or(700, |(cases, _)| cases);
+        let found = found.map(|(_, finding)| Found {
             detector: Some(Detected::finding(finding)),
-            cases,
             token: "x@y:1:clean".to_owned(),
+            set: vec!["machine.weak=true".to_owned()],
             why: Vec::new(),
         });
-        Row { seeded, all: 700, found }
+        Row { seeded, cases, found }
     }
 
     fn printed(score: &Score) -> String {
@@ -90,15 +112,21 @@ mod tests {
 
     #[test]
     fn a_missed_bug_costs_the_score_and_says_how_many_cases_there_were() {
-        let full = Score::new("x", vec![row("one", Some((0, "unmap-size"))), row("two", Some((17, "after-unmap")))]);
+        let full = Score::new(vec![row("one", Some((0, "unmap-size"))), row("two", Some((17, "after-unmap")))]);
         assert!(full.is_full());
         let text = printed(&full);
-        for part in
-            ["ledger: unmap-size", "clean run", "port: after-unmap", " 17 ", "2 of 2", "elsewhere/lowzone replay"]
-        {
+        for part in [
+            "ledger: unmap-size",
+            "clean run",
+            "port: after-unmap",
+            " 17 ",
+            "2 of 2",
+            "clean --set machine.weak",
+            "elsewhere/lowzone replay",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let short = Score::new("x", vec![row("one", None), row("two", Some((17, "after-unmap")))]);
+        let short = Score::new(vec![row("one", None), row("two", Some((17, "after-unmap")))]);
         assert!(!short.is_full());
         let text = printed(&short);
         assert!(text.contains("missed") && text.contains("700") && text.contains("1 of 2"), "{text}");

@@ -43,6 +43,9 @@ pub struct Faults {
     /// DMA masks, refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<FaultTable>,
+    /// Per-CPU variables.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percpu: Option<FaultTable>,
     /// Register reads, which then give all-ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mmio: Option<FaultTable>,
@@ -180,6 +183,7 @@ impl Faults {
             Class::Ioremap => self.ioremap.as_ref(),
             Class::IrqVector => self.irq_vector.as_ref(),
             Class::Mask => self.mask.as_ref(),
+            Class::PerCpu => self.percpu.as_ref(),
             Class::Mmio => self.mmio.as_ref(),
             _ => None,
         };

@@ -111,6 +111,11 @@ pub struct Machine {
     /// and a driver that doesn't read back is seen. Default false: they arrive at once.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub posted_writes: bool,
+    /// Whether memory is weakly ordered between CPUs and devices: stores wait in store buffers, loads may give what was
+    /// there before, register writes arrive later, and only barriers tell. In lockstep alone; on the command line
+    /// --weak. Default false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub weak: bool,
 }
 
 impl Default for Machine {
@@ -128,6 +133,7 @@ impl Default for Machine {
             pcp: false,
             sanitize: Vec::new(),
             posted_writes: false,
+            weak: false,
         }
     }
 }
@@ -156,6 +162,7 @@ impl Machine {
             pcp: self.pcp,
             sanitize: Sanitizer::kernel(&self.sanitize),
             posted_writes: self.posted_writes,
+            weak: self.weak,
             ..MachineConfig::default()
         }
     }

@@ -34,6 +34,7 @@ mod step;
 mod step_check;
 #[cfg(test)]
 mod tests;
+pub(crate) mod text;
 
 pub use device::{Beyond, Device, StoreSpec};
 pub use driver::Driver;
@@ -56,6 +57,6 @@ pub use set::Set;
 pub use size::{Size, SizeError};
 pub use step::{
     AllocGfp, CanaryStep, ClearStep, Clearing, CopyStep, DEFAULT_BYTES, DmaDirection, DmaStep, ExerciseStep, HoldStep,
-    IoStep, IrqAllocStep, MapDirection, Memory, PacketsFrom, PacketsStep, Pattern, ProbeStep, RawPacketStep,
-    RawReadStep, RemoveStep, Step, StoryStep, Unmap,
+    InFlightStep, IoStep, IrqAllocStep, MapDirection, Memory, PacketsFrom, PacketsStep, Pattern, ProbeStep,
+    RawPacketStep, RawReadStep, RecoverStep, RemoveStep, ShutdownStep, Step, StoryStep, Unmap,
 };

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// One part of a [`KeyPath`].
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(super) enum Part {
+pub(crate) enum Part {
     /// A key of a table.
     Key(String),
     /// An element of an array, from 0.
@@ -16,7 +16,7 @@ pub(super) enum Part {
 
 /// The way from the root of a scenario to one value.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub(super) struct KeyPath(Vec<Part>);
+pub(crate) struct KeyPath(Vec<Part>);
 
 impl KeyPath {
     /// The value of a key in the table that this leads to.
@@ -46,7 +46,7 @@ impl KeyPath {
     }
 
     /// The last key in it, which is what a person calls the value; empty for the root.
-    pub(super) fn leaf(&self) -> &str {
+    pub(crate) fn leaf(&self) -> &str {
         self.0.iter().rev().find_map(Part::name).unwrap_or_default()
     }
 

@@ -5,6 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::explore::place::Strike;
+
 use super::{Device, Driver, Expect, Explore, Faults, Machine, NamedMachine, Need, On, OnMachine, Step};
 
 /// A lowzone scenario: a machine, its devices and a driver, what is done with them, and what must be seen.
@@ -31,6 +33,10 @@ pub struct Scenario {
     /// What is made to fail, as by Linux's fault injection: a table for each class, such as [fault.slab].
     #[serde(default, skip_serializing_if = "Faults::is_empty")]
     pub fault: Faults,
+    /// What a campaign found it to fail with, in the words of its tokens, such as "slab:io#3" or "schedule#17"; its
+    /// oracle then judges the run, and the expect table is not looked at. Default none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub strikes: Vec<Strike>,
     /// What must be seen.
     #[serde(default)]
     pub expect: Expect,

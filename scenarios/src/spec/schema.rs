@@ -144,7 +144,10 @@ mod tests {
                 "canary",
                 "hold",
                 "story",
-                "remove"
+                "in_flight",
+                "shutdown",
+                "remove",
+                "recover"
             ]
         );
         assert!(at(&path("machine.width")).is_none());

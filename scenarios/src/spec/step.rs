@@ -44,8 +44,14 @@ pub enum Step {
     Hold(HoldStep),
     /// Tells a story of the allocators on the machine's CPUs and holds each fact against what must be seen.
     Story(StoryStep),
+    /// Submits requests to every disk, and packets to every network device, that nobody waits for.
+    InFlight(InFlightStep),
+    /// Stops every device's DMA, as before a reboot; memory stays.
+    Shutdown(ShutdownStep),
     /// Unbinds the driver from every device; then nothing may be left.
     Remove(RemoveStep),
+    /// Ends all faults and puts pulled-out devices back: what fails from here on is the driver's fault.
+    Recover(RecoverStep),
 }
 
 impl Step {
@@ -65,7 +71,10 @@ impl Step {
             Self::Canary(_) => "canary",
             Self::Hold(_) => "hold",
             Self::Story(_) => "story",
+            Self::InFlight(_) => "in_flight",
+            Self::Shutdown(_) => "shutdown",
             Self::Remove(_) => "remove",
+            Self::Recover(_) => "recover",
         }
     }
 }
@@ -75,10 +84,33 @@ impl Step {
 #[serde(deny_unknown_fields, expecting = "a table of options")]
 pub struct ProbeStep {}
 
+/// Submits requests that nobody waits for.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct InFlightStep {}
+
+/// Stops every device's DMA.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct ShutdownStep {
+    /// Meanwhile another CPU uses the devices. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub under_io: bool,
+}
+
 /// Unbinds the driver from every device.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a table of options")]
-pub struct RemoveStep {}
+pub struct RemoveStep {
+    /// Meanwhile another CPU uses the devices. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub under_io: bool,
+}
+
+/// Ends all faults.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table of options")]
+pub struct RecoverStep {}
 
 /// Reads and writes one device and compares all that is read.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -106,6 +138,11 @@ pub struct IoStep {
     #[serde(default = "default_depth")]
     #[schemars(range(min = 1, max = 65536))]
     pub depth: u32,
+    /// CPUs that make requests, 1 to 64 but no more than the machine has; those beyond the queues share them. Default: as
+    /// many as there are queues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub submitters: Option<u32>,
     /// Where the buffers come from. Default "high".
     #[serde(default)]
     pub memory: Memory,
@@ -230,6 +267,10 @@ pub struct PacketsStep {
     #[serde(default = "default_pieces")]
     #[schemars(range(min = 1, max = 3))]
     pub pieces: u32,
+    /// Packets of one, two and three pieces by turns, whatever `pieces` says. Where there are several, the first is the
+    /// Ethernet header, in memory that the device reaches; the rest is wherever kmalloc finds it. Default false.
+    #[serde(default)]
+    pub mixed: bool,
     /// The flags that packets sent are allocated with. Default "GFP_ATOMIC".
     #[serde(default)]
     pub gfp: AllocGfp,

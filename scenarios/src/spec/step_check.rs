@@ -37,7 +37,7 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
                 require(!bound, &at, || Problem::BoundTwice { step: i })?;
                 bound = true;
             }
-            Step::Canary(_) | Step::Hold(_) | Step::Story(_) => {}
+            Step::Canary(_) | Step::Hold(_) | Step::Story(_) | Step::Recover(_) => {}
             _ => require(bound, &at, || Problem::NotBound { step: i, verb })?,
         }
         bound &= !matches!(step, Step::Remove(_));
@@ -53,7 +53,7 @@ pub(super) fn steps(scenario: &Scenario, kinds: &Kinds) -> Checked {
         }
         let device = |key: &str, name: &str| known_device(&at.key(key), name, &scenario.device, false);
         match step {
-            Step::Probe(_) | Step::Remove(_) => {}
+            Step::Probe(_) | Step::InFlight(_) | Step::Shutdown(_) | Step::Remove(_) | Step::Recover(_) => {}
             Step::Io(io) => {
                 device("device", &io.device)?;
                 io_step(&at, io, scenario)?;
@@ -123,6 +123,7 @@ fn unknown(at: &KeyPath, key: &str, value: &str, valid: &[&str]) -> Fault {
 fn io_step(at: &KeyPath, io: &IoStep, scenario: &Scenario) -> Checked {
     within(&at.key("requests"), io.requests, 1, MOST_REQUESTS)?;
     within(&at.key("depth"), io.depth, 1, MOST_DEPTH)?;
+    io.submitters.map_or(Ok(()), |most| within(&at.key("submitters"), most, 1, scenario.machine.cpus.into()))?;
     multiple(&at.key("start"), io.start, SECTOR)?;
     let (foreign, pattern): (&[_], _) = match io.pattern {
         Pattern::WriteRead => (&[("min_bytes", io.min_bytes), ("max_bytes", io.max_bytes)], "write-read"),

@@ -101,7 +101,8 @@ fn defaults_are_the_documented_ones() {
             coherent: true,
             pcp: false,
             sanitize: Vec::new(),
-            posted_writes: false
+            posted_writes: false,
+            weak: false
         }
     );
     let device = &scenario.device[0];
@@ -129,14 +130,14 @@ fn broken_files_say_where_and_what() {
         ("story = 's'\n[driver]\nwidth = 32\n", "x.toml:3:1: unknown key 'width' / it belongs elsewhere: device.width"),
         (
             "story = 's'\n[machine]\nxyzzy = 1\n",
-            "x.toml:3:1: unknown key 'xyzzy' / valid here: arch, coherent, cpus, dma_offset, iommu, low, pcp, posted_writes, ram, sanitize, swiotlb, swiotlb_force",
+            "x.toml:3:1: unknown key 'xyzzy' / valid here: arch, coherent, cpus, dma_offset, iommu, low, pcp, posted_writes, ram, sanitize, swiotlb, swiotlb_force, weak",
         ),
         ("story = 's'\n[[device]]\nname = 'a'\n", "x.toml:2:1: missing key 'kind'"),
         ("story = 's'\n[[step]]\nio = {}\n", "x.toml:3:6: missing key 'device'"),
         ("story = 's'\n[[step]]\nprboe = {}\n", "x.toml:3:1: unknown step 'prboe' / did you mean 'probe'?"),
         (
             "story = 's'\n[[step]]\n",
-            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, dma, packets, raw_packet, copy, clear, raw_read, irq_alloc, canary, hold, story, remove",
+            "x.toml:2:1: this step has no verb / give it one of: probe, io, exercise, dma, packets, raw_packet, copy, clear, raw_read, irq_alloc, canary, hold, story, in_flight, shutdown, remove, recover",
         ),
         (
             "story = 's'\n[[step]]\nprobe = {}\nremove = {}\n",

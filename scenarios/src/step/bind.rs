@@ -113,12 +113,13 @@ fn remove_virtio(cpu: &Cpu<'_>, bench: &Bench, slot: &Slot) {
 }
 
 /// Stops every bound device's DMA.
-pub(crate) fn shutdown(bench: &Arc<Bench>) -> Body {
+pub(super) fn shutdown(bench: &Arc<Bench>) -> Body {
     let bench = bench.clone();
     Box::new(move |cpu| {
         let _span = cpu.span("shutdown");
         for pci in devices(&bench).iter().rev().filter(|pci| bench.is_bound(pci.at())) {
             bench.driver.shutdown(cpu, pci);
+            pci.dma().shut_down();
         }
     })
 }

@@ -1,15 +1,21 @@
 //! `exercise`: the driver's own work with one device, again and again, each result checked by the driver itself.
 //!
-//! It runs on one CPU; the others take interrupts. Neighbours: `kit::LabDriver`, which does the work.
+//! It runs on one CPU; the others take interrupts. After work that failed it waits a little, as callers do: a device
+//! that was given up may not be through yet. Neighbours: `kit::LabDriver`, which does the work.
 
 use std::sync::Arc;
 
 use super::bind::device_at;
+use lowzone_guest_mem::wait::sleep;
+
 use crate::kit::ExerciseError;
 use crate::lab::{Bench, lock};
 use crate::result::ExerciseRow;
 use crate::spec::ExerciseStep;
 use crate::world::Body;
+
+/// How long nothing is asked of a device after work that failed, in nanoseconds.
+const PAUSE: u64 = 200_000_000;
 
 /// The body of an exercise.
 pub(super) fn body(bench: &Arc<Bench>, step: &ExerciseStep, label: String) -> Body {
@@ -31,7 +37,11 @@ pub(super) fn body(bench: &Arc<Bench>, step: &ExerciseStep, label: String) -> Bo
                 break;
             }
             let done = bench.driver.exercise(cpu, &device, nth);
+            let failed = matches!(done, Err(ref error) if !matches!(error, ExerciseError::WrongData { .. }));
             note(&bench, &step, index, done);
+            if failed && sleep(cpu, PAUSE).is_err() {
+                break;
+            }
         }
     })
 }

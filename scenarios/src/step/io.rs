@@ -1,7 +1,7 @@
 //! `io`: reads and writes of one device, with every byte that is read compared.
 //!
-//! The work is split over as many CPUs as the disk has queues, each on a queue and a stretch of the disk of its own,
-//! so that what a read must see is known whatever the world does. `write-read` writes blocks and reads them back;
+//! The work is split over as many CPUs as the disk has queues, or as the step says, each on a stretch of the disk of its
+//! own, so that what a read must see is known whatever the world does. `write-read` writes blocks and reads them back;
 //! `random` keeps a plain disk in memory beside the real one.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -29,7 +29,7 @@ pub(super) fn bodies(bench: &Arc<Bench>, step: &IoStep, label: String) -> Vec<Bo
         return Vec::new();
     };
     let cpus = bench.kernel.config().cpus;
-    let workers = cpus.min(u32::from(disk.queues())).max(1);
+    let workers = cpus.min(step.submitters.unwrap_or(disk.queues().into())).max(1);
     let base = slot.dma.counters();
     let written = lock(&slot.written).clone();
     lock(&slot.written).push(written_by(step, workers, slot));

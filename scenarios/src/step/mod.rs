@@ -24,15 +24,17 @@ use crate::lab::Bench;
 use crate::spec::Step;
 use crate::world::Body;
 
-pub(crate) use bind::shutdown;
-pub(crate) use flight::leave as leave_in_flight;
-
 /// The bodies of one step, one for each CPU that takes part.
 pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> {
     let label = || format!("{} {number}", step.verb());
     match step {
         Step::Probe(_) => vec![bind::probe(bench)],
+        Step::InFlight(_) => vec![flight::leave(bench)],
+        Step::Shutdown(step) if step.under_io => flight::beside(bench, bind::shutdown(bench), false),
+        Step::Shutdown(_) => vec![bind::shutdown(bench)],
+        Step::Remove(step) if step.under_io => flight::beside(bench, bind::remove(bench), true),
         Step::Remove(_) => vec![bind::remove(bench)],
+        Step::Recover(_) => Vec::new(),
         Step::Io(io) => io::bodies(bench, io, io.label.clone().unwrap_or_else(label)),
         Step::Exercise(work) => vec![exercise::body(bench, work, work.label.clone().unwrap_or_else(label))],
         Step::Dma(dma) => vec![dma::body(bench, dma, dma.label.clone().unwrap_or_else(label), number)],

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use lowzone_device::net::{Packets, frame};
 use lowzone_driver::net::{FRAGS, Frame, NetDevice, NetStats, Packet, Piece, ReceiveError, TransmitFailure};
+use lowzone_guest_mem::dma::{CoherentError, DmaDevice};
 use lowzone_guest_mem::gfp::{GFP_KERNEL, Gfp};
 use lowzone_guest_mem::kbuf::OutOfBounds;
 use lowzone_guest_mem::wait::WaitError;
@@ -28,11 +29,16 @@ const LOOK_NS: u64 = 1_000_000;
 /// No packet for so long is a stall; the driver tries to post buffers again each half second.
 const PATIENCE: u64 = 5_000_000_000;
 
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
+
 /// Why a packet is not even begun.
 #[derive(Debug, Error)]
 pub(crate) enum NotSent {
     #[error(transparent)]
     Memory(#[from] AllocError),
+    #[error(transparent)]
+    Low(#[from] CoherentError),
     #[error(transparent)]
     Bytes(#[from] OutOfBounds),
     #[error(transparent)]
@@ -42,12 +48,33 @@ pub(crate) enum NotSent {
 /// A packet to be sent, in so many pieces.
 pub(crate) fn build(cpu: &Cpu<'_>, bytes: &[u8], pieces: usize, gfp: Gfp) -> Result<Frame, NotSent> {
     let mut packet = Frame::new();
+    push(cpu, &mut packet, bytes, pieces, gfp)?;
+    Ok(packet)
+}
+
+/// Adds bytes to a packet in so many pieces.
+fn push(cpu: &Cpu<'_>, packet: &mut Frame, bytes: &[u8], pieces: usize, gfp: Gfp) -> Result<(), NotSent> {
     for part in bytes.chunks(bytes.len().div_ceil(pieces.clamp(1, FRAGS))) {
         let mut buf = KBuf::kmalloc(cpu, part.len(), gfp)?;
         buf.write_at(0, part)?;
         // As many as fit.
         let _ = packet.push(Piece::Buffer(buf));
     }
+    Ok(())
+}
+
+/// As [`build`], in one to three pieces by turns: of several the first is the Ethernet header, which the device reaches.
+fn build_mixed(cpu: &Cpu<'_>, dma: &DmaDevice, bytes: &[u8], number: u64, gfp: Gfp) -> Result<Frame, NotSent> {
+    let rest = usize::try_from(number).unwrap_or(0) % FRAGS;
+    let (header, payload) = bytes.split_at(ETHERNET.min(bytes.len()));
+    if rest == 0 {
+        return build(cpu, bytes, 1, gfp);
+    }
+    let mut packet = Frame::new();
+    let mut low = dma.alloc_pages(cpu, header.len(), gfp)?;
+    low.write_at(0, header)?;
+    let _ = packet.push(Piece::Buffer(low));
+    push(cpu, &mut packet, payload, rest, gfp)?;
     Ok(packet)
 }
 
@@ -171,7 +198,13 @@ impl Run<'_, '_> {
         let mut room = [0; frame::MOST];
         let bytes = frame::make(self.seed, number, &mut room);
         let pieces = usize::try_from(self.step.pieces).unwrap_or(1);
-        let Ok(mut packet) = build(self.cpu, bytes, pieces, data::mask(self.step.gfp)) else {
+        let gfp = data::mask(self.step.gfp);
+        let built = if self.step.mixed {
+            build_mixed(self.cpu, &self.slot.dma, bytes, number, gfp)
+        } else {
+            build(self.cpu, bytes, pieces, gfp)
+        };
+        let Ok(mut packet) = built else {
             self.row.lost.no_memory += 1;
             return;
         };

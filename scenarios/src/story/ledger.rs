@@ -113,6 +113,12 @@ const CRIMES: &[Crime] = &[
             s.device_writes(dma);
         })
     }),
+    Crime("after-shutdown", |scene| {
+        scene.kept(TO, |s, dma, _| {
+            s.device.shut_down();
+            s.device_reads(dma);
+        })
+    }),
     Crime("cpu-writes-mapped", |scene| {
         scene.touched(TO, |s, dma, buf| {
             buf.write_at(0, &[9])?;
@@ -254,6 +260,8 @@ impl Scene<'_, '_> {
         drop(list.unmap(cpu));
         let ring = self.device.alloc_coherent(cpu, BYTES, GFP_KERNEL)?;
         self.device_writes(ring.dma_addr());
+        // Nobody said that it has.
+        cpu.dma_rmb();
         telling.expect("the CPU reads coherent memory at once", 0x707, ring.read_u32(cpu, 0))
     }
 }

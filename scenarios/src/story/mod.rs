@@ -69,9 +69,9 @@ pub(crate) const STORIES: &[Story] = &[
     Story { name: "percpu", mistakes: &["preemptible"], parts: percpu::parts },
     Story { name: "remove", mistakes: remove::MISTAKES, parts: || alone(remove::tell) },
     Story { name: "sanitizers", mistakes: sanitizers::MISTAKES, parts: || alone(sanitizers::tell) },
-    Story { name: "scullc", mistakes: &["no-trim"], parts: || alone(scull::scullc) },
-    Story { name: "scullp", mistakes: &[], parts: || alone(scull::scullp) },
-    Story { name: "scullv", mistakes: &[], parts: || alone(scull::scullv) },
+    Story { name: "scullc", mistakes: &["no-trim"], parts: scull::scullc },
+    Story { name: "scullp", mistakes: &[], parts: scull::scullp },
+    Story { name: "scullv", mistakes: &[], parts: scull::scullv },
     Story { name: "thread-stack", mistakes: thread_stack::MISTAKES, parts: || alone(thread_stack::tell) },
     Story { name: "threaded-irq", mistakes: threaded_irq::MISTAKES, parts: || alone(threaded_irq::tell) },
     Story {

@@ -1,44 +1,121 @@
 //! `scullc`, `scullp`, `scullv`: one workload over LDD3's three memory devices.
 //!
 //! What differs is where a quantum comes from, and what that wastes: an object of a cache, whole pages, pages that are
-//! contiguous in virtual addresses only. The mistake of `scullc`: its cache is destroyed before its objects are freed.
+//! contiguous in virtual addresses only. At its end two CPUs write to one device at once. The mistake of `scullc`: its
+//! cache is destroyed before its objects are freed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowzone_driver::scull::{Backing, QSET, Scull, ScullError};
 use lowzone_guest_mem::Cpu;
+use lowzone_guest_mem::wait::Completion;
 
-use super::{StoryError, Telling};
+use super::{Part, StoryError, Telling};
 use crate::world::Random;
 
+const SECOND: u64 = 1_000_000_000;
 /// Bytes written one after the other.
 const BYTES: usize = 40_000;
 /// Bytes of one write and one read.
 const CHUNK: usize = 1000;
 
+/// What the two CPUs share.
+#[derive(Default)]
+struct Shared {
+    scull: Mutex<Option<Arc<Scull>>>,
+    made: Completion,
+    written: Completion,
+}
+
+impl Shared {
+    fn scull(&self) -> MutexGuard<'_, Option<Arc<Scull>>> {
+        self.scull.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Over a slab cache.
-pub(super) fn scullc(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
-    tell(telling, Backing::scullc(telling.cpu())?)
+pub(super) fn scullc() -> Vec<Part> {
+    parts(Backing::scullc)
 }
 
 /// Over pages.
-pub(super) fn scullp(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
-    tell(telling, Backing::scullp())
+pub(super) fn scullp() -> Vec<Part> {
+    parts(|_| Ok(Backing::scullp()))
 }
 
 /// Over virtually contiguous memory.
-pub(super) fn scullv(telling: &Telling<'_, '_>) -> Result<(), StoryError> {
-    tell(telling, Backing::scullv())
+pub(super) fn scullv() -> Vec<Part> {
+    parts(|_| Ok(Backing::scullv()))
 }
 
-fn tell(telling: &Telling<'_, '_>, backing: Backing) -> Result<(), StoryError> {
+/// The first CPU tells the workload alone; then both write every other chunk of the same stretch at once.
+fn parts(backing: fn(&Cpu<'_>) -> Result<Backing, ScullError>) -> Vec<Part> {
+    let first = Arc::new(Shared::default());
+    let second = first.clone();
+    vec![
+        Box::new(move |telling| {
+            let told = backing(telling.cpu()).map_err(StoryError::from).and_then(|made| tell(telling, made, &first));
+            // Whatever came of it, nobody waits for it.
+            first.made.complete(telling.cpu());
+            told
+        }),
+        Box::new(move |telling| help(telling, &second)),
+    ]
+}
+
+fn tell(telling: &Telling<'_, '_>, backing: Backing, shared: &Shared) -> Result<(), StoryError> {
     let cpu = telling.cpu();
-    let scull = Scull::new(backing);
-    let told = workload(telling, cpu, &scull);
-    if telling.makes("no-trim") {
-        scull.remove_untrimmed(cpu);
-    } else {
-        scull.remove(cpu);
+    let scull = Arc::new(Scull::new(backing));
+    let mut told = workload(telling, cpu, &scull);
+    if told.is_ok() && !telling.makes("no-trim") {
+        told = together(telling, &scull, shared);
+    }
+    match Arc::into_inner(scull) {
+        Some(scull) if telling.makes("no-trim") => scull.remove_untrimmed(cpu),
+        Some(scull) => scull.remove(cpu),
+        None => telling.expect("the device's last user is this CPU", true, false)?,
     }
     told
+}
+
+/// Both CPUs write, and what is there afterwards is what both wrote.
+fn together(telling: &Telling<'_, '_>, scull: &Arc<Scull>, shared: &Shared) -> Result<(), StoryError> {
+    let cpu = telling.cpu();
+    *shared.scull() = Some(scull.clone());
+    shared.made.complete(cpu);
+    let content = content(scull);
+    let mine = every_other(cpu, scull, &content, 0);
+    let waited = shared.written.wait_timeout(cpu, 60 * SECOND);
+    shared.scull().take();
+    mine?;
+    waited?;
+    let mut back = vec![0; BYTES];
+    let read = read(cpu, scull, 0, &mut back)?;
+    telling.expect("bytes that two CPUs wrote at once, read back", BYTES, read)?;
+    telling.expect("they are what both wrote", true, back == content)?;
+    telling.expect("quanta then", BYTES.div_ceil(scull.quantum()), scull.counts(cpu).1)
+}
+
+fn help(telling: &Telling<'_, '_>, shared: &Shared) -> Result<(), StoryError> {
+    let cpu = telling.cpu();
+    shared.made.wait_timeout(cpu, 60 * SECOND)?;
+    let Some(scull) = shared.scull().clone() else { return Ok(()) };
+    let written = every_other(cpu, &scull, &content(&scull), 1);
+    drop(scull);
+    shared.written.complete(cpu);
+    Ok(written?)
+}
+
+fn content(scull: &Scull) -> Vec<u8> {
+    let mut content = vec![0; BYTES];
+    Random::new(scull.quantum() as u64 + 1).fill(&mut content);
+    content
+}
+
+/// Writes every other chunk, from the first or the second on.
+fn every_other(cpu: &Cpu<'_>, scull: &Scull, content: &[u8], first: usize) -> Result<(), ScullError> {
+    let mut chunks = content.chunks(CHUNK).enumerate().skip(first).step_by(2);
+    chunks.try_for_each(|(nth, chunk)| write(cpu, scull, (nth * CHUNK) as u64, chunk))
 }
 
 fn workload(telling: &Telling<'_, '_>, cpu: &Cpu<'_>, scull: &Scull) -> Result<(), StoryError> {

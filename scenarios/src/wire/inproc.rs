@@ -284,7 +284,11 @@ impl InProc {
     pub fn take_handler(&self, cpu: u32) -> Option<Arc<dyn IrqHandler>> {
         loop {
             let irq = self.take_irq(cpu)?;
-            if let Some(handler) = self.interrupts.kernel.get()?.irqs().handler(irq) {
+            let kernel = self.interrupts.kernel.get()?;
+            if irq >= MSI_FIRST {
+                kernel.message_arrived(cpu);
+            }
+            if let Some(handler) = kernel.irqs().handler(irq) {
                 return Some(handler);
             }
         }
@@ -293,6 +297,13 @@ impl InProc {
     /// How many vectors are allocated.
     pub fn vectors(&self) -> usize {
         lock(&self.interrupts.state).vectors.len()
+    }
+
+    /// A configuration access doesn't pass the register writes before it.
+    fn push_posted(&self, slot: usize) {
+        if let Some(kernel) = self.interrupts.kernel.get() {
+            kernel.push_posted(slot as u64);
+        }
     }
 
     fn function(&self, at: Bdf) -> Option<(usize, Arc<dyn PciFunction>)> {
@@ -326,11 +337,15 @@ fn device_width(width: Width) -> DeviceWidth {
 impl PciBus for InProc {
     fn config_read(&self, at: Bdf, offset: u16, width: Width) -> u32 {
         let absent = u32::try_from(width.ones()).unwrap_or(u32::MAX);
-        self.function(at).map_or(absent, |(_, function)| function.config_read(offset, device_width(width)))
+        self.function(at).map_or(absent, |(slot, function)| {
+            self.push_posted(slot);
+            function.config_read(offset, device_width(width))
+        })
     }
 
     fn config_write(&self, at: Bdf, offset: u16, width: Width, value: u32) {
         if let Some((slot, function)) = self.function(at) {
+            self.push_posted(slot);
             function.config_write(offset, device_width(width), value);
             self.interrupts.stir(Stir::Device(slot));
         }

@@ -15,7 +15,7 @@ use super::{qtest, vhost_user};
 use crate::spec::{Expect, Need, Scenario};
 
 /// Findings that come from seeing each access of a device.
-const FROM_DMA: [&str; 8] = [
+const FROM_DMA: [&str; 9] = [
     "iommu-fault",
     "beyond-width",
     "bus-master-off",
@@ -24,6 +24,7 @@ const FROM_DMA: [&str; 8] = [
     "outside-mapping",
     "not-mapped",
     "while-cpu-owns",
+    "after-shutdown",
 ];
 
 /// What joins the driver to its devices.
@@ -158,6 +159,9 @@ impl WireKind {
         // What a peer does and when follows no seed.
         if let Some(&need) = scenario.needs.first() {
             return Err(Skip::Need(need));
+        }
+        if scenario.machine.weak {
+            return Err(Skip::Need(Need::Lockstep));
         }
         match self {
             Self::InProc => {}

@@ -27,7 +27,7 @@ use lowzone_guest_mem::cpu::{Cpu, set_current};
 use lowzone_guest_mem::env::{Task, Wake};
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::finding::FindingKind;
-use lowzone_guest_mem::kernel::KernelRef;
+use lowzone_guest_mem::kernel::{Kernel, KernelRef};
 
 use super::panics::Quiet;
 use super::{Body, Exit, FUEL, Random};
@@ -104,6 +104,9 @@ impl Lockstep {
             spawned: RefCell::default(),
         });
         let devices = workers.into_iter().map(|worker| Device { worker, at: None }).collect();
+        if let Some(kernel) = kernel.get() {
+            kernel.seed_weak(seed);
+        }
         Self { shared, devices, tasks: Vec::new() }
     }
 
@@ -162,9 +165,10 @@ impl Lockstep {
         let mut runnable = Vec::new();
         while !self.over(&cpus, given) {
             self.adopt(&mut cpus);
+            self.let_memory_settle(Kernel::weak_turn);
             self.find_runnable(&cpus, &mut runnable);
             if runnable.is_empty() {
-                if self.advance_time() {
+                if self.let_memory_settle(Kernel::weak_settle).unwrap_or(false) || self.advance_time() {
                     continue;
                 }
                 self.shared.report(FindingKind::Deadlock { parked: self.unfinished(given) });
@@ -176,6 +180,7 @@ impl Lockstep {
                 None => {}
             }
         }
+        self.let_memory_settle(Kernel::weak_settle);
         let left = self.unfinished(given);
         if left > 0 {
             before_teardown(left);
@@ -193,6 +198,11 @@ impl Lockstep {
         }
         self.tasks = if cpus.len() > TASKS { cpus.split_off(TASKS) } else { Vec::new() };
         exits
+    }
+
+    /// Lets what is under way between CPUs and devices arrive, by a function of the kernel's.
+    fn let_memory_settle<R>(&self, settle: impl FnOnce(&Kernel) -> R) -> Option<R> {
+        self.shared.kernel.get().map(settle)
     }
 
     /// Given bodies that have not ended.
@@ -266,10 +276,16 @@ impl Lockstep {
             let number = u32::try_from(cpu).unwrap_or(0);
             let result = catch_unwind(AssertUnwindSafe(|| body(&Cpu::of_task(number, task, kernel, &env))));
             // A panic may have left counts behind: the idle task begins with a CPU of its own.
-            match (env.shared.ended(id, result), task) {
-                (false, _) => {}
-                (true, 0) => Cpu::new(number, kernel, &env).idle(),
-                (true, _) => Cpu::of_task(number, task, kernel, &env).take_interrupts(),
+            if !env.shared.ended(id, result) {
+                return;
+            }
+            let rest = catch_unwind(AssertUnwindSafe(|| match task {
+                0 => Cpu::new(number, kernel, &env).idle(),
+                _ => Cpu::of_task(number, task, kernel, &env).take_interrupts(),
+            }));
+            // A handler may stop the CPU for good as well as the body that was interrupted.
+            if rest.is_err() {
+                env.shared.ended(id, rest);
             }
         })
     }

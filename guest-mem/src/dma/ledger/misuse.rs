@@ -365,6 +365,17 @@ pub enum Violation {
         /// The mapping that holds the range.
         mapping: Mapping,
     },
+    /// The driver was shut down: the memory is the next kernel's.
+    #[error(
+        "device {} DMA memory after its driver's shutdown [device address={:#018x}] [size={} bytes] [mapped with {}]",
+        .access.verb(), .access.dma.get(), .access.len, .mapping.dir
+    )]
+    AfterShutdown {
+        /// What was asked.
+        access: Access,
+        /// The mapping that held the range before.
+        mapping: Mapping,
+    },
 }
 
 impl Violation {
@@ -375,7 +386,8 @@ impl Violation {
             | Self::WrongDirection { access, .. }
             | Self::Outside { access, .. }
             | Self::Unmapped { access }
-            | Self::WhileCpuOwns { access, .. } => *access,
+            | Self::WhileCpuOwns { access, .. }
+            | Self::AfterShutdown { access, .. } => *access,
         }
     }
 
@@ -385,7 +397,8 @@ impl Violation {
             Self::AfterUnmap { dead, .. } => Some(&dead.mapping),
             Self::WrongDirection { mapping, .. }
             | Self::Outside { mapping, .. }
-            | Self::WhileCpuOwns { mapping, .. } => Some(mapping),
+            | Self::WhileCpuOwns { mapping, .. }
+            | Self::AfterShutdown { mapping, .. } => Some(mapping),
             Self::Unmapped { .. } => None,
         }
     }

@@ -229,6 +229,18 @@ fn a_grant_is_counted_and_leads_to_the_bytes_of_the_bounce_slot() {
 }
 
 #[test]
+fn after_a_shutdown_nothing_is_granted_until_the_driver_lets_go() {
+    let mut ledger = Ledger::new();
+    ledger.map(single(1, 0, 64, Dir::FromDevice));
+    assert_eq!(refused(&mut ledger, 0, 64, true), None);
+    ledger.set_shut_down(true);
+    let refused_then = refused(&mut ledger, 0, 64, true);
+    assert!(matches!(refused_then, Some(Violation::AfterShutdown { mapping, .. }) if mapping.id == 1));
+    ledger.set_shut_down(false);
+    assert_eq!(refused(&mut ledger, 0, 64, true), None);
+}
+
+#[test]
 fn an_open_window_keeps_the_device_out_of_its_bytes_only() {
     let mut ledger = Ledger::new();
     ledger.map(single(1, 0, 64, Dir::FromDevice));
@@ -366,6 +378,7 @@ impl Book {
                 match violation {
                     Violation::WrongDirection { .. } => assert!(its.is_some_and(|it| holds(it) && !allows(it))),
                     Violation::WhileCpuOwns { .. } => assert!(its.is_some_and(|it| holds(it) && it.cpu & range != 0)),
+                    Violation::AfterShutdown { .. } => panic!("nobody shuts down here: {violation}"),
                     Violation::Outside { before, past, .. } => {
                         let its = its.unwrap();
                         let out = (range & !its.bytes()).count_ones();

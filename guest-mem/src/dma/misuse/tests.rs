@@ -261,3 +261,31 @@ fn a_pointer_into_free_memory_is_told_whatever_the_memory_was() {
     let text = lab.kernel().findings()[0].to_string();
     assert!(text.contains("KASAN") && text.contains("misuse/tests.rs:"), "{text}");
 }
+
+#[test]
+fn what_is_written_past_its_buffer_is_told_with_both_places_and_hits_the_neighbour() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    let [first, second] = [(); 2].map(|()| KBuf::kmalloc(&cpu, 8, GFP_KERNEL).unwrap());
+    assert_eq!(second.phys().get(), first.phys().get() + 8);
+    let longer = overrun(&cpu, first, &[7; 16]);
+    let mut behind = [0; 8];
+    second.read_at(0, &mut behind).unwrap();
+    assert_eq!((longer.len(), behind, lab.findings()), (16, [7; 8], vec!["out-of-bounds"]));
+    let finding = &lab.kernel().findings()[0];
+    assert_eq!(finding.sites.iter().map(|site| site.0).collect::<Vec<_>>(), ["written at", "allocated at"]);
+    assert_eq!(finding.kind.config(), Some("CONFIG_KASAN"));
+    drop(overrun(&cpu, second, &[8; 8]));
+    assert_eq!(lab.findings().len(), 1, "all of it and no more");
+}
+
+#[test]
+fn kfree_by_pointer_frees_what_kmalloc_gave_and_nothing_of_vmallocs() {
+    let lab = Lab::new();
+    let cpu = lab.cpu();
+    kfree_virt(&cpu, std::mem::ManuallyDrop::new(KBuf::kmalloc(&cpu, 64, GFP_KERNEL).unwrap()).virt());
+    assert!(lab.findings().is_empty() && lab.leaks().is_empty());
+    let area = crate::vmalloc::vmalloc(&cpu, 64).unwrap();
+    kfree_virt(&cpu, area.virt());
+    assert_eq!((lab.findings(), lab.leaks().len()), (vec!["bad-free"], 1));
+}

@@ -4,7 +4,7 @@
 
 use super::{Cut, POISON_FREED, Taken};
 use crate::addr::PhysAddr;
-use crate::dma::coherent::Coherent;
+use crate::dma::coherent::{self, Coherent};
 use crate::kbuf::KBuf;
 use crate::kernel::Kernel;
 use crate::site::Owner;
@@ -103,6 +103,7 @@ impl Page {
             return Err(if self.free.contains(&offset) { Wrong::Free } else { Wrong::Place });
         };
         self.out.swap_remove(at);
+        coherent::settle(kernel, phys, self.cut.size.into());
         if watched {
             fill(kernel, phys, self.cut.size.into(), POISON_FREED);
         }

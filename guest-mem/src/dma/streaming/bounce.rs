@@ -53,7 +53,10 @@ impl DmaDevice {
             return Err(warn_pool_beyond(kernel, self, overflow));
         }
         // Both lie in RAM: one is the caller's buffer, the other the pool.
-        if !planted!(NoCopyIn) {
+        let copies = !planted!(NoCopyIn);
+        #[cfg(lowzone_mutants)]
+        let copies = copies && !(leaks() && terms.dir == crate::dma::direction::Dir::FromDevice);
+        if copies {
             let _ = kernel.ram().copy(orig, slot.phys, size);
         }
         let mut counters = self.state.counters.lock();
@@ -88,6 +91,14 @@ impl DmaDevice {
         self.state.counters.lock().bounced_bytes += len;
         len
     }
+}
+
+/// Whether the seeded bug is in by which a slot for the device to write into begins with what was in it before: which one
+/// is said by the environment, as to the drivers (`swiotlb-info-leak`).
+#[cfg(lowzone_mutants)]
+fn leaks() -> bool {
+    static CHOSEN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *CHOSEN.get_or_init(|| std::env::var("LOWZONE_MUTANT").is_ok_and(|name| name == "swiotlb-info-leak"))
 }
 
 /// Gives a mapping's slots back.

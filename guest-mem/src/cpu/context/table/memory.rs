@@ -91,6 +91,9 @@ pub(super) const CALLS: &[Row] = &[
     ("percpu.rs", "this_cpu_inc", From::Anywhere, |set, cpu| set.each.this_cpu_inc(cpu)),
     ("percpu.rs", "__this_cpu_add", From::Pinned, |set, cpu| set.each.__this_cpu_add(cpu, 1)),
     ("percpu.rs", "smp_processor_id", From::Pinned, |_, cpu| ignore(percpu::smp_processor_id(cpu))),
+    ("percpu/misuse.rs", "unchecked", From::Anywhere, |set, cpu| {
+        ignore(percpu::misuse::unchecked(cpu, percpu::alloc_percpu::<u64>(&set.calm)))
+    }),
     ("percpu/counter.rs", "new", From::Process, |_, cpu| ignore(percpu::PercpuCounter::new(cpu, 0))),
     ("percpu/counter.rs", "add", From::Anywhere, |set, cpu| {
         percpu::PercpuCounter::new(&set.calm, 0).unwrap().add(cpu, 1)

@@ -62,6 +62,9 @@ pub(super) const CALLS: &[Row] = &[
     ("kthread/misuse.rs", "map_single", From::Anywhere, |set, cpu| {
         set.stack(|on| ignore(kthread::misuse::map_single(cpu, &set.device, on, Dir::ToDevice)));
     }),
+    ("kthread/misuse.rs", "with_variable", From::Process, |_, cpu| {
+        ignore(kthread::misuse::with_variable(cpu, 8, |_| ()))
+    }),
     ("kthread/misuse.rs", "map_page", From::Anywhere, |set, cpu| {
         set.stack(|on| ignore(kthread::misuse::map_page(cpu, &set.device, on, Dir::ToDevice)));
     }),
