@@ -1,8 +1,9 @@
-//! One barrier, lock or sync that isn't there, to see whether the lab tells.
+//! One barrier or lock that isn't there, to see whether the lab tells.
 //!
 //! A call that can be taken out asks [`here`]. The answer is no, unless the build has `--cfg lowzone_mutants` and the
 //! environment variable `LOWZONE_REMOVED` names the caller's line, such as `driver/src/virtio/ring.rs:264`, once for the
-//! whole process. Neighbours: `cpu`, whose barriers ask; `lock`; `dma::streaming`. Left out: several at once.
+//! whole process. Neighbours: `cpu`, whose barriers ask; `lock`. Left out: several at once;
+//! syncs, of which the virtio drivers have none.
 
 /// Whether the caller's call is the one that isn't there.
 #[cfg(not(lowzone_mutants))]

@@ -51,7 +51,7 @@ enum Command {
     #[cfg(lowzone_mutants)]
     #[command(hide = true)]
     Seeded,
-    /// Take each barrier, lock and sync out of the virtio drivers, one at a time, and see who tells.
+    /// Take each barrier and lock out of the virtio drivers, one at a time, and see who tells.
     #[cfg(lowzone_mutants)]
     Removals(crate::removals::Removals),
     /// Run every scenario on every wire or every named machine, and tell what came out.

@@ -1,4 +1,4 @@
-//! `lowzone removals`: is each barrier, lock and sync of the virtio drivers there because without it something is told?
+//! `lowzone removals`: is each barrier and lock of the virtio drivers there because without it something is told?
 //!
 //! Only in the build with `--cfg lowzone_mutants`, whose kernel takes the one call out that the environment names. The
 //! calls are read from the drivers' sources; each is tried with the same runs in weak memory, until one is not as
@@ -26,7 +26,7 @@ const VARIABLE: &str = "LOWZONE_REMOVED";
 const DRIVERS: [&str; 3] = ["driver/src/blk", "driver/src/net", "driver/src/virtio"];
 /// What can be taken out.
 const BARRIERS: [&str; 5] = ["mb", "wmb", "rmb", "dma_wmb", "dma_rmb"];
-const CALLS: [&str; 6] = ["lock", "lock_irqsave", "lock_bh", "sync_for_cpu", "sync_range_for_cpu", "sync_for_device"];
+const CALLS: [&str; 3] = ["lock", "lock_irqsave", "lock_bh"];
 /// What every removal is tried with, seed by seed.
 const RUNS: [&[&str]; 6] = [
     &["block/contended"],

@@ -1,8 +1,8 @@
 //! Requests that nobody waits for: what a disk is busy with when its driver has to let go of it.
 //!
 //! A campaign does this before each removal and shutdown of the scenario: a driver that only ever lets go of an idle
-//! device proves little. In half of its schedules another CPU goes on using the device meanwhile (`busy`). Neighbours: `explore::case`. Left out: drivers without disks and packets, whose work ends before
-//! `exercise` returns.
+//! device proves little. In half of its schedules another CPU goes on using the device meanwhile (`busy`). Neighbours:
+//! `explore::phases`. Left out: drivers without disks and packets, whose work ends before `exercise` returns.
 
 use std::sync::Arc;
 
