@@ -82,6 +82,10 @@ pub(crate) const SPINLOCK: &str = "spinlock";
 /// The name of a mutex in findings.
 pub(crate) const MUTEX: &str = "mutex";
 
+/// Points that whoever has no lock passes inside.
+#[cfg(lowzone_mutants)]
+const STALL: u32 = 4;
+
 /// What both driver locks share: the value, who holds it, and who waits.
 struct Core<T> {
     value: StdMutex<T>,
@@ -116,8 +120,24 @@ impl<T> Core<T> {
             self.take_held(cpu, owner)
         });
         self.taken(cpu, owner, bare);
+        if bare {
+            self.stall(cpu, owner);
+        }
         guard
     }
+
+    /// Whoever went in without the lock stays for a while, so that others may come: what KCSAN's watchpoints do
+    /// (`kcsan_setup_watchpoint`, `udelay_task`).
+    #[cfg(lowzone_mutants)]
+    #[cold]
+    fn stall(&self, cpu: &Cpu<'_>, owner: Owner) {
+        for _ in 0..STALL {
+            let _ = cpu.point_for(Class::Lock, 0, owner);
+        }
+    }
+
+    #[cfg(not(lowzone_mutants))]
+    fn stall(&self, _: &Cpu<'_>, _: Owner) {}
 
     /// Two are inside at once, since one of them went in without the lock: reported, and then it is waited for all the
     /// same, as Rust gives the value to one.

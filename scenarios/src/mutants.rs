@@ -126,6 +126,9 @@ pub(crate) enum MutantsError {
     Unknown { name: String, known: Vec<String> },
     #[error("the campaign of {name} {how}: {said}")]
     Failed { name: String, how: String, said: String },
+    #[cfg(lowzone_mutants)]
+    #[error("without a removal `{name}` is not as expected either: no removal can be told by it")]
+    Unclean { name: String },
     #[error("{program} gave an answer that can't be read: {source}")]
     Answer { program: String, source: serde_json::Error },
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use lowzone_guest_mem::dma::{Coherent, DmaDevice, dma_bit_mask};
+use lowzone_guest_mem::dma::{DmaDevice, dma_bit_mask};
 use lowzone_guest_mem::env::{IrqHandler, IrqReturn};
 use lowzone_guest_mem::irq::{IrqLine, request_irq};
 use lowzone_guest_mem::lock::Locked;
@@ -347,18 +347,10 @@ impl Disk {
     pub fn ring_places(&self, cpu: &Cpu<'_>) -> Vec<RingPlace> {
         let mut places = Vec::new();
         for (index, queue) in (0_u16..).zip(&self.core.queues) {
-            let place = |what, memory: &Coherent| RingPlace {
-                queue: index,
-                what,
-                phys: memory.phys(),
-                len: memory.len(),
-                zone: memory.zone(),
-            };
-            let names = ["ring", "indirect tables"];
-            queue.with_ring(cpu, |vq| {
-                places.extend(names.iter().zip(vq.memory()).map(|(what, memory)| place(what, memory)));
+            queue.for_each_place(cpu, |what, memory| {
+                let (phys, len, zone) = (memory.phys(), memory.len(), memory.zone());
+                places.push(RingPlace { queue: index, what, phys, len, zone });
             });
-            places.push(place("headers, status", queue.meta()));
         }
         places
     }
@@ -453,10 +445,9 @@ fn set_up_queue(
     let result = transport.setup_queue(cpu, index, vector, &mut |max| {
         let size = if options.queue_size == 0 { max } else { options.queue_size.min(max) };
         match BlkQueue::new(cpu, dma, (index, size), (features, options.polled), gauge) {
-            Ok(queue) => {
-                let layout = queue.with_ring(cpu, crate::virtio::ring::Virtqueue::layout);
+            Ok((queue, layout)) => {
                 made = Some(Arc::new(queue));
-                layout.ok_or(VirtioError::NoQueue { index, size })
+                Ok(layout)
             }
             Err(error) => {
                 refused = Some(error);

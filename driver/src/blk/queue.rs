@@ -24,7 +24,7 @@ use crate::driver::ProbeError;
 #[cfg(lowzone_mutants)]
 use crate::mutant::{self, Mutant};
 use crate::virtio::ring::{RingError, RingStats, Segment, Virtqueue};
-use crate::virtio::transport::Transport;
+use crate::virtio::transport::{QueueLayout, Transport};
 
 const HEADER: usize = 16;
 const CACHE_LINE: usize = 64;
@@ -104,6 +104,8 @@ impl Slot {
 
 struct State {
     vq: Option<Virtqueue>,
+    /// Headers and status bytes, as long as there is the ring.
+    meta: Option<Coherent>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     generations: Vec<u32>,
@@ -117,7 +119,6 @@ pub struct BlkQueue {
     polled: bool,
     dma: DmaDevice,
     gauge: Arc<Gauge>,
-    meta: Coherent,
     status_at: usize,
     state: SpinLock<State>,
     /// By slot: how the request ended, until it is collected: without the queue's lock, which the submitters need.
@@ -142,7 +143,8 @@ fn cells(n: u16) -> Vec<AtomicU32> {
 }
 
 impl BlkQueue {
-    /// A queue of `size` entries for the agreed `features`; a `polled` one interrupts nobody. Process context.
+    /// A queue of `size` entries for the agreed `features`, and where the device finds it; a `polled` one interrupts
+    /// nobody. Process context.
     ///
     /// # Errors
     /// No coherent memory.
@@ -152,7 +154,7 @@ impl BlkQueue {
         (index, size): (u16, u16),
         (features, polled): (u64, bool),
         gauge: &Arc<Gauge>,
-    ) -> Result<Self, ProbeError> {
+    ) -> Result<(Self, QueueLayout), ProbeError> {
         let mut vq = Virtqueue::new(cpu, dma, index, size, features)?;
         if polled {
             vq.disable_interrupts(cpu);
@@ -174,20 +176,21 @@ impl BlkQueue {
         if meta.is_err() && mutant::is(Mutant::UnwindFreesTwice) {
             vq.free_tables_early(cpu);
         }
+        let layout = vq.layout();
         let state = State {
             vq: Some(vq),
+            meta: Some(meta?),
             slots: std::iter::repeat_with(|| Slot::Free).take(usize::from(size)).collect(),
             free: (0..size).rev().collect(),
             generations: vec![0; usize::from(size)],
             newest_done: 0,
             stats: QueueStats::default(),
         };
-        Ok(Self {
+        let queue = Self {
             index,
             polled,
             dma: dma.clone(),
             gauge: gauge.clone(),
-            meta: meta?,
             status_at,
             state: SpinLock::new(state),
             results: std::iter::repeat_with(Locked::default).take(usize::from(size)).collect(),
@@ -199,7 +202,8 @@ impl BlkQueue {
             dead: AtomicBool::new(false),
             waiters: WaitQueue::new(),
             resting: AtomicU32::new(0),
-        })
+        };
+        Ok((queue, layout))
     }
 
     /// Whether whoever waits looks at the ring itself.
@@ -207,14 +211,12 @@ impl BlkQueue {
         self.polled
     }
 
-    /// Runs `with` on the ring, if it was not taken down yet.
-    pub(crate) fn with_ring<R>(&self, cpu: &Cpu<'_>, with: impl FnOnce(&Virtqueue) -> R) -> Option<R> {
-        self.state.lock_irqsave(cpu).vq.as_ref().map(with)
-    }
-
-    /// The memory of headers and status bytes.
-    pub(crate) fn meta(&self) -> &Coherent {
-        &self.meta
+    /// Shows `with` each piece of memory that the device reaches, by name; none after the queue was taken down.
+    pub(crate) fn for_each_place(&self, cpu: &Cpu<'_>, mut with: impl FnMut(&'static str, &Coherent)) {
+        let state = self.state.lock_irqsave(cpu);
+        let ring = state.vq.iter().flat_map(Virtqueue::memory);
+        ["ring", "indirect tables"].into_iter().zip(ring).for_each(|(what, memory)| with(what, memory));
+        state.meta.iter().for_each(|meta| with("headers, status", meta));
     }
 
     /// What it carried so far.
@@ -249,14 +251,14 @@ impl BlkQueue {
 
     /// After the reset: unmaps and gives up what was still in flight, then frees the ring.
     pub(crate) fn take_down(&self, cpu: &Cpu<'_>) {
-        let (vq, lost) = {
+        let (vq, meta, lost) = {
             let mut state = self.state.lock_irqsave(cpu);
             let state = &mut *state;
             // What nobody will collect goes now, not with the last one who knows the queue.
             self.sweep(state);
             let lost: Vec<Slot> = state.slots.iter_mut().map(|slot| std::mem::replace(slot, Slot::Free)).collect();
             state.stats.ring = state.vq.as_ref().map(Virtqueue::stats).unwrap_or_default();
-            (state.vq.take(), lost)
+            (state.vq.take(), state.meta.take(), lost)
         };
         #[cfg(lowzone_mutants)]
         if mutant::is(Mutant::UnmapWrongDirection) {
@@ -272,6 +274,7 @@ impl BlkQueue {
             return vq.into_iter().for_each(|vq| vq.free_as_legacy(cpu));
         }
         drop(vq);
+        drop(meta);
     }
 
     /// Maps the data and puts the request on the ring; the device is told by the next [`BlkQueue::commit`]. Any context.
@@ -378,15 +381,15 @@ impl BlkQueue {
         if state.free.is_empty() {
             self.take_returned(state);
         }
-        let Some(vq) = &mut state.vq else { return Err((payload, SubmitFailure::Dead)) };
+        let (Some(vq), Some(meta)) = (&mut state.vq, &state.meta) else { return Err((payload, SubmitFailure::Dead)) };
         let Some(slot) = state.free.pop() else { return Err((payload, SubmitFailure::Full)) };
         let (header, status) = (usize::from(slot) * HEADER, self.status_at + usize::from(slot));
         let mut bytes = [0; HEADER];
         bytes[..4].copy_from_slice(&op.code().to_le_bytes());
         bytes[8..].copy_from_slice(&sector.to_le_bytes());
-        self.meta.write(cpu, header, &bytes);
-        self.meta.write_u8(cpu, status, STATUS_UNSET);
-        let at = |offset: usize| self.meta.dma_addr().wrapping_add(offset as u64);
+        meta.write(cpu, header, &bytes);
+        meta.write_u8(cpu, status, STATUS_UNSET);
+        let at = |offset: usize| meta.dma_addr().wrapping_add(offset as u64);
         let head = Segment { addr: at(header), len: 16, write: false };
         let tail = Segment { addr: at(status), len: 1, write: true };
         let added = match addr {
@@ -497,7 +500,7 @@ impl BlkQueue {
         let Slot::InFlight { op, sequence, data, payload } = std::mem::replace(&mut state.slots[at], Slot::Free) else {
             return;
         };
-        let status = self.meta.read_u8(cpu, self.status_at + at);
+        let status = state.meta.as_ref().map_or(STATUS_UNSET, |meta| meta.read_u8(cpu, self.status_at + at));
         let result = verdict(op, status, wrote, data);
         #[cfg(lowzone_mutants)]
         let result = if mutant::is(Mutant::FalseSuccess) { Ok(()) } else { result };

@@ -371,21 +371,9 @@ impl NetDevice {
         let vector = |entry: u16| if vectors.is_some() { entry } else { NO_VECTOR };
         let place = (transport.as_ref(), options.queue_size);
         let dma = pci.dma();
-        let rx = set_up(
-            cpu,
-            place,
-            (rx::INDEX, vector(1)),
-            |size| ReceiveQueue::new(cpu, dma, size, features),
-            |queue| queue.layout(cpu),
-        );
+        let rx = set_up(cpu, place, (rx::INDEX, vector(1)), |size| ReceiveQueue::new(cpu, dma, size, features));
         let tx = rx.and_then(|rx| {
-            let made = set_up(
-                cpu,
-                place,
-                (tx::INDEX, vector(2)),
-                |size| TransmitQueue::new(cpu, dma, size, features),
-                |queue| queue.layout(cpu),
-            );
+            let made = set_up(cpu, place, (tx::INDEX, vector(2)), |size| TransmitQueue::new(cpu, dma, size, features));
             match made {
                 Ok(tx) => Ok((rx, tx)),
                 Err(error) => {
@@ -519,14 +507,14 @@ fn set_up<Q>(
     cpu: &Cpu<'_>,
     (transport, most): (&dyn Transport, u16),
     (index, vector): (u16, u16),
-    make: impl Fn(u16) -> Result<Q, VirtioError>,
-    layout: impl Fn(&Q) -> Option<QueueLayout>,
+    make: impl Fn(u16) -> Result<(Q, QueueLayout), VirtioError>,
 ) -> Result<Q, ProbeError> {
     let mut made = None;
     transport.setup_queue(cpu, index, vector, &mut |max| {
         let size = if most == 0 { max } else { most.min(max) };
-        let queue = made.insert(make(size)?);
-        layout(queue).ok_or(VirtioError::NoQueue { index, size })
+        let (queue, layout) = make(size)?;
+        made = Some(queue);
+        Ok(layout)
     })?;
     made.ok_or_else(|| VirtioError::NoQueue { index, size: 0 }.into())
 }

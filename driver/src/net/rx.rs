@@ -75,12 +75,18 @@ pub(super) struct ReceiveQueue {
 }
 
 impl ReceiveQueue {
-    /// A queue of `size` entries, with no buffer yet. Process context.
+    /// A queue of `size` entries with no buffer yet, and where the device finds it. Process context.
     ///
     /// # Errors
     /// No coherent memory.
-    pub(super) fn new(cpu: &Cpu<'_>, dma: &DmaDevice, size: u16, features: u64) -> Result<Self, VirtioError> {
+    pub(super) fn new(
+        cpu: &Cpu<'_>,
+        dma: &DmaDevice,
+        size: u16,
+        features: u64,
+    ) -> Result<(Self, QueueLayout), VirtioError> {
         let vq = Virtqueue::new(cpu, dma, INDEX, size, features)?;
+        let layout = vq.layout();
         let posted = std::iter::repeat_with(|| None).take(usize::from(size)).collect();
         let stats = ReceiveStats { least_posted: size, ..ReceiveStats::default() };
         let state = State {
@@ -91,18 +97,15 @@ impl ReceiveQueue {
             #[cfg(lowzone_mutants)]
             stale: Vec::new(),
         };
-        Ok(Self {
+        let queue = Self {
             dma: dma.clone(),
             size,
             state: SpinLock::new(state),
             backlog: Locked::new(VecDeque::with_capacity(BACKLOG)),
             arrived: WaitQueue::new(),
             dead: AtomicBool::new(false),
-        })
-    }
-
-    pub(super) fn layout(&self, cpu: &Cpu<'_>) -> Option<QueueLayout> {
-        self.state.lock_irqsave(cpu).vq.as_ref().map(Virtqueue::layout)
+        };
+        Ok((queue, layout))
     }
 
     pub(super) fn stats(&self, cpu: &Cpu<'_>) -> ReceiveStats {

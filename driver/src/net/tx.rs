@@ -80,25 +80,28 @@ pub(super) struct TransmitQueue {
 }
 
 impl TransmitQueue {
-    /// A queue of `size` entries. Process context.
+    /// A queue of `size` entries, and where the device finds it. Process context.
     ///
     /// # Errors
     /// No coherent memory.
-    pub(super) fn new(cpu: &Cpu<'_>, dma: &DmaDevice, size: u16, features: u64) -> Result<Self, VirtioError> {
+    pub(super) fn new(
+        cpu: &Cpu<'_>,
+        dma: &DmaDevice,
+        size: u16,
+        features: u64,
+    ) -> Result<(Self, QueueLayout), VirtioError> {
         let vq = Virtqueue::new(cpu, dma, INDEX, size, features)?;
+        let layout = vq.layout();
         let slots = std::iter::repeat_with(|| None).take(usize::from(size)).collect();
         let (free, stats) = ((0..size).rev().collect(), TransmitStats::default());
-        Ok(Self {
+        let queue = Self {
             dma: dma.clone(),
             state: SpinLock::new(State { vq: Some(vq), slots, free, stats }),
             completed: AtomicU64::new(0),
             room: WaitQueue::new(),
             dead: AtomicBool::new(false),
-        })
-    }
-
-    pub(super) fn layout(&self, cpu: &Cpu<'_>) -> Option<QueueLayout> {
-        self.state.lock_irqsave(cpu).vq.as_ref().map(Virtqueue::layout)
+        };
+        Ok((queue, layout))
     }
 
     pub(super) fn stats(&self, cpu: &Cpu<'_>) -> TransmitStats {

@@ -278,6 +278,9 @@ pub struct PacketsStep {
     /// request. Default false.
     #[serde(default)]
     pub lossy: bool,
+    /// Another CPU looks at the driver's counters meanwhile, as `ethtool -S` does. Default false.
+    #[serde(default)]
+    pub watched: bool,
 }
 
 /// Who sends the packets of a [`PacketsStep`].

@@ -13,6 +13,7 @@ use lowzone_guest_mem::lock::Mutex;
 use thiserror::Error;
 
 use super::bind::device_at;
+use super::counted::{Counted, Over};
 use super::data::{self, BufferError};
 use super::packets;
 use crate::lab::{Bench, Slot, lock};
@@ -83,28 +84,35 @@ pub(super) fn beside(bench: &Arc<Bench>, body: Body, alone: bool) -> Vec<Body> {
         return vec![body];
     }
     let gate = Gate(Arc::new(Mutex::new(false)));
-    let busy = busy(bench, gate.clone());
+    let over = Over::default();
+    let busy = busy(bench, gate.clone(), over.clone());
     let first: Body = Box::new(move |cpu| {
         if alone {
             *gate.0.lock(cpu) = true;
         }
         body(cpu);
+        over.tell(cpu);
     });
     vec![first, busy]
 }
 
-/// Uses every device in service, a few times; what fails is nobody's fault.
-fn busy(bench: &Arc<Bench>, gate: Gate) -> Body {
+/// Uses every device in service, a few times, and looks at what the drivers count, which no gate keeps off; what fails is
+/// nobody's fault.
+fn busy(bench: &Arc<Bench>, gate: Gate, over: Over) -> Body {
     let bench = bench.clone();
     Box::new(move |cpu| {
         let _span = cpu.span("busy");
+        let counted: Vec<_> = bench.slots.iter().map(|slot| Counted::of(&bench, slot)).collect();
         for nth in 0..USES {
-            for slot in &bench.slots {
+            for (slot, counted) in bench.slots.iter().zip(&counted) {
+                counted.look(cpu);
                 let closed = gate.0.lock(cpu);
                 if *closed {
-                    return;
+                    drop(closed);
+                    counted.watch(cpu, &over);
+                } else {
+                    use_once(cpu, &bench, slot, nth);
                 }
-                use_once(cpu, &bench, slot, nth);
             }
         }
     })

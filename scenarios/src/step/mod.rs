@@ -8,6 +8,7 @@ mod bind;
 pub(crate) mod canary;
 mod clear;
 mod copy;
+mod counted;
 mod data;
 mod dma;
 mod exercise;
@@ -39,7 +40,8 @@ pub(crate) fn bodies(bench: &Arc<Bench>, step: &Step, number: u64) -> Vec<Body> 
         Step::Exercise(work) => vec![exercise::body(bench, work, work.label.clone().unwrap_or_else(label))],
         Step::Dma(dma) => vec![dma::body(bench, dma, dma.label.clone().unwrap_or_else(label), number)],
         Step::Packets(packets) => {
-            vec![packets::body(bench, packets, packets.label.clone().unwrap_or_else(label))]
+            let body = packets::body(bench, packets, packets.label.clone().unwrap_or_else(label));
+            if packets.watched { counted::watched(bench, &packets.device, body) } else { vec![body] }
         }
         Step::RawPacket(raw) => vec![raw::send(bench, raw)],
         Step::Copy(copy) => vec![copy::body(bench, copy)],
