@@ -21,11 +21,11 @@ pub trait Tap: Send + Sync {
     /// The device asked for `len` bytes at `addr` and was turned away.
     fn refused(&self, addr: u64, len: usize, write: bool, why: Refusal);
 
-    /// The device took the chain at `head` off its ring.
-    fn took(&self, _head: u16) {}
+    /// The device took the chain at `head` off the ring of a queue.
+    fn took(&self, _queue: u16, _head: u16) {}
 
-    /// The device gave the chain `id` back with `len` bytes written; the driver may not see it yet.
-    fn gave(&self, _id: u32, _len: u32) {}
+    /// The device gave the chain `id` of a queue back with `len` bytes written; the driver may not see it yet.
+    fn gave(&self, _queue: u16, _id: u32, _len: u32) {}
 }
 
 /// Sees nothing.
@@ -54,11 +54,11 @@ impl<T: Tap + ?Sized> Tap for std::sync::Arc<T> {
         (**self).refused(addr, len, write, why);
     }
 
-    fn took(&self, head: u16) {
-        (**self).took(head);
+    fn took(&self, queue: u16, head: u16) {
+        (**self).took(queue, head);
     }
 
-    fn gave(&self, id: u32, len: u32) {
-        (**self).gave(id, len);
+    fn gave(&self, queue: u16, id: u32, len: u32) {
+        (**self).gave(queue, id, len);
     }
 }

@@ -387,6 +387,7 @@ impl PciDevice {
             let vector = vector.ok_or(PciError::NoVectors { at: self.at, wanted, has: index })?;
             let number = PhysAddr::new(u64::from(vector.irq));
             let id = cpu.kernel().register(Resource::Vector, number, 0, cpu.owner());
+            cpu.kernel().irqs().set_device(vector.irq, self.dma.index());
             msix.vectors.push((vector, id));
             let entry = u64::from(index) * 16;
             let (low, high) = halves(vector.addr);

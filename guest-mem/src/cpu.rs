@@ -66,6 +66,11 @@ pub struct Cpu<'w> {
     memalloc: Cell<Memalloc>,
     /// Where the outermost atomic section began: the second call site of a sleep-in-atomic finding.
     atomic_since: Cell<Owner>,
+    /// The class of a point that was made to fail and of which the trace is yet to be told.
+    injected: Cell<Option<Class>>,
+    /// The kinds of records that were wanted when it was made: a plain word, so that a test of it is all that a kind
+    /// costs which is masked out.
+    kinds: u64,
     kernel: KernelRef,
     env: &'w dyn Env,
 }
@@ -100,6 +105,8 @@ impl<'w> Cpu<'w> {
             scope: Cell::new(Scope::ROOT),
             memalloc: Cell::new(Memalloc::default()),
             atomic_since: Cell::new(Owner::default()),
+            injected: Cell::new(None),
+            kinds: kernel.get().map_or(u64::MAX, |kernel| kernel.trace().kinds()),
             kernel,
             env,
         }
@@ -189,8 +196,11 @@ impl<'w> Cpu<'w> {
     /// Writes one event record.
     #[inline]
     pub fn trace(&self, kind: Kind, addr: u64, len: usize, dev: u16, tag: u64) {
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        self.kernel().trace().emit(self.producer(), Record { ts: self.env.now(), addr, len, kind, dev, tag });
+        if self.kinds & kind.bit() != 0 {
+            let len = u32::try_from(len).unwrap_or(u32::MAX);
+            let record = Record { ts: self.env.now(), addr, len, kind, dev, tag };
+            self.kernel().trace().put(self.producer(), record);
+        }
     }
 
     /// [`Cpu::trace`], with `owner` as the one who made the call.
@@ -206,6 +216,37 @@ impl<'w> Cpu<'w> {
         let details =
             rest.iter().map(|&(kind, addr, len, owner)| Record { addr, len, kind, tag: owner_word(owner), ..event });
         self.kernel().trace().emit_with(self.producer(), event, details);
+    }
+
+    /// [`Cpu::trace`], with what ties it to other events, made only while somebody watches.
+    pub(crate) fn trace_linked<L: IntoIterator<Item = Record>>(
+        &self,
+        event: (Kind, u64, u32),
+        dev: u16,
+        tag: u64,
+        links: impl FnOnce(Record) -> L,
+    ) {
+        let (kind, addr, len) = event;
+        let event = Record { ts: self.env.now(), addr, len, kind, dev, tag };
+        self.kernel().trace().emit_linked(self.producer(), event, || links(event));
+    }
+
+    /// Tells those who watch why the request of the event before was refused. An injected failure, of which
+    /// [`Cpu::injected`] was told, has no other reason.
+    #[cold]
+    pub(crate) fn trace_refused(&self, dev: u16, why: impl FnOnce() -> String) {
+        let (kernel, injected) = (self.kernel(), self.injected.take());
+        if kernel.trace().watched() {
+            let text = injected.map_or_else(why, |class| format!("injected: the point {class} was made to fail"));
+            let len = kernel.refusals.tell(text);
+            let link = Record { ts: self.env.now(), addr: 0, len, kind: Kind::Refused, dev, tag: 0 };
+            kernel.trace().link(self.producer(), link);
+        }
+    }
+
+    /// The world made a point of this class fail; the next [`Cpu::trace_refused`] says so.
+    pub(crate) fn injected(&self, class: Class) {
+        self.injected.set(Some(class));
     }
 
     /// The CPU's own ring of records.

@@ -33,8 +33,9 @@ const UNNAMED: &str = "driver";
 #[derive(Default)]
 pub struct IrqTable {
     lines: Locked<BTreeMap<u32, Arc<IrqDesc>>>,
-    /// Vectors and their CPUs: messages, which need no mask while a thread runs (`IRQCHIP_ONESHOT_SAFE`).
-    vectors: Locked<BTreeMap<u32, u32>>,
+    /// Vectors, their CPUs and whose they are: messages, which need no mask while a thread runs
+    /// (`IRQCHIP_ONESHOT_SAFE`).
+    vectors: Locked<BTreeMap<u32, (u32, u16)>>,
     next_action: Locked<u64>,
 }
 
@@ -62,7 +63,14 @@ impl IrqTable {
 
     /// From now on `irq` is a message to CPU `cpu`, as PCI MSI is; only an interrupt controller says so.
     pub fn add_vector(&self, irq: u32, cpu: u32) {
-        self.vectors.lock().insert(irq, cpu);
+        self.vectors.lock().insert(irq, (cpu, 0));
+    }
+
+    /// The vector `irq` was given to the device of this number in records, before anybody requests it.
+    pub fn set_device(&self, irq: u32, dev: u16) {
+        if let Some((_, of)) = self.vectors.lock().get_mut(&irq) {
+            *of = dev;
+        }
     }
 
     /// `irq` is a message no more.
@@ -71,7 +79,11 @@ impl IrqTable {
     }
 
     fn vector(&self, irq: u32) -> Option<u32> {
-        self.vectors.lock().get(&irq).copied()
+        self.vectors.lock().get(&irq).map(|&(cpu, _)| cpu)
+    }
+
+    fn device(&self, irq: u32) -> u16 {
+        self.vectors.lock().get(&irq).map_or(0, |&(_, dev)| dev)
     }
 
     pub(crate) fn reset(&self) {
@@ -88,7 +100,7 @@ impl IrqTable {
 
     fn add(&self, irq: u32, action: Action, alone: bool) -> Result<Arc<IrqDesc>, IrqError> {
         let mut lines = self.lines.lock();
-        let desc = lines.get(&irq).cloned().unwrap_or_else(|| Arc::new(IrqDesc::new(irq)));
+        let desc = lines.get(&irq).cloned().unwrap_or_else(|| Arc::new(IrqDesc::new(irq, self.device(irq))));
         desc.add(action, alone)?;
         lines.entry(irq).or_insert_with(|| desc.clone());
         Ok(desc)

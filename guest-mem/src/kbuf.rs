@@ -94,7 +94,10 @@ impl KBuf {
         gfp: Gfp,
         owner: Owner,
     ) -> Result<Self, AllocError> {
-        let placed = placed.inspect_err(|_| cpu.trace(kind, 0, len, 0, owner_word(owner)));
+        let placed = placed.inspect_err(|why| {
+            cpu.trace(kind, 0, len, 0, owner_word(owner));
+            cpu.trace_refused(0, || why.to_string());
+        });
         let (object, fixed_up) = placed?;
         cpu.trace(kind, object.phys.get(), len, 0, owner_word(owner));
         if fixed_up {

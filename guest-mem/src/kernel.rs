@@ -442,6 +442,11 @@ impl Kernel {
         self.refusals.all()
     }
 
+    /// The text of a `detail:refused` record in the trace.
+    pub fn refusal_text(&self, number: u32) -> Option<String> {
+        self.refusals.told(number)
+    }
+
     /// Slots of the bounce pool in use, and the most that ever were.
     pub fn swiotlb_usage(&self) -> (u32, u32) {
         self.swiotlb.lock().as_ref().map_or((0, 0), |pool| {

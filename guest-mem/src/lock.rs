@@ -84,7 +84,7 @@ pub(crate) const MUTEX: &str = "mutex";
 
 /// Points that whoever has no lock passes inside.
 #[cfg(lowzone_mutants)]
-const STALL: u32 = 4;
+const STALL: u32 = 64;
 
 /// What both driver locks share: the value, who holds it, and who waits.
 struct Core<T> {

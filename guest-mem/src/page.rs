@@ -155,6 +155,9 @@ pub(crate) fn ask_for_pages<T>(
     let highest = gfp.highest_zone(arch);
     let failed = cpu.pass(Request { gfp, ..request }, owner, gfp.can_fail(order, arch)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
+        cpu.injected(request.class);
+        cpu.trace(Kind::MmPageAlloc, 0, block_bytes(order), 0, owner_word(owner));
+        cpu.trace_refused(0, String::new);
         return Err(AllocError::NoMemory { order, gfp, zone: highest });
     }
     if gfp.contains(Gfp::NOFAIL) && order > 1 {
@@ -168,15 +171,23 @@ pub(crate) fn ask_for_pages<T>(
     });
     let at = taken.as_ref().map_or(0, |(at, _)| at.get());
     cpu.trace(Kind::MmPageAlloc, at, block_bytes(order), 0, owner_word(owner));
+    if taken.is_err() {
+        cpu.trace_refused(0, || refusal(cpu, order, gfp).to_string());
+    }
     taken.map(|(_, taken)| taken)
+}
+
+/// What the zones say to a request that found nothing.
+fn refusal(cpu: &Cpu<'_>, order: u8, gfp: Gfp) -> Refusal {
+    let kernel = cpu.kernel();
+    let asked = if cpu.is_memalloc() { gfp | Gfp::MEMALLOC } else { gfp };
+    let listed = kernel.pcp_stats().map(|(_, pages)| pages);
+    Refusal::pages(order, asked, gfp.highest_zone(kernel.config().arch), &kernel.zone_stats(), &listed)
 }
 
 /// Books why a request found nothing, and prints what Linux would.
 fn refused(cpu: &Cpu<'_>, order: u8, gfp: Gfp, owner: Owner) {
-    let kernel = cpu.kernel();
-    let asked = if cpu.is_memalloc() { gfp | Gfp::MEMALLOC } else { gfp };
-    let listed = kernel.pcp_stats().map(|(_, pages)| pages);
-    let refusal = Refusal::pages(order, asked, gfp.highest_zone(kernel.config().arch), &kernel.zone_stats(), &listed);
+    let (kernel, refusal) = (cpu.kernel(), refusal(cpu, order, gfp));
     kernel.refusals.book(Refused { at: cpu.now(), owner, device: None, refusal });
     report::warn_alloc(cpu, order, gfp);
 }

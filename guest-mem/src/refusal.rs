@@ -18,6 +18,8 @@ use crate::zone::{Pass, ZoneKind, ZoneStats};
 
 /// Refusals that a kernel keeps; later ones are only counted.
 pub const KEPT: usize = 256;
+/// Texts that a trace can be told; later refusals have none.
+const TOLD: usize = 4096;
 
 /// Why a zone gave nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,6 +161,8 @@ impl fmt::Display for Refusal {
 #[derive(Default)]
 struct State {
     kept: Vec<Refused>,
+    /// What the trace was told, of any request.
+    told: Vec<String>,
     dropped: u64,
 }
 
@@ -174,6 +178,22 @@ impl Refusals {
         } else {
             state.dropped += 1;
         }
+    }
+
+    /// Keeps a text for the trace: its number from 1, or 0 if there are [`TOLD`] already.
+    pub(crate) fn tell(&self, text: String) -> u32 {
+        let mut state = self.0.lock();
+        if state.told.len() == TOLD {
+            return 0;
+        }
+        state.told.push(text);
+        u32::try_from(state.told.len()).unwrap_or(0)
+    }
+
+    /// The text of a number.
+    pub(crate) fn told(&self, number: u32) -> Option<String> {
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.0.lock().told.get(index).cloned()
     }
 
     /// Those that are kept, and how many more there were.

@@ -1,16 +1,20 @@
-//! Event records: 32 bytes each, a ring for each producer, and one digest of the run.
+//! Event records: 32 bytes each, the last ones always kept, and one digest of the run.
 //!
-//! Every producer (a CPU, a device's port) owns a ring and overwrites its oldest record: a flight recorder that is
-//! always on. Records name what Linux's tracepoints name (`kmem:*`, `dma:*` of 6.12, `swiotlb:*`) and what only the
-//! lab sees (`port:*`, `mmio:*`, `virtq:*`, `irq:*`). The digest folds kind, producer and length of every record in
-//! the order they were made: equal digests mean equal runs. Addresses and times stay out of it.
+//! Whoever makes records is a producer: a CPU, a device's port. The last records are kept, whether or not anybody asks:
+//! a flight recorder that is always on. Records name what Linux's tracepoints name (`kmem:*`, `dma:*` of 6.12,
+//! `swiotlb:*`) and what only the lab sees (`port:*`, `mmio:*`, `virtq:*`, `irq:*`). The digest folds kind, producer and
+//! length of every record in the order they were made: equal digests mean equal runs. Addresses and times stay out of it.
 //!
 //! What 32 bytes don't hold follows in details: records that continue the event before them, and that neither count
 //! nor enter the digest. While somebody watches ([`Recorder::stream`], [`Recorder::capture`]) every record goes there
-//! too; while nobody does, that costs one relaxed load.
+//! too; while nobody does, that costs one relaxed load. *Links* are details that only watchers are given, and that are
+//! not made without them: what ties a request to its mappings.
 //!
-//! In lockstep one producer writes at a time, so plain loads and stores do. A recorder that is [shared](Recorder::share) takes a ring's lock for each record and counts events with one addition: nothing is lost, an
-//! event and its details stay together, the digest stays empty, and rings are merged by time.
+//! In lockstep one producer writes at a time, so plain loads and stores into one ring do. A recorder that is
+//! [shared](Recorder::share) has a ring for each producer, takes its lock for each record and counts events with one
+//! addition: nothing is lost, an event and its details stay together, the digest stays empty, and rings are merged by
+//! time. Kinds that are [masked out](Recorder::mask) are neither kept nor shown nor counted, so that nothing is left of
+//! their cost but a test; a run that is not recorded whole has no digest.
 //!
 //! Neighbours: `Cpu::trace`, the port. Left out: files and viewers.
 
@@ -27,7 +31,7 @@ use crate::lock::Locked;
 use crate::site::{Owner, Scope, Site};
 
 pub use kind::{DETAIL, Kind};
-use ring::{Order, Ring};
+use ring::Ring;
 pub use shape::Shape;
 
 /// One event, or the rest of one.
@@ -74,8 +78,6 @@ pub trait Sink: Send {
 pub const PAGE: usize = 512;
 /// Events kept before a finding.
 pub const AROUND: usize = 16;
-/// Details that an event has at most.
-const MOST_DETAILS: usize = 2;
 /// Findings for which they are kept: the first ones.
 const AROUND_FINDINGS: usize = 64;
 
@@ -93,14 +95,16 @@ struct Stream {
     sink: Box<dyn Sink>,
 }
 
-/// All rings of one kernel and the digest over them.
+/// The records of one kernel and the digest over them.
 pub struct Recorder {
-    rings: Vec<OnceLock<Ring>>,
-    order: Order,
-    digest: AtomicU64,
-    events: AtomicU64,
-    /// [`WATCHED`] and [`SHARED`], looked at once for each record.
+    /// The kinds that are recorded, by [`Kind::bit`], and [`SLOW`]: looked at once for each record.
+    gate: AtomicU64,
+    /// [`WATCHED`] and [`SHARED`].
     mode: AtomicU8,
+    digest: AtomicU64,
+    /// All records in the order they were made, unless several threads write: then each producer has a ring.
+    log: Ring,
+    rings: Vec<OnceLock<Box<Ring>>>,
     watchers: Locked<Watchers>,
     around: Locked<Vec<Vec<(Producer, Record)>>>,
 }
@@ -111,60 +115,141 @@ const WATCHED: u8 = 1;
 const SHARED: u8 = 2;
 
 const SEED: u64 = 0x6c6f_777a_6f6e_6521;
+/// Every kind; no kind has number 0.
+const ALL: u64 = !SLOW;
+/// The mode is not 0.
+const SLOW: u64 = 1;
 
 impl Default for Recorder {
     fn default() -> Self {
         Self {
-            rings: std::iter::repeat_with(OnceLock::new).take(PRODUCERS).collect(),
-            order: Order::new(),
-            digest: AtomicU64::new(SEED),
-            events: AtomicU64::new(0),
+            gate: AtomicU64::new(ALL),
             mode: AtomicU8::new(0),
+            digest: AtomicU64::new(SEED),
+            log: Ring::default(),
+            rings: std::iter::repeat_with(OnceLock::new).take(PRODUCERS).collect(),
             watchers: Locked::default(),
             around: Locked::default(),
         }
     }
 }
 
-fn fold(digest: u64, word: u64) -> u64 {
-    let mixed = (digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed.rotate_left(29) ^ (mixed >> 32)
+/// Folds length, kind and producer into a digest. A step can be undone, so two histories that part stay apart until
+/// later steps happen to join them.
+#[inline]
+fn fold(digest: u64, len: u32, who_kind: u32) -> u64 {
+    let mixed = (digest ^ u64::from(len)).rotate_left(32) ^ u64::from(who_kind);
+    mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Producer and kind in one word, as the ring has them.
+#[inline]
+fn who_kind(who: Producer, kind: Kind) -> u32 {
+    u32::from(who.0) << 16 | u32::from(kind.number())
 }
 
 impl Recorder {
-    /// Records one event.
-    ///
-    /// Load and store apart, not one atomic addition: in lockstep only one producer runs at a time.
-    pub fn emit(&self, who: Producer, record: Record) {
-        let mode = self.mode.load(Ordering::Relaxed);
-        if mode & SHARED != 0 {
-            return self.emit_shared(who, record, []);
-        }
-        self.count(who, &record);
-        self.keep(mode, who, record);
+    /// Whether records of a kind are kept: one load.
+    #[inline]
+    pub fn wants(&self, kind: Kind) -> bool {
+        self.gate.load(Ordering::Relaxed) & kind.bit() != 0
     }
 
+    /// The kinds that are recorded, by [`Kind::bit`].
+    pub(crate) fn kinds(&self) -> u64 {
+        self.gate.load(Ordering::Relaxed) & ALL
+    }
+
+    /// Records only these kinds from now on, until the machine is reset; findings and steps always. CPUs that a world
+    /// has made already go on as they were.
+    pub fn mask(&self, kinds: impl IntoIterator<Item = Kind>) {
+        let always = Kind::Finding.bit() | Kind::Step.bit();
+        let wanted = kinds.into_iter().fold(always, |bits, kind| bits | kind.bit());
+        self.gate.store(wanted, Ordering::Relaxed);
+        self.enter(0);
+    }
+
+    /// Some of the mode holds from now on.
+    fn enter(&self, mode: u8) {
+        if self.mode.fetch_or(mode, Ordering::Relaxed) | mode != 0 {
+            self.gate.fetch_or(SLOW, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether every kind is recorded: only then do digest and count tell of the whole run.
+    pub fn whole(&self) -> bool {
+        self.kinds() == ALL
+    }
+
+    /// Records one event, unless its kind is masked out.
     #[inline]
-    fn count(&self, who: Producer, record: &Record) {
-        let word = u64::from(record.len) | u64::from(record.kind.number()) << 32 | u64::from(who.0) << 48;
-        self.digest.store(fold(self.digest.load(Ordering::Relaxed), word), Ordering::Relaxed);
-        self.events.store(self.events.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    pub fn emit(&self, who: Producer, record: Record) {
+        let gate = self.gate.load(Ordering::Relaxed);
+        if gate & record.kind.bit() != 0 {
+            self.put_at(gate, who, record);
+        }
+    }
+
+    /// Records one event of a kind that is wanted.
+    #[inline]
+    pub(crate) fn put(&self, who: Producer, record: Record) {
+        self.put_at(self.gate.load(Ordering::Relaxed), who, record);
+    }
+
+    /// Loads and stores apart, not atomic additions: in lockstep only one producer runs at a time.
+    #[inline]
+    fn put_at(&self, gate: u64, who: Producer, record: Record) {
+        if gate & SLOW != 0 {
+            return self.put_slowly(who, record, [], []);
+        }
+        let word = who_kind(who, record.kind);
+        self.log.push(word, &record);
+        self.digest.store(fold(self.digest.load(Ordering::Relaxed), record.len, word), Ordering::Relaxed);
     }
 
     /// Records one event with its details: the rest of it, no events of their own, so the digest ignores them.
     pub fn emit_with(&self, who: Producer, record: Record, details: impl IntoIterator<Item = Record>) {
-        let mode = self.mode.load(Ordering::Relaxed);
-        if mode & SHARED != 0 {
-            return self.emit_shared(who, record, details);
+        if !self.wants(record.kind) {
+            return;
         }
-        self.count(who, &record);
-        self.keep(mode, who, record);
-        details.into_iter().for_each(|detail| self.keep(mode, who, detail));
+        if self.mode.load(Ordering::Relaxed) != 0 {
+            return self.put_slowly(who, record, details, []);
+        }
+        self.put(who, record);
+        details.into_iter().for_each(|detail| self.log.push_detail(who_kind(who, detail.kind), &detail));
+    }
+
+    /// Whether somebody wants every record: only then are links made.
+    #[inline]
+    pub fn watched(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) & WATCHED != 0
+    }
+
+    /// Records one event with its links.
+    #[inline]
+    pub fn emit_linked<L: IntoIterator<Item = Record>>(
+        &self,
+        who: Producer,
+        record: Record,
+        links: impl FnOnce() -> L,
+    ) {
+        if !self.wants(record.kind) {
+            return;
+        }
+        if self.watched() { self.put_slowly(who, record, [], links()) } else { self.put(who, record) }
+    }
+
+    /// Gives those who watch, if any, one more link of the event that `who` made just before.
+    #[inline]
+    pub fn link(&self, who: Producer, link: Record) {
+        if self.watched() {
+            self.watchers.lock().show(who, link);
+        }
     }
 
     /// Several threads write from now on, until the machine is reset.
     pub fn share(&self) {
-        self.mode.fetch_or(SHARED, Ordering::Relaxed);
+        self.enter(SHARED);
     }
 
     /// Whether several threads write.
@@ -172,23 +257,37 @@ impl Recorder {
         self.mode.load(Ordering::Relaxed) & SHARED != 0
     }
 
+    /// Records where somebody watches or several threads write.
+    #[cold]
     #[inline(never)]
-    fn emit_shared(&self, who: Producer, event: Record, details: impl IntoIterator<Item = Record>) {
-        let watched = self.mode.load(Ordering::Relaxed) & WATCHED != 0;
-        let mut watchers = watched.then(|| self.watchers.lock());
-        let ring = self.rings.get(usize::from(who.0)).map(|slot| slot.get_or_init(Ring::new));
-        let turn = ring.map(Ring::turn);
-        match ring {
-            Some(ring) => ring.count(),
-            None => drop(self.events.fetch_add(1, Ordering::Relaxed)),
+    fn put_slowly(
+        &self,
+        who: Producer,
+        event: Record,
+        details: impl IntoIterator<Item = Record>,
+        links: impl IntoIterator<Item = Record>,
+    ) {
+        let mut watchers = self.watched().then(|| self.watchers.lock());
+        let shared = self.shared();
+        let own = self.rings.get(usize::from(who.0)).filter(|_| shared).map(|slot| slot.get_or_init(Box::default));
+        let ring = own.map_or(&self.log, |ring| ring);
+        let turn = shared.then(|| ring.turn());
+        let word = who_kind(who, event.kind);
+        ring.push(word, &event);
+        if !shared {
+            self.digest.store(fold(self.digest.load(Ordering::Relaxed), event.len, word), Ordering::Relaxed);
         }
-        for record in std::iter::once(event).chain(details) {
-            if let Some(ring) = ring {
-                ring.push(&record);
-            }
+        if let Some(watchers) = &mut watchers {
+            watchers.show(who, event);
+        }
+        for detail in details {
+            ring.push_detail(who_kind(who, detail.kind), &detail);
             if let Some(watchers) = &mut watchers {
-                watchers.show(who, record);
+                watchers.show(who, detail);
             }
+        }
+        if let Some(watchers) = &mut watchers {
+            links.into_iter().for_each(|link| watchers.show(who, link));
         }
         drop(turn);
     }
@@ -202,36 +301,29 @@ impl Recorder {
         self.emit(who, record);
     }
 
-    fn keep(&self, mode: u8, who: Producer, record: Record) {
-        if let Some(slot) = self.rings.get(usize::from(who.0)) {
-            slot.get_or_init(Ring::new).push(&record);
-            self.order.push(who);
-        }
-        if mode & WATCHED != 0 {
-            self.show(who, record);
-        }
-    }
-
-    #[cold]
-    fn show(&self, who: Producer, record: Record) {
-        self.watchers.lock().show(who, record);
-    }
-
-    /// The digest of all events so far; of no meaning where the recorder is shared, and the same for all of them.
+    /// The digest of all events so far; the same for all runs where the recorder is shared or masks kinds out.
     pub fn digest(&self) -> u64 {
-        self.digest.load(Ordering::Relaxed)
+        if self.whole() { self.digest.load(Ordering::Relaxed) } else { SEED }
     }
 
     /// How many events there were.
     pub fn events(&self) -> u64 {
-        let of_rings = self.rings.iter().filter_map(OnceLock::get).map(Ring::events);
-        of_rings.fold(self.events.load(Ordering::Relaxed), u64::wrapping_add)
+        if !self.shared() {
+            return self.log.events();
+        }
+        self.made().fold(self.log.events(), |sum, (_, events)| sum + events)
+    }
+
+    /// How many events each producer made since several threads write.
+    pub fn made(&self) -> impl Iterator<Item = (Producer, u64)> {
+        let rings = (0..).zip(&self.rings).filter_map(|(who, slot)| Some((Producer(who), slot.get()?.events())));
+        rings.filter(|&(_, events)| events > 0)
     }
 
     /// Starts keeping every event in memory; details are left out.
     pub fn capture(&self) {
         self.watchers.lock().captured = Some(Vec::new());
-        self.mode.fetch_or(WATCHED, Ordering::Relaxed);
+        self.enter(WATCHED);
     }
 
     /// Takes the kept events, in the order they were made.
@@ -243,7 +335,7 @@ impl Recorder {
     pub fn stream(&self, sink: Box<dyn Sink>) {
         self.end_stream();
         self.watchers.lock().stream = Some(Stream { page: Vec::with_capacity(PAGE), sink });
-        self.mode.fetch_or(WATCHED, Ordering::Relaxed);
+        self.enter(WATCHED);
     }
 
     /// Gives the sink what it is still due, and drops it.
@@ -252,58 +344,21 @@ impl Recorder {
         if let Some(mut stream) = watchers.stream.take() {
             stream.flush();
         }
-        if watchers.captured.is_none() {
-            self.mode.fetch_and(!WATCHED, Ordering::Relaxed);
+        if watchers.captured.is_none() && self.mode.fetch_and(!WATCHED, Ordering::Relaxed) & !WATCHED == 0 {
+            self.gate.fetch_and(!SLOW, Ordering::Relaxed);
         }
     }
 
-    /// How many records a producer made since the machine began, details included.
-    pub fn produced(&self, who: Producer) -> u64 {
-        self.ring(who).map_or(0, Ring::made)
-    }
-
-    fn ring(&self, who: Producer) -> Option<&Ring> {
-        self.rings.get(usize::from(who.0)).and_then(OnceLock::get)
-    }
-
-    /// A producer's last `n` records, the oldest first: fewer if it made fewer or they were overwritten.
-    pub fn recent(&self, who: Producer, n: usize) -> Vec<Record> {
-        let Some(ring) = self.ring(who) else { return Vec::new() };
-        let _turn = self.shared().then(|| ring.turn());
-        let mut records: Vec<_> = (0..).map_while(|back| ring.before(back)).take(n).collect();
-        records.reverse();
-        records
-    }
-
-    /// The last `n` events of all producers with their details, merged in the order they were made, the oldest first;
-    /// of a shared recorder in the order of their times.
+    /// The last `n` events of all producers with their details, in the order they were made, the oldest first; of a
+    /// shared recorder in the order of their times.
     pub fn recent_of_all(&self, n: usize) -> Vec<(Producer, Record)> {
-        if self.shared() {
-            return self.recent_by_time(n);
+        if !self.shared() {
+            return last(n, |back| self.log.before(back));
         }
-        let (mut taken, mut events, mut records) = (vec![0_u64; PRODUCERS], 0, Vec::new());
-        for who in self.order.backwards().take_while(|_| n > 0) {
-            let back = taken.get_mut(usize::from(who.0));
-            let Some((back, ring)) = back.zip(self.ring(who)) else { break };
-            let Some(record) = ring.before(*back) else { break };
-            *back += 1;
-            records.push((who, record));
-            events += usize::from(!record.kind.is_detail());
-            if events == n {
-                break;
-            }
-        }
-        records.reverse();
-        records
-    }
-
-    /// The last `n` events of each ring, each with its details, merged by time.
-    fn recent_by_time(&self, n: usize) -> Vec<(Producer, Record)> {
         let mut events: Vec<Vec<(Producer, Record)>> = Vec::new();
-        for who in (0..PRODUCERS).filter_map(|who| u16::try_from(who).ok().map(Producer)) {
-            let records = self.recent(who, n.saturating_mul(1 + MOST_DETAILS));
-            let first = records.iter().position(|record| !record.kind.is_detail()).unwrap_or(records.len());
-            for &record in &records[first..] {
+        for ring in self.rings.iter().filter_map(OnceLock::get) {
+            let _turn = ring.turn();
+            for (who, record) in last(n, |back| ring.before(back)) {
                 match events.last_mut() {
                     Some(event) if record.kind.is_detail() => event.push((who, record)),
                     _ => events.push(vec![(who, record)]),
@@ -325,15 +380,31 @@ impl Recorder {
     /// Forgets everything, keeping the memory of the rings.
     pub fn reset(&self) {
         self.digest.store(SEED, Ordering::Relaxed);
-        self.events.store(0, Ordering::Relaxed);
         self.mode.store(0, Ordering::Relaxed);
+        self.gate.store(ALL, Ordering::Relaxed);
         *self.watchers.lock() = Watchers::default();
         self.around.lock().clear();
-        self.order.reset();
+        self.log.reset();
         for ring in self.rings.iter().filter_map(OnceLock::get) {
             ring.reset();
         }
     }
+}
+
+/// The last `n` events with their details, the oldest first; `before` gives a record by how many came after it.
+fn last(n: usize, before: impl Fn(u64) -> Option<(Producer, Record)>) -> Vec<(Producer, Record)> {
+    let (mut events, mut records) = (0, Vec::new());
+    for (who, record) in (0..).map_while(before).take_while(|_| n > 0) {
+        records.push((who, record));
+        events += usize::from(!record.kind.is_detail());
+        if events == n {
+            break;
+        }
+    }
+    // Details whose event was overwritten tell nothing.
+    while records.pop_if(|(_, record)| record.kind.is_detail()).is_some() {}
+    records.reverse();
+    records
 }
 
 impl Watchers {

@@ -3,6 +3,8 @@
 pub(crate) mod dma;
 mod load;
 pub(crate) mod peers;
+mod plot;
+pub(crate) mod trace;
 
 use std::io::Write;
 use std::process::{Command, ExitCode};

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,13 +15,21 @@ use thiserror::Error;
 
 use crate::kit::Kit;
 use crate::lab::{Control, Lab, LabError, Setting, Verify};
+use crate::report::cli::{Scratch, Verdict};
+use crate::report::error::ReportError;
 use crate::result::RunResult;
 use crate::spec::{NamedMachine, Need, Scenario, Set, Source, SpecError, faults, schema_with};
+use crate::trace::Kinds;
 use crate::trace::error::ViewError;
+use crate::trace::export::error::ExportError;
+use crate::trace::export::output::same;
+use crate::trace::shown::lines;
+use crate::watch::Screen;
 use crate::wire::{Skip, TwoWires, WireKind};
 use crate::world::WorldKind;
 use crate::{
-    bench, bill, compare, expect, explore, fresh, inspect, matrix, mutants, progress, render, serve, tour, trace,
+    bench, bill, compare, expect, explore, fresh, inspect, matrix, mutants, progress, render, report, serve, tour,
+    trace, watch,
 };
 
 /// A laboratory for the memory half of device drivers.
@@ -70,6 +78,8 @@ enum Command {
     Tour(tour::Tour),
     /// Look into the record of a run.
     Trace(trace::cli::Trace),
+    /// Write one HTML page of a trace or of a campaign's JSON: it needs no network and no other file.
+    Report(report::cli::Report),
     /// Be a device for a driver in another process: a virtual machine, a library.
     Serve(serve::cli::Serve),
     /// Measure the lab itself, and beside its peers.
@@ -113,10 +123,20 @@ struct Run {
     /// Write the record of the run to this file, for `lowzone trace`.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Write one HTML page of the run to this file: its DMA transactions on a timeline, findings, curves.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Record only these kinds, by their names or systems (dma,port,virtq:add), findings and steps besides: a smaller
+    /// file, and a quicker run. The run has no digest then.
+    #[arg(long, value_name = "KINDS")]
+    trace_kinds: Option<Kinds>,
     /// Add the DMA bill: for each device and each place that maps, bytes bounced, slots, coherent pages and what
     /// rounding wasted, and how many bits of mask would have saved the bounces. In --json as `bill`.
     #[arg(long)]
     bill: bool,
+    /// Show zones, rings, mappings and findings on the terminal while it runs; q or Ctrl-C ends the run.
+    #[arg(long)]
+    watch: bool,
     /// Print the result as JSON, one object a seed.
     #[arg(long)]
     json: bool,
@@ -156,6 +176,9 @@ enum BenchWhat {
         /// Only measure times; valgrind is not needed then.
         #[arg(long)]
         no_count: bool,
+        /// Write one HTML page of the costs to this file.
+        #[arg(long, value_name = "FILE.html")]
+        report: Option<PathBuf>,
         /// One count, for callgrind.
         #[command(flatten)]
         counted: bench::dma::Counted,
@@ -165,6 +188,13 @@ enum BenchWhat {
     Peers {
         /// How long to measure, in seconds.
         #[arg(long, default_value_t = 30)]
+        seconds: u64,
+    },
+    /// What an event of a trace costs where it is recorded, in nanoseconds, beside a copy of as many bytes: masked out,
+    /// kept in memory, streamed into a trace, with several threads.
+    Trace {
+        /// How long to measure, in seconds.
+        #[arg(long, default_value_t = 3)]
         seconds: u64,
     },
     /// Cases of block/low-zone's campaign a second on one core, with oracle and recovery.
@@ -228,8 +258,18 @@ pub(crate) enum CliError {
     Trace(#[from] trace::TraceError),
     #[error(transparent)]
     View(ViewError),
-    #[error("--trace: a trace holds one run, and there are {0} seeds")]
+    #[error(transparent)]
+    Report(#[from] report::error::ReportError),
+    #[error("{option}: {name} has strikes of its own, which are a case of a campaign and not a run: leave it out")]
+    Struck { option: &'static str, name: String },
+    #[error("{option} {name} would write over what the run reads or writes itself; name another file")]
+    Over { option: &'static str, name: String },
+    #[error("--trace-kinds chooses what is recorded, and nothing is: add --trace FILE or --report FILE")]
+    KindsOfNothing,
+    #[error("--trace, --report: a trace holds one run, and there are {0} seeds")]
     TraceSeeds(usize),
+    #[error(transparent)]
+    Screen(#[from] watch::NoScreen),
     #[error("cannot write the result: {0}")]
     Output(#[from] std::io::Error),
 }
@@ -261,20 +301,26 @@ pub fn main(kit: Kit) -> ExitCode {
         Some(Command::List) => list(kit),
         Some(Command::Schema) => print_schema(kit),
         Some(Command::Trace(options)) => trace::cli::run(&options).map_err(CliError::from),
+        Some(Command::Report(options)) => report::cli::run(&options).map_err(CliError::from),
         Some(Command::New(options)) => fresh::write(&options),
         Some(Command::Serve(options)) => serve::cli::run(&options).map_err(CliError::from),
         Some(Command::Bench(Bench { what: BenchWhat::Lockstep { seconds } })) => bench::lockstep(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Explore { seconds } })) => bench::explore(seconds),
         Some(Command::Bench(Bench { what: BenchWhat::Alloc { seconds } })) => bench::alloc(seconds),
-        Some(Command::Bench(Bench { what: BenchWhat::Dma { counted, seconds, no_count } })) => {
-            bench::dma::start(&counted, seconds, no_count)
+        Some(Command::Bench(Bench { what: BenchWhat::Dma { counted, seconds, no_count, report } })) => {
+            bench::dma::start(&counted, seconds, no_count, report.as_deref())
         }
         Some(Command::Bench(Bench { what: BenchWhat::Peers { seconds } })) => bench::peers::run(seconds),
+        Some(Command::Bench(Bench { what: BenchWhat::Trace { seconds } })) => bench::trace::run(seconds),
     };
     match outcome {
         Ok(code) => code,
         // A reader that went away (`| head`) is no error of ours.
-        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(
+            CliError::Output(source)
+            | CliError::View(ViewError::Export(ExportError::Write { source, .. }))
+            | CliError::Report(ReportError::Write(ExportError::Write { source, .. })),
+        ) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             complain(kit, &error);
             ExitCode::from(2)
@@ -291,6 +337,12 @@ impl From<ViewError> for CliError {
     }
 }
 
+/// Says something that is no error.
+fn warn(kit: &Kit, text: &str) {
+    // With stderr gone there is nobody to tell.
+    let _ = writeln!(anstream::stderr(), "{}: {text}", kit.name());
+}
+
 fn complain(kit: &Kit, error: &CliError) {
     let mut text = String::new();
     if let CliError::Spec(spec) = error {
@@ -302,7 +354,7 @@ fn complain(kit: &Kit, error: &CliError) {
         }
     }
     let mut stderr = anstream::stderr();
-    let plain = || format!("{}: {}\n", kit.name(), with_causes(error));
+    let plain = || format!("{}: {}\n", kit.name(), lines(&with_causes(error)));
     let shown = stderr.write_all(if text.is_empty() { plain() } else { text }.as_bytes());
     // With stderr gone there is nobody to tell.
     drop(shown);
@@ -349,11 +401,17 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         Err(why) => return exempt(options, machine, &source.name, &why),
     };
     let faults = faults(&options.fault)?;
-    if options.trace.is_some() && options.seed.len() > 1 {
+    if (options.trace.is_some() || options.report.is_some()) && options.seed.len() > 1 {
         return Err(CliError::TraceSeeds(options.seed.len()));
     }
+    spares_inputs(options, &source.name, &scenario)?;
+    report::cli::writable(options.report.as_deref())?;
     let setting = setting(options)?;
     if !scenario.strikes.is_empty() {
+        let options_of_a_run = [("--watch", options.watch), ("--report", options.report.is_some())];
+        if let Some((option, _)) = options_of_a_run.into_iter().find(|(_, given)| *given) {
+            return Err(CliError::Struck { option, name: source.name });
+        }
         return struck(kit, options, &setting, &source.name, &scenario);
     }
     let expected = match setting.wire().expects(&scenario) {
@@ -372,13 +430,21 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         if compared {
             lab.capture();
         }
-        if let Some(path) = &options.trace {
+        if let Some(kinds) = &options.trace_kinds {
+            lab.record_only(kinds);
+        }
+        let scratch = options.report.as_deref().map(Scratch::beside);
+        let trace = options.trace.as_deref().or(scratch.as_ref().map(Scratch::path));
+        if let Some(path) = trace {
             let name = || path.display().to_string();
             let file = File::create(path).map_err(|source| trace::TraceError::Open { name: name(), source })?;
             lab.stream_to(Box::new(file))?;
         }
         if options.bill {
             lab.keep_bill();
+        }
+        if options.watch {
+            watch.show(Screen::take(lab.board())?);
         }
         let mut result = lab.run();
         let traced = lab.end_stream();
@@ -387,8 +453,16 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
             records.push((seed, lab.take_events()));
         }
         watch.pause();
-        code = code.max(report(options, &expected, &result)?);
-        traced?;
+        code = code.max(tell(options, &expected, &result)?);
+        let lost: Vec<_> = traced?.iter().map(|(producer, events)| format!("{events} of {producer}")).collect();
+        if !lost.is_empty() {
+            let text = format!("the trace lacks events that came faster than the file took them: {}", lost.join(", "));
+            warn(kit, &text);
+        }
+        if let (Some(page), Some(trace)) = (&options.report, trace) {
+            let shown = options.trace.as_deref().map(report::cli::base_name).unwrap_or_default();
+            report::cli::traced(trace, &shown, Some(&verdict(&expected, &result)), page)?;
+        }
         if result.interrupted {
             break;
         }
@@ -398,6 +472,32 @@ fn run(kit: &Kit, options: &Run) -> Result<ExitCode, CliError> {
         compare::print(&mut anstream::stdout(), &records)?;
     }
     Ok(ExitCode::from(code))
+}
+
+/// Refuses to write a record over what the run reads, or over its own page; kinds are chosen of a record only.
+fn spares_inputs(options: &Run, name: &str, scenario: &Scenario) -> Result<(), CliError> {
+    let images = scenario.device.iter().filter_map(|device| device.image.as_deref());
+    let inputs: Vec<_> = images.chain([name]).map(Path::new).collect();
+    for (option, path) in [("--trace", &options.trace), ("--report", &options.report)] {
+        let Some(path) = path else { continue };
+        if inputs.iter().any(|input| same(path, input)) {
+            return Err(CliError::Over { option, name: path.display().to_string() });
+        }
+    }
+    if let (Some(trace), Some(page)) = (&options.trace, &options.report)
+        && (trace == page || same(trace, page))
+    {
+        return Err(CliError::Over { option: "--report", name: page.display().to_string() });
+    }
+    let recorded = options.trace.is_some() || options.report.is_some();
+    if options.trace_kinds.is_some() && !recorded { Err(CliError::KindsOfNothing) } else { Ok(()) }
+}
+
+/// What the page of a run says beyond its trace.
+fn verdict(expected: &crate::spec::Expect, result: &RunResult) -> Verdict {
+    let wrong = expect::check(expected, result).into_iter();
+    let wrong = wrong.map(|one| format!("{}: expected {}, seen {}", one.what, one.expected, one.seen)).collect();
+    Verdict { story: result.story.clone(), wrong, leaks: result.leaks.clone() }
 }
 
 /// Runs a scenario that has strikes of its own, once for each seed.
@@ -448,7 +548,7 @@ fn skipped(options: &Run, wire: &WireKind, name: &str, skip: &Skip) -> Result<Ex
     Ok(if options.require_peers { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn report(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> Result<u8, CliError> {
+fn tell(options: &Run, expected: &crate::spec::Expect, result: &RunResult) -> Result<u8, CliError> {
     let wrong = expect::check(expected, result);
     let mut out = anstream::stdout();
     if options.json {

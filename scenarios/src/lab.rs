@@ -25,16 +25,18 @@ use lowzone_guest_mem::Cpu;
 use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::fault::FaultSpec;
 use lowzone_guest_mem::kernel::{Kernel, Machine};
-use lowzone_guest_mem::trace::{Kind, Producer, Record, Sink};
+use lowzone_guest_mem::trace::{Kind, Producer, Record, Recorder, Sink};
 
 use self::join::{Joined, Peer};
 use crate::bill::{Bill, SharedBook};
 use crate::kit::{Kit, LabDriver};
 use crate::result::{FaultRow, RunResult};
+use crate::serve::monotonic;
 use crate::spec::{Need, Scenario, Step};
 use crate::step;
-use crate::trace::writer::Joined as JoinedWriter;
-use crate::trace::{Header, TraceError, Writer};
+use crate::trace::feed::Feed;
+use crate::trace::{Header, Kinds, TraceError, Writer};
+use crate::watch::{Board, Live};
 use crate::wire::InProc;
 use crate::world::{Body, Exit, World, WorldKind};
 
@@ -45,8 +47,9 @@ pub struct Lab {
     peer: Option<Peer>,
     bench: Arc<Bench>,
     world: World,
-    stream: Option<JoinedWriter<Box<dyn Write + Send>>>,
+    stream: Option<Feed<Box<dyn Write + Send>>>,
     book: Option<SharedBook>,
+    live: Option<Live>,
     // Last: the machine is reset when it drops, after everything that lives on it.
     machine: Machine,
 }
@@ -134,7 +137,7 @@ impl Lab {
             phase: Mutex::default(),
             result: Mutex::new(RunResult::new(name, &scenario, seed, (world.kind(), wire))),
         });
-        Ok(Self { scenario, wire: controller, peer, bench, world, stream: None, book: None, machine })
+        Ok(Self { scenario, wire: controller, peer, bench, world, stream: None, book: None, live: None, machine })
     }
 
     /// Has these injectors at work beside the scenario's, each in the place of one of its class.
@@ -158,19 +161,27 @@ impl Lab {
     /// # Errors
     /// [`TraceError::Write`] if not even the beginning can be written.
     pub fn stream_to(&mut self, out: Box<dyn Write + Send>) -> Result<(), TraceError> {
-        let kernel = self.machine.kernel();
+        let (kernel, threads) = (self.machine.kernel(), self.world.kind() == WorldKind::Threads);
         let header = Header {
             program: concat!("lowzone ", env!("CARGO_PKG_VERSION")).to_owned(),
             scenario: lock(&self.bench.result).scenario.clone(),
             seed: self.bench.seed,
             clock: self.world.kind().clock().to_owned(),
+            began: threads.then(|| monotonic().saturating_sub(self.world.now())),
             cpus: kernel.config().cpus,
             kinds: Kind::ALL.iter().map(|kind| (kind.number(), kind.name().to_owned())).collect(),
+            only: if kernel.trace().whole() { Vec::new() } else { recorded(kernel.trace()) },
         };
-        let joined = JoinedWriter::new(Writer::new(out, &header, &self.devices(), Some(self.machine.kernel_ref()))?);
-        self.stream = Some(joined);
+        let writer = Writer::new(out, &header, &self.devices(), Some(self.machine.kernel_ref()))?;
+        let feed = Feed::new(writer, threads).map_err(|source| TraceError::Write { lost: 0, source })?;
+        self.stream = Some(feed);
         self.watch();
         Ok(())
+    }
+
+    /// Records only these kinds from now on, findings and steps besides; the run has no digest then.
+    pub fn record_only(&self, kinds: &Kinds) {
+        self.machine.kernel().trace().mask(kinds.all());
     }
 
     /// Keeps the books of a DMA bill from now on, for [`Lab::take_bill`].
@@ -187,30 +198,50 @@ impl Lab {
         Some(book.bill(self.machine.kernel(), self.dma_devices()))
     }
 
+    /// What a person who watches sees, from now on.
+    pub(crate) fn board(&mut self) -> Board {
+        let live = self.live.insert(Live::default()).clone();
+        self.watch();
+        let (result, seed) = (lock(&self.bench.result), self.bench.seed);
+        let title = format!("{}  seed {seed}  {}", result.scenario, self.world.kind().clock());
+        let devices = self.devices().into_iter().map(|(number, _, name)| (number, name)).collect();
+        Board { title, kernel: self.machine.kernel(), live, devices }
+    }
+
     /// Gives every record to those who want them all.
     fn watch(&self) {
         let trace = self.machine.kernel().trace();
         trace.end_stream();
-        let stream = self.stream.iter().map(|stream| Box::new(stream.clone()) as Box<dyn Sink>);
+        let stream = self.stream.iter().map(Feed::sink);
         let book = self.book.iter().map(|book| Box::new(book.clone()) as Box<dyn Sink>);
-        let sinks: Vec<_> = stream.chain(book).collect();
+        let live = self.live.iter().map(|live| Box::new(live.clone()) as Box<dyn Sink>);
+        let sinks: Vec<_> = stream.chain(book).chain(live).collect();
         if !sinks.is_empty() {
             trace.stream(Box::new(Sinks(sinks)));
         }
     }
 
-    /// Completes the trace that [`Lab::stream_to`] began; nothing to do if none was.
+    /// Completes the trace that [`Lab::stream_to`] began; nothing to do if none was. Whose events were lost, and how
+    /// many: in threads those that come faster than the file takes them.
     ///
     /// # Errors
-    /// [`TraceError::Write`] if it is not all there.
-    pub fn end_stream(&mut self) -> Result<(), TraceError> {
+    /// [`TraceError::Write`] if it could not be written.
+    pub fn end_stream(&mut self) -> Result<Vec<(String, u64)>, TraceError> {
         let trace = self.machine.kernel().trace();
         let stream = self.stream.take();
         self.watch();
-        match stream.and_then(|joined| joined.take()) {
-            Some(writer) => writer.finish(trace.digest(), self.world.now()).map(drop),
-            None => Ok(()),
-        }
+        let Some(writer) = stream.and_then(Feed::end) else { return Ok(Vec::new()) };
+        let lost: Vec<_> = writer.losses().iter().map(|(&who, &events)| (self.producer(who), events)).collect();
+        // Of threads, and of a record that has not every kind, it would say nothing.
+        let told = self.world.kind() == WorldKind::Lockstep && trace.whole();
+        writer.finish(if told { trace.digest() } else { 0 }, self.world.now())?;
+        Ok(lost)
+    }
+
+    /// Who makes records of this number: `cpu1`, or a device's name.
+    fn producer(&self, who: u16) -> String {
+        let device = self.bench.slots.iter().find(|slot| slot.dma.producer().0 == who);
+        device.map_or_else(|| format!("cpu{who}"), |slot| slot.name.clone())
     }
 
     /// Each device's number in records, its place on the bus and its name.
@@ -329,6 +360,12 @@ impl Lab {
         result.conclude(kernel, self.world.now(), self.bench.control.stopped());
         result
     }
+}
+
+/// The names of the kinds that are recorded.
+fn recorded(trace: &Recorder) -> Vec<String> {
+    let events = Kind::ALL.iter().filter(|kind| !kind.is_detail() && trace.wants(**kind));
+    events.map(|kind| kind.name().to_owned()).collect()
 }
 
 /// Several who want every record.

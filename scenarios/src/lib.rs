@@ -23,6 +23,7 @@ mod progress;
 #[cfg(lowzone_mutants)]
 mod removals;
 mod render;
+mod report;
 pub mod result;
 mod serve;
 pub mod spec;
@@ -30,6 +31,7 @@ mod step;
 mod story;
 mod tour;
 pub mod trace;
+mod watch;
 pub mod wire;
 pub mod world;
 

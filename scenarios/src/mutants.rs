@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::cli::CliError;
 use crate::explore::case::Verdict;
 use crate::explore::detector::Detected;
+use crate::report::campaign::Sort;
 use report::Score;
 
 /// Names the program with the bugs, if it lies elsewhere.
@@ -107,6 +108,9 @@ pub(crate) struct Mutants {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+    /// Write one HTML page of the result to this file.
+    #[arg(long, value_name = "FILE.html", conflicts_with_all = ["races", "list"])]
+    report: Option<PathBuf>,
     /// Child processes of each campaign at once; 0 for as many as there are processors.
     #[arg(long, default_value_t = 0)]
     jobs: usize,
@@ -213,6 +217,7 @@ pub(crate) fn run(options: &Mutants) -> Result<ExitCode, CliError> {
         let known = known.into_iter().map(|seeded| seeded.name).collect();
         return Err(MutantsError::Unknown { name: name.clone(), known }.into());
     }
+    crate::report::cli::writable(options.report.as_deref())?;
     let progress = crate::progress::bar(tried.len());
     let rows = tried.into_iter().map(|seeded| {
         progress.set_message(seeded.name.clone());
@@ -223,6 +228,9 @@ pub(crate) fn run(options: &Mutants) -> Result<ExitCode, CliError> {
     let rows = rows.collect::<Result<_, _>>()?;
     progress.finish_and_clear();
     let score = Score::new(rows);
+    if let Some(path) = &options.report {
+        crate::report::cli::campaign(Sort::Mutants, &score, path)?;
+    }
     score.print(&mut anstream::stdout(), &program.shown(), options.json)?;
     Ok(if score.is_full() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -227,7 +227,7 @@ fn reaches(scenario: &str, site: &str) -> bool {
 
 fn try_one(options: &Removals, exe: &Path, site: &Site) -> Result<Option<Found>, CliError> {
     for seed in options.from..options.from + options.seeds {
-        for scenario in RUNS.iter().filter(|run| reaches(run[0], &site.site)) {
+        for scenario in RUNS.iter().copied().filter(|run| reaches(run[0], &site.site)) {
             let seed_text = seed.to_string();
             let args = [&["run"], scenario, &["--weak", "--json", "--seed", &seed_text]].concat();
             let output = outcome(exe, &args, Some(site))?;

@@ -175,3 +175,83 @@ fn bad_input_a_failed_expectation_shows_both_sides_and_ends_with_1() {
     assert!(side_by_side(&["findings", "expected", "leak", "seen", "none"]), "{}", outcome.stderr);
     assert!(side_by_side(&["leaks", "expected", "2", "seen", "0"]), "{}", outcome.stderr);
 }
+
+/// Runs a command line that must fail with such a word, and leave these files as they are.
+fn spares(args: &[&str], word: &str, files: &[&Path]) {
+    let contents = || files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>();
+    let before = contents();
+    let outcome = Outcome::of(&command(args).output().unwrap());
+    assert!(outcome.code == Some(2) && outcome.stderr.contains(word), "{args:?}: {outcome:?}");
+    assert!(before == contents(), "{args:?} changed a file");
+}
+
+#[test]
+fn nothing_is_written_over_what_it_is_made_of() {
+    let folder = Folder::new();
+    let (scenario, image) = (folder.file("own.toml", GOOD.as_bytes()), folder.file("own.img", &[7; 1 << 20]));
+    let (trace, again) = (folder.path().join("t.lzt"), folder.path().join("again.lzt"));
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let (own, img, t) = (text(&scenario), text(&image), text(&trace));
+    for file in [&trace, &again] {
+        assert_eq!(Outcome::of(&command(["run", &own, "--trace", &text(file)]).output().unwrap()).code, Some(0));
+    }
+    let over = "would write over";
+    spares(&["run", &own, "--trace", &own], over, &[&scenario]);
+    spares(&["run", &own, "--report", &own], over, &[&scenario]);
+    let image_of = format!("device.image={img}");
+    let with_image = ["run", "block/copy-image", "--set", &image_of, "--trace", &img];
+    spares(&with_image, over, &[&image]);
+    spares(&["run", &own, "--trace", &t, "--report", &t], over, &[&trace]);
+    let made_of = "would replace what it is made of";
+    spares(&["report", &t, "-o", &t], made_of, &[&trace]);
+    spares(&["trace", "join", &t, &text(&again), "-o", &text(&again)], made_of, &[&trace, &again]);
+    let nowhere = folder.path().join("no/such/page.html");
+    spares(&["explore", &own, "--report", &text(&nowhere)], "cannot write the page", &[&scenario]);
+    spares(&["run", &own, "--report", &text(&nowhere)], "page.html", &[&scenario]);
+    spares(&["run", &own, "--trace-kinds", "dma"], "add --trace FILE", &[&scenario]);
+    // Two records of drivers are no driver's and device's.
+    let joined = text(&folder.path().join("joined.lzt"));
+    spares(&["trace", "join", &t, &t, "-o", &joined], "the second file is the device's", &[&trace]);
+    // What was read once is gone.
+    let piped = format!("cat {t} | {} report /dev/stdin -o {joined}", path().display());
+    let outcome = Outcome::of(&std::process::Command::new("sh").args(["-c", &piped]).output().unwrap());
+    assert!(outcome.code == Some(2) && outcome.stderr.contains("/dev/stdin is no file"), "{outcome:?}");
+    assert!(!folder.names().iter().any(|name| name.starts_with("joined") || name.contains("part")));
+}
+
+#[test]
+fn a_page_goes_through_a_link_and_into_a_pipe() {
+    let folder = Folder::new();
+    let (scenario, page) = (folder.file("own.toml", GOOD.as_bytes()), folder.file("page.html", b"old"));
+    let link = folder.path().join("link.html");
+    std::os::unix::fs::symlink(&page, &link).unwrap();
+    let report = |to: &Path| {
+        let args = ["run", scenario.to_str().unwrap(), "--report", to.to_str().unwrap()];
+        Outcome::of(&command(args).output().unwrap())
+    };
+    assert_eq!(report(&link).code, Some(0));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink() && fs::read(&page).unwrap().starts_with(b"<!"));
+    assert_eq!(report(Path::new("/dev/null")).code, Some(0));
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+}
+
+#[test]
+fn a_record_that_has_not_every_kind_says_so_and_has_no_digest() {
+    let folder = Folder::new();
+    let (scenario, trace) = (folder.file("own.toml", GOOD.as_bytes()), folder.path().join("t.lzt"));
+    let (own, t) = (scenario.to_str().unwrap(), trace.to_str().unwrap());
+    let run = |args: &[&str]| Outcome::of(&command(args).output().unwrap());
+    assert_eq!(run(&["run", own, "--trace", t, "--trace-kinds", "port"]).code, Some(0));
+    let stat = run(&["trace", "stat", t]);
+    assert!(stat.code == Some(0) && !stat.stdout.contains("digest"), "{stat:?}");
+    for question in [&["trace", "stat", t][..], &["trace", "tx", t], &["trace", "tx", t, "1"]] {
+        let said = run(question).stdout;
+        assert!(
+            said.contains("# only these kinds were recorded") && said.contains("port:read"),
+            "{question:?}: {said}"
+        );
+    }
+    assert_eq!(run(&["run", own, "--trace", t]).code, Some(0));
+    let stat = run(&["trace", "stat", t]).stdout;
+    assert!(stat.contains("digest") && !stat.contains("# only"), "{stat}");
+}

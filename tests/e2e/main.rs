@@ -4,6 +4,7 @@
 
 mod bad_back_ends;
 mod bad_input;
+mod bench_trace;
 mod bill;
 mod containment;
 mod edu;
@@ -37,5 +38,7 @@ mod tasks;
 mod teardown_order;
 mod threads;
 mod tour;
+mod trace_cost;
+mod watch;
 mod weak;
 mod worlds;

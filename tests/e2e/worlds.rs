@@ -25,7 +25,7 @@ const LOCKSTEP_ONLY: [(&str, &str); 15] = [
     ("teardown_order", "the one order of a record"),
 ];
 /// The modules in which nothing runs that has a world.
-const NO_WORLD: [&str; 2] = ["bad_input", "shows_5_ui"];
+const NO_WORLD: [&str; 4] = ["bad_input", "bench_trace", "shows_5_ui", "trace_cost"];
 /// What a module says that runs in threads: by a helper, by option, or because its peer is another process.
 const MARKS: [&str; 7] =
     ["run_both", "run_threads", "in_both", "Rig::threads", "WorldKind::Threads", "--world", "--wire"];

@@ -7,7 +7,9 @@
 
 mod bad_peers;
 mod bench;
+mod broken_exports;
 mod crimes;
+mod exports;
 mod libblkio;
 mod like_qemu;
 mod raw;
@@ -15,4 +17,5 @@ mod server;
 mod shows_2_guest;
 mod shows_4_drivers;
 mod shows_5_power_cut;
+mod trace_processor;
 mod traced;

@@ -39,8 +39,8 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace above tests/")
 }
 
-/// The target folder that this test was built in.
-fn target() -> PathBuf {
+/// The target folder that these tests were built in.
+pub fn target() -> PathBuf {
     let exe = std::env::current_exe().expect("a test has a path");
     // target/release/deps/e2e-0123456789abcdef
     exe.ancestors().nth(3).expect("a target folder").to_owned()

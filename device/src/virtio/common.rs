@@ -137,7 +137,7 @@ impl CommonConfig {
     pub fn queue_config(&self, queue: u16) -> Option<QueueConfig> {
         let regs = self.queues.get(usize::from(queue)).filter(|regs| regs.enabled)?;
         let QueueRegisters { size, desc, avail, used, .. } = *regs;
-        Some(QueueConfig { size, desc, avail, used, features: self.accepted, start: 0 })
+        Some(QueueConfig { index: queue, size, desc, avail, used, features: self.accepted, start: 0 })
     }
 
     fn queue_count(&self) -> u16 {

@@ -12,6 +12,8 @@ use crate::lock;
 /// A queue as the driver set it up; valid when the worker sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueConfig {
+    /// Its number at the device: what a tap calls it.
+    pub index: u16,
     /// Entries, a power of two.
     pub size: u16,
     /// Address of the descriptor table, 16-byte aligned.
@@ -88,7 +90,7 @@ mod tests {
     use super::*;
 
     const CONFIG: QueueConfig =
-        QueueConfig { size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000, features: 0, start: 0 };
+        QueueConfig { index: 0, size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000, features: 0, start: 0 };
 
     #[test]
     fn a_doorbell_before_activation_is_lost_and_one_after_is_taken_once() {

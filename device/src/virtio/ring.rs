@@ -215,7 +215,7 @@ impl Ring {
         self.queue.set_next_avail(next.wrapping_add(1));
         let mut chain = Chain { head, second: None, descs: self.spare.pop().unwrap_or_default() };
         chain.descs.clear();
-        mem.tap().took(chain.head);
+        mem.tap().took(self.config.index, chain.head);
         self.walk(mem, &mut chain)?;
         Ok(chain)
     }
@@ -253,7 +253,7 @@ impl Ring {
         let element = u64::from(len) << 32 | u64::from(id);
         mem.put(slot, &element.to_le_bytes()).map_err(|error| refused(mem, error))?;
         mem.moved(slot, 8, true);
-        mem.tap().gave(id, len);
+        mem.tap().gave(self.config.index, id, len);
         self.used = self.used.wrapping_add(1);
         self.staged = self.staged.wrapping_add(1);
         Ok(())

@@ -34,6 +34,7 @@ impl PciDevice {
             return Err(none);
         }
         let vector = self.bus.alloc_vector(0).ok_or(none)?;
+        cpu.kernel().irqs().set_device(vector.irq, self.dma.index());
         let id = cpu.kernel().register(Resource::Vector, PhysAddr::new(u64::from(vector.irq)), 0, cpu.owner());
         let msi = Msi { bus: self.bus.clone(), at: self.at, kernel: cpu.kernel_ref(), cap, vector, id };
         let (low, high) = halves(vector.addr);

@@ -118,7 +118,6 @@ struct Head {
 
 /// A split virtqueue.
 pub struct Virtqueue {
-    index: u16,
     size: u16,
     /// What the lab is told of what the device has; it goes before the ring does.
     posting: Posting,
@@ -165,7 +164,6 @@ impl Virtqueue {
         let indirect = features & F_INDIRECT_DESC != 0;
         let tables = if indirect { Some(alloc(usize::from(size) * MAX_SEGMENTS * DESC)?) } else { None };
         Ok(Self {
-            index,
             size,
             posting: Posting::new(dma, index, &ring, size),
             ring,
@@ -261,11 +259,11 @@ impl Virtqueue {
         self.free -= descriptors;
         self.in_flight += 1;
         self.posting.post(head, cpu.owner());
-        self.publish(cpu, head);
+        self.publish(cpu, head, chain);
         Ok(())
     }
 
-    fn publish(&mut self, cpu: &Cpu<'_>, head: u16) {
+    fn publish(&mut self, cpu: &Cpu<'_>, head: u16, chain: &[Segment]) {
         let avail = avail_offset(self.size);
         let slot = usize::from(self.avail_idx & (self.size - 1));
         self.ring.write_u16(cpu, avail + 4 + 2 * slot, head);
@@ -274,7 +272,7 @@ impl Virtqueue {
         self.avail_idx = self.avail_idx.wrapping_add(1);
         self.ring.write_u16(cpu, avail + 2, self.avail_idx);
         self.added = self.added.wrapping_add(1);
-        cpu.trace(Kind::VirtqAdd, u64::from(head), 0, self.index, u64::from(self.avail_idx));
+        self.posting.trace_add(cpu, head, self.avail_idx, chain.iter().map(|s| (s.addr, s.len, s.write)));
     }
 
     fn lay_direct(&mut self, cpu: &Cpu<'_>, chain: &[Segment]) {
@@ -324,7 +322,7 @@ impl Virtqueue {
         let counter = if wanted { &mut self.stats.kicks } else { &mut self.stats.kicks_saved };
         *counter += 1;
         if wanted {
-            cpu.trace(Kind::VirtqKick, 0, 0, self.index, u64::from(new));
+            self.posting.trace(cpu, Kind::VirtqKick, 0, new);
         }
         wanted
     }
@@ -372,7 +370,7 @@ impl Virtqueue {
         }
         self.release(at, head.descriptors);
         self.last_used = self.last_used.wrapping_add(1);
-        cpu.trace(Kind::VirtqUsed, u64::from(id), 0, self.index, u64::from(self.last_used));
+        self.posting.trace(cpu, Kind::VirtqUsed, u64::from(id), self.last_used);
         Ok(Some(Used { token: head.token, len }))
     }
 

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{DmaAddr, PhysAddr};
+use crate::cpu::Cpu;
 use crate::dma::coherent::Coherent;
 use crate::dma::device::DmaDevice;
 use crate::dma::mapping::covers;
 use crate::site::Owner;
-use crate::trace::{owner_of, owner_word};
+use crate::trace::{Kind, Record, owner_of, owner_word};
 
 #[cfg(test)]
 mod tests;
@@ -93,6 +94,34 @@ impl Posting {
         if let Some(posted) = self.heads.posted.get(usize::from(head)) {
             posted.store(owner_word(by), Ordering::Relaxed);
         }
+    }
+
+    /// Records that the chain at `head` was added, `index` being the available index behind it. Its segments are an
+    /// address, bytes, and whether the device may write them. Any context.
+    #[inline]
+    pub fn trace_add(
+        &self,
+        cpu: &Cpu<'_>,
+        head: u16,
+        index: u16,
+        segments: impl IntoIterator<Item = (DmaAddr, u32, bool)>,
+    ) {
+        let event = (Kind::VirtqAdd, u64::from(head), u32::from(self.heads.queue));
+        cpu.trace_linked(event, self.device.index(), u64::from(index), |event| {
+            segments.into_iter().map(move |(addr, len, write)| Record {
+                addr: addr.get(),
+                len,
+                kind: Kind::Segment,
+                tag: u64::from(write),
+                ..event
+            })
+        });
+    }
+
+    /// Records a `virtq:kick` or `virtq:used`, `index` being the ring's index behind it. Any context.
+    #[inline]
+    pub fn trace(&self, cpu: &Cpu<'_>, kind: Kind, head: u64, index: u16) {
+        cpu.trace(kind, head, usize::from(self.heads.queue), self.device.index(), u64::from(index));
     }
 
     /// The device is done with a head. Any context.

@@ -272,7 +272,7 @@ impl DmaDevice {
                         self.unplace(kernel, *place, entry.len);
                     }
                     let asked = table.entries.iter().take(placed.len() + 1);
-                    asked.for_each(|entry| self.book_failure(cpu, entry.len, terms, owner));
+                    asked.for_each(|entry| self.book_failure(cpu, (entry.len, &why), terms, owner));
                     return Err(why);
                 }
             }

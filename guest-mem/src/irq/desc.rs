@@ -44,6 +44,8 @@ struct Oneshot {
 /// One line: everything that runs when it fires.
 pub struct IrqDesc {
     pub(super) irq: u32,
+    /// Whose message it is, by the number in records; 0 if it is a line, or nobody's.
+    device: u16,
     actions: Locked<Vec<Action>>,
     running: AtomicU32,
     unclaimed: AtomicU32,
@@ -68,7 +70,7 @@ impl IrqHandler for IrqDesc {
         }
         self.running.fetch_add(1, Ordering::Acquire);
         let running = Running { desc: self, cpu };
-        cpu.trace(Kind::IrqEntry, u64::from(self.irq), 0, 0, 0);
+        cpu.trace(Kind::IrqEntry, u64::from(self.irq), 0, self.device, 0);
         let (mut handled, mut woken) = (false, false);
         let mut last = 0;
         // By number, not by place: another CPU may detach a handler in between.
@@ -84,7 +86,7 @@ impl IrqHandler for IrqDesc {
             }
             last = action.id;
         }
-        cpu.trace(Kind::IrqExit, u64::from(self.irq), 0, 0, 0);
+        cpu.trace(Kind::IrqExit, u64::from(self.irq), 0, self.device, 0);
         drop(running);
         if oneshot {
             self.unmask(cpu, 0);
@@ -109,9 +111,10 @@ impl Drop for Running<'_, '_> {
 }
 
 impl IrqDesc {
-    pub(super) fn new(irq: u32) -> Self {
+    pub(super) fn new(irq: u32, device: u16) -> Self {
         Self {
             irq,
+            device,
             actions: Locked::default(),
             running: AtomicU32::new(0),
             unclaimed: AtomicU32::new(0),

@@ -46,6 +46,7 @@ pub(crate) fn small(
     let (gfp, arch) = (request.gfp, cpu.kernel().config().arch);
     let failed = cpu.pass(request, owner, gfp.can_fail(0, arch)) == Verdict::Fail;
     if failed && !gfp.contains(Gfp::NOFAIL) {
+        cpu.injected(request.class);
         return Err(AllocError::NoMemory { order: 0, gfp, zone: gfp.highest_zone(arch) });
     }
     take_or_grow(cpu, cache, gfp, len, owner)

@@ -88,19 +88,19 @@ kinds! {
     MmioRead = 30, "mmio:read";
     /// A register write.
     MmioWrite = 31, "mmio:write";
-    /// A chain was put on a virtqueue: tag = request.
+    /// A chain was put on a virtqueue: addr = head, len = queue, tag = the available index behind it.
     VirtqAdd = 40, "virtq:add";
-    /// The device was told.
+    /// The device was told: len = queue, tag = the available index so far.
     VirtqKick = 41, "virtq:kick";
-    /// A used chain was taken.
+    /// A used chain was taken: addr = head, len = queue, tag = the used index behind it.
     VirtqUsed = 42, "virtq:used";
-    /// The device took a chain off its ring: addr = head.
+    /// The device took a chain off its ring: addr = head, len = queue.
     VirtqTake = 43, "virtq:take";
-    /// The device gave a chain back: addr = head, len = bytes it says it wrote.
+    /// The device gave a chain back: addr = head, len = queue, tag = bytes it says it wrote.
     VirtqGive = 44, "virtq:give";
-    /// The device told the driver that it gave chains back: addr = queue.
+    /// The device told the driver that it gave chains back: len = queue.
     VirtqCall = 45, "virtq:call";
-    /// A handler begins: addr = irq.
+    /// A handler begins: addr = irq, dev = whose message it is, if it is one.
     IrqEntry = 50, "irq:irq_handler_entry";
     /// A handler ended.
     IrqExit = 51, "irq:irq_handler_exit";
@@ -114,6 +114,14 @@ kinds! {
     Mapping = 0x8002, "detail:mapping";
     /// The driver's buffer behind a mapping: addr = where it lies, tag = who allocated it.
     Buffer = 0x8003, "detail:buffer";
+    /// One descriptor of a chain that was added: addr = bus address, len = bytes, tag = 1 if the device may write it.
+    Segment = 0x8004, "detail:segment";
+    /// The device took a chain by the access before, or soon after it: as `virtq:take`.
+    Take = 0x8005, "detail:take";
+    /// The device gave a chain back by the access before, or soon after it: as `virtq:give`.
+    Give = 0x8006, "detail:give";
+    /// Why the request of the event before was refused: len = the number of the text, 0 if there were too many.
+    Refused = 0x8007, "detail:refused";
 }
 
 impl Kind {
@@ -122,9 +130,33 @@ impl Kind {
         self as u16
     }
 
+    /// An event's bit in a mask of kinds; details have none of their own and go with their event.
+    #[inline]
+    pub const fn bit(self) -> u64 {
+        1 << (self.number() & 63)
+    }
+
     /// Whether it only continues the event before it.
     pub const fn is_detail(self) -> bool {
         self.number() >= DETAIL
+    }
+
+    /// Whether a record's len is bytes, and not a number.
+    pub const fn len_is_bytes(self) -> bool {
+        !matches!(
+            self,
+            Self::VirtqAdd
+                | Self::VirtqKick
+                | Self::VirtqUsed
+                | Self::VirtqTake
+                | Self::VirtqGive
+                | Self::VirtqCall
+                | Self::Finding
+                | Self::Take
+                | Self::Give
+                | Self::Mapping
+                | Self::Refused
+        )
     }
 
     /// Whether a record's tag is an owner ([`super::owner_word`]).
@@ -179,6 +211,7 @@ mod tests {
             let clash = Kind::ALL[..index].iter().any(|k| k.name() == kind.name() || k.number() >= kind.number());
             assert!(!clash, "{kind:?} shares its name, or numbers do not rise");
             assert_eq!(kind.is_detail(), kind.name().starts_with("detail:"));
+            assert!(kind.is_detail() || kind.number() < 64, "{kind:?} has no bit");
             assert!(!(kind.tag_is_owner() && kind.tag_is_transaction()), "{kind:?}");
         }
         assert_eq!(Kind::from_number(0), None);

@@ -30,7 +30,7 @@ fn details_are_kept_but_neither_count_nor_enter_the_digest() {
     with.emit_with(Producer(0), event(Kind::DmaMapPage, 1), [event(Kind::Mapping, 2)]);
     without.emit(Producer(0), event(Kind::DmaMapPage, 1));
     assert_eq!((with.digest(), with.events()), (without.digest(), without.events()));
-    assert_eq!((with.recent(Producer(0), 9).len(), without.recent(Producer(0), 9).len()), (3, 2));
+    assert_eq!((with.recent_of_all(9).len(), without.recent_of_all(9).len()), (3, 2));
 }
 
 proptest::proptest! {
@@ -54,8 +54,7 @@ proptest::proptest! {
             (0..shadow.len()).filter(|&at| !shadow[at].1.kind.is_detail()).collect();
         let from = if n == 0 { shadow.len() } else { starts.iter().rev().nth(n - 1).copied().unwrap_or(0) };
         proptest::prop_assert_eq!(recorder.recent_of_all(n), &shadow[from..]);
-        let own: Vec<_> = shadow.iter().filter(|(who, _)| *who == Producer(1)).map(|&(_, r)| r).collect();
-        proptest::prop_assert_eq!(recorder.recent(Producer(1), n), &own[own.len().saturating_sub(n)..]);
+        proptest::prop_assert_eq!(recorder.events(), made.len() as u64);
     }
 }
 
@@ -93,7 +92,7 @@ fn a_shared_recorder_loses_nothing_and_keeps_details_with_their_event() {
     });
     recorder.end_stream();
     assert_eq!((recorder.events(), recorder.digest()), (3 * EACH, SEED));
-    assert_eq!((recorder.produced(Producer(0)), recorder.produced(Producer(7))), (2 * EACH, 4 * EACH));
+    assert_eq!(recorder.made().collect::<Vec<_>>(), [(Producer(0), EACH), (Producer(7), 2 * EACH)]);
     assert_eq!((seen.load(Ordering::Relaxed), broken.load(Ordering::Relaxed)), (6 * EACH, 0));
     assert_eq!(recorder.take_captured().len() as u64, 3 * EACH);
     recorder.reset();
@@ -106,10 +105,54 @@ fn a_ring_forgets_what_was_overwritten() {
     let recorder = Recorder::default();
     recorder.emit(Producer(1), event(Kind::Step, 0));
     (0..1500).for_each(|n| recorder.emit(Producer(0), event(Kind::Kmalloc, n)));
-    let recent = recorder.recent(Producer(0), 9999);
-    assert_eq!((recent.len(), recent[0].len), (ring::RING, 1500 - 1024));
-    assert_eq!(recorder.recent_of_all(9999).len(), ring::RING, "the order ends where a ring does");
-    assert!(recorder.recent(Producer(999), 1).is_empty());
+    let recent = recorder.recent_of_all(9999);
+    assert_eq!((recent.len(), recent[0].1.len), (ring::RING, 1500 - 1024));
+    (0..512).for_each(|n| {
+        recorder.emit_with(Producer(0), event(Kind::Kmalloc, n), [event(Kind::By, n), event(Kind::By, n)])
+    });
+    let recent = recorder.recent_of_all(9999);
+    assert_eq!(recent.len(), ring::RING - 1, "details of an event that is gone go too");
+}
+
+#[test]
+fn a_kind_that_is_masked_out_leaves_nothing_and_no_digest() {
+    let recorder = Recorder::default();
+    recorder.capture();
+    recorder.mask([Kind::DmaMapPage]);
+    recorder.emit(Producer(0), event(Kind::Kmalloc, 1));
+    recorder.emit_with(Producer(0), event(Kind::DmaUnmapPage, 1), [event(Kind::By, 0)]);
+    recorder.emit_linked(Producer(0), event(Kind::VirtqAdd, 1), || [event(Kind::Segment, 0)]);
+    assert_eq!((recorder.events(), recorder.recent_of_all(9), recorder.whole()), (0, vec![], false));
+    recorder.emit(Producer(0), event(Kind::DmaMapPage, 1));
+    recorder.finding(Producer(0), event(Kind::Finding, 1));
+    let kept: Vec<_> = recorder.take_captured().into_iter().map(|(_, record)| record.kind).collect();
+    assert_eq!((kept, recorder.digest()), (vec![Kind::DmaMapPage, Kind::Finding], SEED));
+    recorder.reset();
+    recorder.emit(Producer(0), event(Kind::Kmalloc, 1));
+    assert!(recorder.whole() && recorder.digest() != SEED);
+}
+
+#[test]
+fn links_are_made_for_watchers_only_and_rings_forget_them() {
+    let recorder = Recorder::default();
+    recorder.emit_linked(Producer(0), event(Kind::VirtqAdd, 1), || -> [Record; 0] { panic!("nobody watches") });
+    recorder.link(Producer(0), event(Kind::Take, 1));
+    struct Kinds(std::sync::Arc<std::sync::Mutex<Vec<Kind>>>);
+    impl Sink for Kinds {
+        fn page(&mut self, page: &[(Producer, Record)]) {
+            self.0.lock().unwrap().extend(page.iter().map(|(_, record)| record.kind));
+        }
+    }
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    recorder.stream(Box::new(Kinds(seen.clone())));
+    recorder.emit_linked(Producer(0), event(Kind::VirtqAdd, 1), || [event(Kind::Segment, 1)]);
+    recorder.link(Producer(0), event(Kind::Take, 1));
+    let digest = recorder.digest();
+    recorder.end_stream();
+    assert_eq!(*seen.lock().unwrap(), [Kind::VirtqAdd, Kind::Segment, Kind::Take]);
+    let plain = Recorder::default();
+    (0..2).for_each(|_| plain.emit(Producer(0), event(Kind::VirtqAdd, 1)));
+    assert_eq!((digest, recorder.recent_of_all(9).len()), (plain.digest(), 2));
 }
 
 #[test]
@@ -148,7 +191,7 @@ fn a_reset_recorder_counts_and_digests_like_a_fresh_one() {
     recorder.emit(Producer(3), event(Kind::DmaAlloc, 1));
     assert_eq!(recorder.take_captured().len(), 1);
     recorder.reset();
-    assert_eq!((recorder.digest(), recorder.events(), recorder.produced(Producer(3))), (SEED, 0, 0));
+    assert_eq!((recorder.digest(), recorder.events(), recorder.recent_of_all(9)), (SEED, 0, vec![]));
     recorder.emit(Producer(3), event(Kind::DmaAlloc, 1));
     assert!(recorder.take_captured().is_empty(), "a reset stops capturing");
 }

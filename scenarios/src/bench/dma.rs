@@ -9,6 +9,7 @@ mod count;
 
 use std::hint::black_box;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 pub(crate) use count::Counted;
 
+use super::plot::{Bench, Cost, Plot};
 use crate::cli::CliError;
 use crate::wire::InProc;
 use crate::world::{Body, Exit, Lockstep};
@@ -187,10 +189,15 @@ fn percentile(values: impl Iterator<Item = f64>, hundredths: usize) -> f64 {
 }
 
 /// Does the one count that is asked for, or everything.
-pub(crate) fn start(counted: &Counted, seconds: u64, no_count: bool) -> Result<ExitCode, CliError> {
+pub(crate) fn start(
+    counted: &Counted,
+    seconds: u64,
+    no_count: bool,
+    report: Option<&Path>,
+) -> Result<ExitCode, CliError> {
     match (counted.counted, counted.live) {
         (Some(work), Some(live)) => Ok(count::work(work, live).map(|()| ExitCode::SUCCESS)?),
-        _ => run(seconds, no_count),
+        _ => run(seconds, no_count, report),
     }
 }
 
@@ -205,19 +212,22 @@ fn measure(time: Duration) -> Result<Vec<Timed>, DmaBenchError> {
     ])
 }
 
-/// Measures, counts, and prints.
-fn run(seconds: u64, no_count: bool) -> Result<ExitCode, CliError> {
+/// Measures, counts, and prints; `report` is where the page goes.
+fn run(seconds: u64, no_count: bool, report: Option<&Path>) -> Result<ExitCode, CliError> {
+    crate::report::cli::writable(report)?;
     let machines = measure(Duration::from_secs(seconds))?;
     let out = &mut anstream::stdout();
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["", "ns", "fastest", "of memcpy [10 % 90 %]"]);
+    let mut costs = Vec::new();
     for (machine, (names, rows)) in machines.iter().enumerate() {
         // The copy is told once, though each machine has its own beside it.
         for (index, name) in names.iter().enumerate().skip(usize::from(machine > 0)) {
             let ns = |hundredths| percentile(rows.iter().map(|row| row[index]), hundredths);
             let ratio = |hundredths| percentile(rows.iter().map(|row| row[index] / row[0]), hundredths);
             let ratios = format!("{:.1} [{:.1} {:.1}]", ratio(50), ratio(10), ratio(90));
+            costs.push(Cost { name: (*name).trim().to_owned(), value: ns(50), low: Some(ns(10)), high: Some(ns(90)) });
             table.add_row([(*name).to_owned(), format!("{:.0}", ns(50)), format!("{:.0}", ns(0)), ratios]);
             if *name == LEDGER {
                 let without = percentile(rows.iter().map(|row| row[index - 1] - row[index]), 50);
@@ -228,9 +238,15 @@ fn run(seconds: u64, no_count: bool) -> Result<ExitCode, CliError> {
     table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end()))?;
     let rounds: Vec<_> = machines.iter().map(|(_, rows)| rows.len().to_string()).collect();
     writeln!(out, "{} rounds of {PAIRS} pairs each, on three machines one after the other\n", rounds.join(" + "))?;
-    if no_count {
-        return Ok(ExitCode::SUCCESS);
+    let mut plots = vec![Plot { title: "A mapping of 4 KiB".to_owned(), unit: "ns", rows: costs }];
+    let mut good = true;
+    if !no_count {
+        let (counted, logarithmic) = count::print(out)?;
+        plots.extend(counted);
+        good = logarithmic;
     }
-    let good = count::print(out)?;
+    if let Some(page) = report {
+        Bench { bench: "dma", plots }.page(page)?;
+    }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

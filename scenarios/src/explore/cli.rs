@@ -22,6 +22,8 @@ use crate::cli::{CliError, WEAK, source};
 use crate::compare;
 use crate::kit::Kit;
 use crate::progress;
+use crate::report::campaign::Sort;
+use crate::report::cli as page;
 use crate::spec::{Scenario, Set, Source};
 use crate::world::Random;
 
@@ -65,6 +67,9 @@ pub(crate) struct Explore {
     /// Write the result as JUnit XML.
     #[arg(long, value_name = "FILE")]
     junit: Option<String>,
+    /// Write one HTML page of the result to this file: the tree of points by verdict, with tokens.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     /// Write a line for each case as it ends: who ran it and how it ended.
     #[arg(long, value_name = "FILE")]
     journal: Option<String>,
@@ -143,6 +148,7 @@ pub(crate) fn explore(kit: &Kit, options: &Explore) -> Result<ExitCode, CliError
     if !prepared.scenario.strikes.is_empty() {
         return Err(CliError::Strikes(prepared.name));
     }
+    page::writable(options.report.as_deref())?;
     let inventory = match Inventory::count(&prepared) {
         Ok(inventory) => inventory,
         Err(InventoryError::NotClean(found)) => {
@@ -283,6 +289,9 @@ fn print(kit: &Kit, options: &Explore, report: &Report) -> Result<(), CliError> 
             out.flush()
         };
         write().map_err(|source| CliError::Read { name: path.clone(), source })?;
+    }
+    if let Some(path) = &options.report {
+        page::campaign(Sort::Explore, report, path)?;
     }
     let mut out = anstream::stdout();
     if options.json {

@@ -119,6 +119,7 @@ fn at_sockets(
             return Err(VhostUserError::Small { path: path.clone(), has, wanted }.into());
         }
         let dma = DmaDevice::new(machine.kernel_ref(), &format!("virtio{index}"));
+        wire.irqs().iter().for_each(|&irq| machine.kernel().irqs().set_device(irq, dma.index()));
         let virtio = VirtioDevice { transport: wire.clone(), dma: dma.clone(), irqs: wire.irqs() };
         let at = place(index);
         slots.push(Slot { capacity: has, virtio: Some(virtio), image: None, ..Slot::of(device, at, dma) });

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 const COUNTS: u8 = 1;
 const RECORDS: u8 = 2;
 const HEADER: usize = 5;
-/// Bytes of a record: time, address, length, kind, device.
-const RECORD: usize = 24;
+/// Bytes of a record: time, address, tag, length, kind, device.
+const RECORD: usize = 32;
 /// Records that are sent together.
 pub(super) const PAGE: usize = 512;
 /// The longest payload.
@@ -80,6 +80,7 @@ impl Link {
         for record in records {
             bytes.extend(record.ts.to_le_bytes());
             bytes.extend(record.addr.to_le_bytes());
+            bytes.extend(record.tag.to_le_bytes());
             bytes.extend(record.len.to_le_bytes());
             bytes.extend(record.kind.number().to_le_bytes());
             bytes.extend(record.dev.to_le_bytes());
@@ -96,15 +97,17 @@ pub(super) enum Frame {
 }
 
 fn record(bytes: &[u8; RECORD]) -> Option<(Producer, Record)> {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, len @ .., q, r, s, t] = *bytes;
-    let dev = u16::from_le_bytes([s, t]);
+    let (words, _) = bytes.as_chunks::<8>();
+    let word = |at: usize| words.get(at).map_or(0, |word| u64::from_le_bytes(*word));
+    let [.., a, b, c, d, kind0, kind1, dev0, dev1] = *bytes;
+    let dev = u16::from_le_bytes([dev0, dev1]);
     let record = Record {
-        ts: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        addr: u64::from_le_bytes([i, j, k, l, m, n, o, p]),
-        len: u32::from_le_bytes(len),
-        kind: Kind::from_number(u16::from_le_bytes([q, r]))?,
+        ts: word(0),
+        addr: word(1),
+        len: u32::from_le_bytes([a, b, c, d]),
+        kind: Kind::from_number(u16::from_le_bytes([kind0, kind1]))?,
         dev,
-        tag: 0,
+        tag: word(2),
     };
     Some((Producer(dev), record))
 }
@@ -136,10 +139,10 @@ mod tests {
         let (here, mut there) = UnixStream::pair().unwrap();
         let link = Link::new(here);
         let counts = Counts { requests: 3, faults: 1, ..Counts::default() };
-        let record = Record { ts: 1, addr: u64::MAX, len: 4096, kind: Kind::PortWrite, dev: 2, tag: 0 };
+        let record = Record { ts: 1, addr: u64::MAX, len: 4096, kind: Kind::PortWrite, dev: 2, tag: 7 };
         link.records(&[record; 3]).unwrap();
         link.counts(&counts).unwrap();
-        link.0.lock().unwrap().write_all(&[RECORDS, 24, 0, 0, 0, 9]).unwrap();
+        link.0.lock().unwrap().write_all(&[RECORDS, 32, 0, 0, 0, 9]).unwrap();
         drop(link);
         assert_eq!(next(&mut there), Some(Frame::Records(vec![(Producer(2), record); 3])));
         assert_eq!(next(&mut there), Some(Frame::Counts(counts)));

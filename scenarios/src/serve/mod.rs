@@ -28,3 +28,4 @@ mod tap;
 mod vhost_user;
 
 pub(crate) use error::ServeError;
+pub(crate) use tap::monotonic;

@@ -96,7 +96,7 @@ impl Bell {
 impl QueueHost for Bell {
     fn used_buffers(&self, queue: u16) {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        self.tap.event(Kind::VirtqCall, queue.into());
+        self.tap.event(Kind::VirtqCall, queue, 0, 0);
         ring(&self.call);
     }
 
@@ -210,7 +210,7 @@ impl Poller {
         }
         let seen = fds[0].revents();
         if seen.contains(PollFlags::IN) {
-            self.tap.event(Kind::VirtqKick, self.queue.into());
+            self.tap.event(Kind::VirtqKick, self.queue, 0, 0);
             // The file does not block; how often the doorbell rang means nothing.
             let _ = (&*kick).read(&mut [0; 8]);
         } else if !seen.is_empty() {

@@ -206,6 +206,7 @@ impl Vring {
             if guest.is_multiple_of(align) { Ok(guest) } else { Err(QueueError::Align { what, at: guest, align }) }
         };
         Ok(QueueConfig {
+            index: self.index,
             size: self.size,
             desc: guest("descriptor table", place.desc, 16)?,
             avail: guest("available ring", place.avail, 2)?,

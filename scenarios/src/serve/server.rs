@@ -126,7 +126,8 @@ pub(super) fn run(socket: &Path, config: Config, trace: Option<File>) -> Result<
     let asked = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| system("an eventfd")(error.into()))?;
     let stop = Arc::new(Stop { asked, current: Mutex::new(None) });
     listen(&stop)?;
-    let mut server = Server { config, stop, trace: trace.map(header).transpose()?, served: Served::default() };
+    let trace = trace.map(|file| header(file, config.began)).transpose()?;
+    let mut server = Server { config, stop, trace, served: Served::default() };
     announce(&server.config, socket.listener())?;
     loop {
         let mut fds = [PollFd::new(socket.listener(), PollFlags::IN), PollFd::new(&server.stop.asked, PollFlags::IN)];
@@ -167,11 +168,20 @@ struct Server {
     served: Served,
 }
 
-fn header(file: File) -> Result<Writer<io::BufWriter<File>>, ServeError> {
+fn header(file: File, began: u64) -> Result<Writer<io::BufWriter<File>>, ServeError> {
     let kinds = Kind::ALL.iter().map(|kind| (kind.number(), kind.name().to_owned())).collect();
     let program = format!("lowzone {}", env!("CARGO_PKG_VERSION"));
     let scenario = "serve virtio-blk".to_owned();
-    let header = Header { program, scenario, seed: 0, clock: "monotonic-ns".to_owned(), cpus: 0, kinds };
+    let header = Header {
+        program,
+        scenario,
+        seed: 0,
+        clock: "monotonic-ns".to_owned(),
+        began: Some(began),
+        cpus: 0,
+        kinds,
+        only: Vec::new(),
+    };
     let devices: Vec<_> = (1..=MAX_TRACED).map(|n| (n, format!("queue {}", n - 1), format!("q{}", n - 1))).collect();
     Ok(Writer::new(io::BufWriter::new(file), &header, &devices, None)?)
 }

@@ -14,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::link::{Link, PAGE};
 
 /// The monotonic clock in nanoseconds.
-pub(super) fn monotonic() -> u64 {
+pub(crate) fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let part = |value: i64| u64::try_from(value).unwrap_or(0);
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
@@ -32,11 +32,11 @@ struct Recorder {
 }
 
 impl Recorder {
-    fn record(&self, kind: Kind, addr: u64, len: usize) {
+    fn record(&self, kind: Kind, addr: u64, len: usize, tag: u64) {
         let ts = monotonic().saturating_sub(self.began);
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
-        page.push(Record { ts, addr, len, kind, dev: self.dev, tag: 0 });
+        page.push(Record { ts, addr, len, kind, dev: self.dev, tag });
         if page.len() == PAGE {
             self.send(&mut page);
         }
@@ -56,10 +56,10 @@ impl QueueTap {
         Self(Some(Arc::new(Recorder { link, began, dev: queue.saturating_add(1), page })))
     }
 
-    /// Records an event that is no access.
-    pub fn event(&self, kind: Kind, addr: u64) {
+    /// Records an event of a queue's ring.
+    pub fn event(&self, kind: Kind, queue: u16, head: u64, tag: u64) {
         if let Some(recorder) = &self.0 {
-            recorder.record(kind, addr, 0);
+            recorder.record(kind, head, queue.into(), tag);
         }
     }
 
@@ -76,7 +76,7 @@ impl Tap for QueueTap {
 
     fn moved(&self, addr: u64, len: usize, write: bool) {
         if let Some(recorder) = &self.0 {
-            recorder.record(if write { Kind::PortWrite } else { Kind::PortRead }, addr, len);
+            recorder.record(if write { Kind::PortWrite } else { Kind::PortRead }, addr, len, 0);
         }
     }
 
@@ -84,17 +84,15 @@ impl Tap for QueueTap {
 
     fn refused(&self, addr: u64, len: usize, _write: bool, _why: Refusal) {
         if let Some(recorder) = &self.0 {
-            recorder.record(Kind::PortViolation, addr, len);
+            recorder.record(Kind::PortViolation, addr, len, 0);
         }
     }
 
-    fn took(&self, head: u16) {
-        self.event(Kind::VirtqTake, head.into());
+    fn took(&self, queue: u16, head: u16) {
+        self.event(Kind::VirtqTake, queue, head.into(), 0);
     }
 
-    fn gave(&self, id: u32, len: u32) {
-        if let Some(recorder) = &self.0 {
-            recorder.record(Kind::VirtqGive, id.into(), usize::try_from(len).unwrap_or(usize::MAX));
-        }
+    fn gave(&self, queue: u16, id: u32, len: u32) {
+        self.event(Kind::VirtqGive, queue, id.into(), len.into());
     }
 }

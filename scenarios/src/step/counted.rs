@@ -14,7 +14,7 @@ use lowzone_guest_mem::wait::WaitQueue;
 use crate::lab::{Bench, Slot};
 use crate::world::Body;
 
-/// Between two looks, in nanoseconds.
+/// Between the first two looks, in nanoseconds; each time an eighth more, since a driver may wait for half a minute.
 const BETWEEN: u64 = 200;
 
 /// Whether the work that is watched is over.
@@ -33,8 +33,8 @@ impl Over {
     }
 
     /// Leaves the CPU to others for a moment; whether the work is over.
-    fn rest(&self, cpu: &Cpu<'_>) -> bool {
-        let _ = self.0.1.wait_event_timeout(cpu, BETWEEN, || self.is());
+    fn rest(&self, cpu: &Cpu<'_>, between: u64) -> bool {
+        let _ = self.0.1.wait_event_timeout(cpu, between, || self.is());
         self.is()
     }
 }
@@ -63,8 +63,10 @@ impl Counted {
 
     /// Looks again and again until the work is over. Process context.
     pub(super) fn watch(&self, cpu: &Cpu<'_>, over: &Over) {
-        while !over.rest(cpu) {
+        let mut between = BETWEEN;
+        while !over.rest(cpu, between) {
             self.look(cpu);
+            between += between / 8;
         }
     }
 }

@@ -10,9 +10,12 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::error::ViewError;
-use super::reader::Reader;
+use super::export::{Export, Output, export};
+use super::join::join;
+use super::reader::{Reader, twice};
 use super::show::{Filter, show};
-use super::tx::{Wanted, tx};
+use super::shown::Shown;
+use super::tx::{Wanted, lives, tx};
 use super::{diff, stat};
 
 /// Look into the record of a run, as `lowzone run --trace FILE` wrote it.
@@ -44,14 +47,19 @@ enum What {
         #[arg(long, value_name = "DEV")]
         dev: Option<String>,
     },
-    /// DMA transactions, one a line, in the order of their ends; those that never ended come last.
+    /// DMA transactions, one a line, in the order of their ends; those that never ended come last. By number: the whole
+    /// life of each, an event a line: who allocated and mapped it, which descriptor led the device there, when the
+    /// device touched it, what came back.
     Tx {
         /// The trace.
         file: PathBuf,
-        /// Only these.
+        /// Only these, with their lives.
         ids: Vec<u64>,
+        /// In a life, show every access of the device and every sync.
+        #[arg(long, requires = "ids")]
+        events: bool,
         /// Only those with something wrong.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "ids")]
         wrong: bool,
     },
     /// Every transaction, live or dead, that had an address mapped: as DMA, physical or buffer address.
@@ -74,6 +82,25 @@ enum What {
         /// Another.
         b: PathBuf,
     },
+    /// The events in a format that other programs open: trace-cmd and KernelShark, Perfetto, anything that reads lines.
+    ///
+    /// For instance: lowzone trace export --format dat run.lzt -o run.dat, then
+    /// trace-cmd report -F 'dma_map_page: size == 4096 && dir == 1' -i run.dat
+    Export(Export),
+    /// Two records of one session as one: the driver's, by `lowzone run --wire vhost-user=SOCKET --trace`, and the
+    /// device's, by `lowzone serve --trace` on the same host.
+    Join {
+        /// The driver's trace.
+        driver: PathBuf,
+        /// The device's.
+        peer: PathBuf,
+        /// Where to write it: a file, which is there only once it is whole, or - for standard output.
+        #[arg(short, long, value_name = "OUT")]
+        output: PathBuf,
+        /// The driver's device that the other file is of, by name, place on the bus or number; needed if it has several.
+        #[arg(long, value_name = "DEV")]
+        device: Option<String>,
+    },
 }
 
 fn address(text: &str) -> Result<u64, std::num::ParseIntError> {
@@ -83,11 +110,26 @@ fn address(text: &str) -> Result<u64, std::num::ParseIntError> {
     }
 }
 
+/// Says which kinds a record has, if it has not all.
+fn partly(reader: &FileReader, json: bool, out: &mut dyn Write) -> Result<(), ViewError> {
+    let only = &reader.header().only;
+    if !json && !only.is_empty() {
+        writeln!(out, "# only these kinds were recorded, so others are missing and not absent: {}", only.join(", "))?;
+    }
+    Ok(())
+}
+
 /// Answers one question about a trace.
 pub(crate) fn run(trace: &Trace) -> Result<ExitCode, ViewError> {
-    let mut out = BufWriter::new(anstream::stdout());
-    let answer = answer(trace, &mut out);
+    let mut out = BufWriter::new(std::io::stdout());
     // What could be read is shown before the error that follows it.
+    if trace.json {
+        let answer = answer(trace, &mut out);
+        out.flush()?;
+        return answer;
+    }
+    let mut out = Shown(out);
+    let answer = answer(trace, &mut out);
     out.flush()?;
     answer
 }
@@ -103,9 +145,19 @@ fn answer(trace: &Trace, out: &mut dyn Write) -> Result<ExitCode, ViewError> {
             show(&mut reader, &Filter { from: *from, count: *count, kind, dev }, json, out)?;
             Ok(ExitCode::SUCCESS)
         }
-        What::Tx { file, ids, wrong } => {
-            let wanted = Wanted { ids: ids.clone(), wrong: *wrong, addr: None };
-            tx(&mut Reader::open(file)?, &wanted, json, out)?;
+        What::Tx { file, ids, events, .. } if !ids.is_empty() => {
+            twice(file)?;
+            partly(&Reader::open(file)?, json, out)?;
+            lives(|| Reader::open(file), ids, (*events, json), out)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        What::Tx { file, wrong, .. } => {
+            let wanted = Wanted { wrong: *wrong, addr: None };
+            let mut reader = Reader::open(file)?;
+            partly(&reader, json, out)?;
+            if tx(&mut reader, &wanted, json, out)? == 0 && !json {
+                writeln!(out, "no transactions{}", if *wrong { " with something wrong" } else { "" })?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         What::Who { file, addr } => {
@@ -117,12 +169,26 @@ fn answer(trace: &Trace, out: &mut dyn Write) -> Result<ExitCode, ViewError> {
             Ok(yes(shown > 0))
         }
         What::Stat { file } => {
-            stat::stat(&mut Reader::open(file)?, json, out)?;
+            let mut reader = Reader::open(file)?;
+            partly(&reader, json, out)?;
+            stat::stat(&mut reader, json, out)?;
             Ok(ExitCode::SUCCESS)
         }
         What::Diff { a, b } => {
             let differ = diff::diff(&mut Reader::open(a)?, &mut Reader::open(b)?, json, out)?;
             Ok(yes(!differ))
+        }
+        What::Export(options) => export(options),
+        What::Join { driver, peer, output, device } => {
+            twice(driver)?;
+            twice(peer)?;
+            let target = Output::open(output, &[driver, peer], true)?;
+            let joined = join((driver, peer), device.as_deref(), target.stream()?);
+            // What could be read of a broken file is there, too; of a wrong question nothing is.
+            if matches!(joined, Ok(()) | Err(ViewError::Trace(_))) {
+                target.finish()?;
+            }
+            joined.map(|()| ExitCode::SUCCESS)
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 
 use thiserror::Error;
 
+use super::export::ExportError;
 use super::format::VERSION;
 
 /// Why a trace could not be read, or not to its end, or not be written.
@@ -73,6 +74,12 @@ pub enum TraceError {
         /// What is wrong.
         what: &'static str,
     },
+    /// What was read once is gone.
+    #[error("{name} is no file: this reads a trace twice, so write it into one first")]
+    NoFile {
+        /// What it is called.
+        name: String,
+    },
     /// The system could not read it.
     #[error("{name}: byte {offset}: {source}")]
     Read {
@@ -98,12 +105,24 @@ pub enum TraceError {
 pub(crate) enum ViewError {
     #[error(transparent)]
     Trace(#[from] TraceError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
     #[error("cannot write the result: {0}")]
     Output(#[from] io::Error),
     #[error("{name}: no event kind is called '{kind}'; for instance {example}")]
     NoKind { name: String, kind: String, example: String },
     #[error("{name}: no device is called '{device}'{known}")]
     NoDevice { name: String, device: String, known: String },
+    #[error(
+        "{name} doesn't say when its clock began: only traces of threads, of peers and of `lowzone serve` are joined"
+    )]
+    NoClock { name: String },
+    #[error("{name} has no mappings: the first file is the driver's record, of `lowzone run --trace`")]
+    NoDriver { name: String },
+    #[error("{name} has mappings: the second file is the device's record, of `lowzone serve --trace`")]
+    NoPeer { name: String },
+    #[error("{name}: which device is the other file of? --device: {known}")]
+    WhichDevice { name: String, known: String },
     #[error("{name}: no DMA transaction {id}; there were {made}")]
     NoTransaction { name: String, id: u64, made: u64 },
 }

@@ -43,6 +43,59 @@ impl Raw {
     }
 }
 
+/// Links that an event keeps; a chain of the stock driver has four segments at most.
+const LINKS: usize = 8;
+
+/// What ties an event to others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    /// One descriptor of the chain that was added.
+    Segment {
+        /// Where the device finds it.
+        addr: u64,
+        /// Bytes.
+        len: u32,
+        /// Whether the device may write it.
+        write: bool,
+    },
+    /// The device took a chain.
+    Take {
+        /// The queue.
+        queue: u32,
+        /// Its first descriptor.
+        head: u64,
+        /// When.
+        ts: u64,
+    },
+    /// The device gave a chain back.
+    Give {
+        /// The queue.
+        queue: u32,
+        /// Its first descriptor.
+        head: u64,
+        /// When.
+        ts: u64,
+        /// Bytes that the device says it wrote.
+        written: u64,
+    },
+    /// The event is a refused request, and this the number of the reason.
+    Refused(u32),
+}
+
+impl Link {
+    /// The link that a detail is, if it is one.
+    pub fn of(detail: &Raw) -> Option<Self> {
+        let &Raw { ts, addr, tag, len, .. } = detail;
+        Some(match Kind::from_number(detail.kind)? {
+            Kind::Segment => Self::Segment { addr, len, write: tag & 1 != 0 },
+            Kind::Take => Self::Take { queue: len, head: addr, ts },
+            Kind::Give => Self::Give { queue: len, head: addr, ts, written: tag },
+            Kind::Refused => Self::Refused(len),
+            _ => return None,
+        })
+    }
+}
+
 /// An event and what its details said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Event {
@@ -58,6 +111,7 @@ pub struct Event {
     pub mapping: Option<(u64, Option<Shape>, u64)>,
     /// Where the driver's buffer lies, and who allocated it.
     pub buffer: Option<(u64, u64)>,
+    links: [Option<Link>; LINKS],
 }
 
 impl Event {
@@ -73,8 +127,23 @@ impl Event {
             Some(Kind::By) => (self.by, self.copied) = (Some(detail.tag), detail.len),
             Some(Kind::Mapping) => self.mapping = Some((detail.addr, Shape::unpack(detail.len), detail.tag)),
             Some(Kind::Buffer) => self.buffer = Some((detail.addr, detail.tag)),
-            _ => {}
+            _ => {
+                let free = self.links.iter_mut().find(|link| link.is_none());
+                if let (Some(free), Some(link)) = (free, Link::of(detail)) {
+                    *free = Some(link);
+                }
+            }
         }
+    }
+
+    /// What ties it to others: at most eight, the first ones.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().map_while(Option::as_ref)
+    }
+
+    /// Of a refused request the number of the reason.
+    pub fn refused(&self) -> Option<u32> {
+        self.links().find_map(|link| if let Link::Refused(number) = link { Some(*number) } else { None })
     }
 
     /// Its kind, if this version knows it.
@@ -85,5 +154,23 @@ impl Event {
     /// The DMA transaction it belongs to, or 0.
     pub fn transaction(&self) -> u64 {
         if self.kind().is_some_and(Kind::tag_is_transaction) { self.raw.tag } else { 0 }
+    }
+
+    /// Whether it makes a mapping: a map call or coherent allocation that was not refused.
+    pub fn is_map(&self) -> bool {
+        let kinds = [Kind::DmaMapPage, Kind::DmaMapSg, Kind::DmaMapResource, Kind::DmaAlloc];
+        self.raw.tag != 0 && self.kind().is_some_and(|kind| kinds.contains(&kind))
+    }
+
+    /// Whether it is a map call or coherent allocation that was refused.
+    pub fn is_refused_map(&self) -> bool {
+        let kinds = [Kind::DmaMapPage, Kind::DmaMapSg, Kind::DmaMapResource, Kind::DmaAlloc];
+        self.raw.tag == 0 && self.kind().is_some_and(|kind| kinds.contains(&kind))
+    }
+
+    /// Whether it ends a mapping.
+    pub fn is_unmap(&self) -> bool {
+        let kinds = [Kind::DmaUnmapPage, Kind::DmaUnmapSg, Kind::DmaUnmapResource, Kind::DmaFree];
+        self.kind().is_some_and(|kind| kinds.contains(&kind))
     }
 }

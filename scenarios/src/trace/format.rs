@@ -19,6 +19,8 @@ pub const BLOCK_HEADER: usize = 16;
 pub const MAX_PAYLOAD: u32 = 1 << 20;
 /// Bytes of one record: ts, addr, tag, len, kind, device, producer.
 pub const RECORD: usize = 34;
+/// Bytes of an entry of the lost: producer and events.
+pub const LOSS: usize = 10;
 /// Bytes before the records of a page: the number of its first event.
 pub const PAGE_HEADER: usize = 8;
 
@@ -31,6 +33,8 @@ pub enum BlockKind {
     Table,
     /// Records in the order they were made.
     Events,
+    /// Who lost how many events: {producer 2 bytes, events 8 bytes} each.
+    Lost,
     /// An [`End`].
     End,
     /// Something of a later version, to be skipped.
@@ -44,6 +48,7 @@ impl BlockKind {
             Self::Head => *b"HEAD",
             Self::Table => *b"TABL",
             Self::Events => *b"EVTS",
+            Self::Lost => *b"LOST",
             Self::End => *b"END.",
             Self::Unknown => *b"????",
         }
@@ -51,7 +56,7 @@ impl BlockKind {
 
     /// The kind with these letters.
     pub fn of(letters: [u8; 4]) -> Self {
-        let known = [Self::Head, Self::Table, Self::Events, Self::End];
+        let known = [Self::Head, Self::Table, Self::Events, Self::Lost, Self::End];
         known.into_iter().find(|kind| kind.letters() == letters).unwrap_or(Self::Unknown)
     }
 }
@@ -68,6 +73,8 @@ pub enum Table {
     Device = 3,
     /// Findings, numbered from 1: the name, a newline, the text.
     Finding = 4,
+    /// Why requests were refused, numbered from 1: a line that says it all, then details a line each.
+    Refusal = 5,
 }
 
 /// What the first block says about the whole file, as JSON; a reader ignores keys it doesn't know.
@@ -81,11 +88,17 @@ pub struct Header {
     pub seed: u64,
     /// What `ts` counts: `virtual-ns`, or `monotonic-ns` in the threads world and of a server.
     pub clock: String,
+    /// Of `monotonic-ns`: what the system's monotonic clock showed, in nanoseconds, when `ts` was 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<u64>,
     /// CPUs; producers below this number are CPUs, the others are devices in the order of their table.
     pub cpus: u32,
     /// Every kind's number and name.
     #[serde(default)]
     pub kinds: Vec<(u16, String)>,
+    /// The names of the kinds that were recorded; empty if all were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<String>,
 }
 
 /// What the last block says: 5 numbers of 64 bits.
@@ -142,30 +155,12 @@ pub(super) fn block_header(kind: BlockKind, number: u32, payload: &[u8]) -> [u8;
     header
 }
 
-const CRC: [u32; 256] = {
-    let mut table = [0_u32; 256];
-    let mut index = 0;
-    let mut byte = 0_u32;
-    while index < 256 {
-        let mut rest = byte;
-        let mut bit = 0;
-        while bit < 8 {
-            rest = if rest & 1 == 1 { rest >> 1 ^ 0xedb8_8320 } else { rest >> 1 };
-            bit += 1;
-        }
-        table[index] = rest;
-        index += 1;
-        byte += 1;
-    }
-    table
-};
-
 /// CRC-32 as in zlib (reflected polynomial 0xedb88320) of two stretches in a row.
 pub fn checksum(first: &[u8], second: &[u8]) -> u32 {
-    !first.iter().chain(second).fold(u32::MAX, |sum, byte| {
-        let [low, ..] = sum.to_le_bytes();
-        sum >> 8 ^ CRC[usize::from(low ^ byte)]
-    })
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(first);
+    sum.update(second);
+    sum.finalize()
 }
 
 #[cfg(test)]

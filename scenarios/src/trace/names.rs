@@ -25,6 +25,7 @@ pub struct Names {
     scopes: BTreeMap<u32, String>,
     devices: BTreeMap<u32, (String, String)>,
     findings: BTreeMap<u32, FindingName>,
+    refusals: BTreeMap<u32, String>,
 }
 
 fn low(word: u64) -> u32 {
@@ -40,22 +41,32 @@ impl Names {
     /// Adds an entry; one of an unknown table is ignored.
     pub fn add(&mut self, table: u16, number: u32, text: &str) {
         let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
+        // A name is one line, whoever wrote it.
+        let one_line = |text: &str| text.replace('\n', "\\n");
         match table {
             t if t == Table::Site as u16 => {
-                self.sites.insert(number, text.to_owned());
+                self.sites.insert(number, one_line(text));
             }
             t if t == Table::Scope as u16 => {
-                self.scopes.insert(number, text.to_owned());
+                self.scopes.insert(number, one_line(text));
             }
             t if t == Table::Device as u16 => {
-                self.devices.insert(number, (first.to_owned(), rest.to_owned()));
+                self.devices.insert(number, (first.to_owned(), one_line(rest)));
             }
             t if t == Table::Finding as u16 => {
                 let finding = FindingName { name: first.to_owned(), text: rest.to_owned() };
                 self.findings.insert(number, finding);
             }
+            t if t == Table::Refusal as u16 => {
+                self.refusals.insert(number, text.to_owned());
+            }
             _ => {}
         }
+    }
+
+    /// Why a request was refused, by the number of its record.
+    pub fn refusal(&self, number: u32) -> Option<&str> {
+        self.refusals.get(&number).map(String::as_str)
     }
 
     /// `file:line in scope`; `None` for the empty owner.
@@ -99,14 +110,37 @@ impl Names {
         u16::try_from(number).ok()
     }
 
+    /// The numbers of all devices.
+    pub(super) fn device_numbers(&self) -> impl Iterator<Item = u16> {
+        self.devices.keys().filter_map(|&number| u16::try_from(number).ok())
+    }
+
+    /// Every entry of every table, as a file has it.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Table, u32, String)> {
+        let plain = |table, texts: &BTreeMap<u32, String>| -> Vec<_> {
+            texts.iter().map(|(&number, text)| (table, number, text.clone())).collect()
+        };
+        let devices =
+            self.devices.iter().map(|(&number, (place, name))| (Table::Device, number, format!("{place}\n{name}")));
+        let findings =
+            self.findings.iter().map(|(&number, of)| (Table::Finding, number, format!("{}\n{}", of.name, of.text)));
+        let texts = [(Table::Site, &self.sites), (Table::Scope, &self.scopes), (Table::Refusal, &self.refusals)];
+        texts.into_iter().flat_map(move |(table, texts)| plain(table, texts)).chain(devices).chain(findings)
+    }
+
     /// Names and places of all devices.
     pub fn devices(&self) -> impl Iterator<Item = &(String, String)> {
         self.devices.values()
     }
 
+    /// The number of the device whose port makes a record; `None` if a CPU does.
+    pub fn device_of(&self, who: u16) -> Option<u16> {
+        u32::from(who).checked_sub(self.cpus).and_then(|device| u16::try_from(device).ok())
+    }
+
     /// Who made a record: `cpu1`, or the device's name for its port.
     pub fn producer(&self, who: u16) -> String {
-        match u32::from(who).checked_sub(self.cpus).and_then(|device| u16::try_from(device).ok()) {
+        match self.device_of(who) {
             Some(device) => self.device(device).unwrap_or_else(|| format!("producer {who}")),
             None => format!("cpu{who}"),
         }

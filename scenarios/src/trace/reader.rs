@@ -12,8 +12,9 @@ use std::path::Path;
 
 use super::error::TraceError;
 use super::event::{Event, Raw};
+use super::feed::Losses;
 use super::format::{
-    BLOCK_HEADER, BlockKind, End, Header, MAGIC, MAX_PAYLOAD, ORDER_MARK, PAGE_HEADER, PREFIX, RECORD, VERSION,
+    BLOCK_HEADER, BlockKind, End, Header, LOSS, MAGIC, MAX_PAYLOAD, ORDER_MARK, PAGE_HEADER, PREFIX, RECORD, VERSION,
     checksum, u16_at, u32_at, u64_at,
 };
 use super::names::Names;
@@ -41,6 +42,7 @@ pub struct Reader<R> {
     next: usize,
     events: u64,
     ahead: Option<Raw>,
+    losses: Losses,
     end: Option<End>,
     error: Option<TraceError>,
     stopped: bool,
@@ -58,6 +60,16 @@ impl Reader<BufReader<File>> {
         let file = open().map_err(|source| TraceError::Open { name: name.clone(), source })?;
         Self::new(name, BufReader::new(file))
     }
+}
+
+/// Refuses a pipe, for whoever must read a trace twice.
+///
+/// # Errors
+/// [`TraceError::NoFile`].
+pub(crate) fn twice(path: &Path) -> Result<(), TraceError> {
+    // What is not there, and folders, have errors of their own.
+    let pipe = std::fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir());
+    if pipe { Err(TraceError::NoFile { name: path.display().to_string() }) } else { Ok(()) }
 }
 
 impl<R: Read> Reader<R> {
@@ -78,6 +90,7 @@ impl<R: Read> Reader<R> {
             next: 0,
             events: 0,
             ahead: None,
+            losses: Losses::new(),
             end: None,
             error: None,
             stopped: false,
@@ -106,6 +119,16 @@ impl<R: Read> Reader<R> {
     /// What errors call the file.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes read so far.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Events that were made and are not in the file, by producer; known once the end was reached.
+    pub(super) fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     /// The end block, once it was reached.
@@ -138,6 +161,10 @@ impl<R: Read> Reader<R> {
         }
         self.header =
             serde_json::from_slice(&self.payload).map_err(|_| self.fail(Fault::Damaged("HEAD is not its JSON")))?;
+        let header = &mut self.header;
+        for text in [&mut header.program, &mut header.scenario, &mut header.clock] {
+            *text = text.replace('\n', "\\n");
+        }
         self.next = self.payload.len();
         Ok(())
     }
@@ -221,6 +248,14 @@ impl<R: Read> Reader<R> {
                         return Ok(true);
                     }
                 }
+                BlockKind::Lost => {
+                    for entry in self.payload.chunks_exact(LOSS) {
+                        if let (Some(who), Some(events)) = (u16_at(entry, 0), u64_at(entry, 2)) {
+                            let lost = self.losses.entry(who).or_default();
+                            *lost = lost.saturating_add(events);
+                        }
+                    }
+                }
                 BlockKind::End => {
                     let end = End::from_bytes(&self.payload).ok_or(Fault::Damaged("the end block is too short"))?;
                     self.end = Some(end);
@@ -269,6 +304,20 @@ impl<R: Read> Reader<R> {
         })();
         self.next += RECORD;
         raw.map(Some).ok_or(Fault::Damaged("it ends in the middle of a record"))
+    }
+
+    /// The next record, event or detail; not to be mixed with [`Reader::next_event`].
+    ///
+    /// # Errors
+    /// As [`Reader::next_event`].
+    pub(super) fn next_record(&mut self) -> Result<Option<Raw>, TraceError> {
+        if self.stopped {
+            return Ok(None);
+        }
+        self.raw().map_err(|fault| {
+            let error = self.fail(fault);
+            self.stop(error)
+        })
     }
 
     /// The next event; `None` after the last of a file that has its end block.

@@ -7,7 +7,7 @@ use std::fmt;
 use lowzone_guest_mem::trace::Kind;
 use serde::Serialize;
 
-use super::event::Event;
+use super::event::{Event, Link};
 use super::names::Names;
 
 /// One event, with its numbers resolved.
@@ -44,6 +44,12 @@ pub(super) struct Row {
     pub(super) buffer_zone: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) allocated_by: Option<String>,
+    /// Why the request was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) refused: Option<String>,
+    /// Descriptors of a chain, and chains that the device took or gave back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) links: Vec<String>,
 }
 
 impl Row {
@@ -80,6 +86,8 @@ impl Row {
             row.buffer = Some(buffer);
             row.allocated_by = names.owner(by);
         }
+        row.links = event.links().filter_map(text).collect();
+        row.refused = event.refused().map(|number| names.refusal(number).unwrap_or("?").to_owned());
         row
     }
 
@@ -94,12 +102,36 @@ impl Row {
     }
 }
 
+fn text(link: &Link) -> Option<String> {
+    Some(match link {
+        Link::Segment { addr, len, write } => format!("{}{addr:#x}+{len}", if *write { "w:" } else { "r:" }),
+        Link::Take { queue, head, .. } => format!("takes {queue}:{head}"),
+        Link::Give { queue, head, written, .. } => format!("gives {queue}:{head} written={written}"),
+        Link::Refused(_) => return None,
+    })
+}
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>7} {:>10} ns  {:<6} {:<26}", self.event, self.ns, self.producer, self.kind)?;
         match self.kind.as_str() {
             "lowzone:finding" => write!(f, " {}", self.finding.as_deref().unwrap_or("?"))?,
-            "lowzone:step" | "irq:irq_handler_entry" | "irq:irq_handler_exit" => write!(f, " {}", self.addr)?,
+            "virtq:add" | "virtq:used" | "virtq:take" | "virtq:give" | "virtq:kick" | "virtq:call" => {
+                if let Some(device) = &self.device {
+                    write!(f, " {device}")?;
+                }
+                write!(f, " queue={} head={}", self.len, self.addr)?;
+                if let Some(value) = self.value {
+                    write!(f, " value={value}")?;
+                }
+            }
+            "irq:irq_handler_entry" | "irq:irq_handler_exit" => {
+                write!(f, " {}", self.addr)?;
+                if let Some(device) = &self.device {
+                    write!(f, " of {device}")?;
+                }
+            }
+            "lowzone:step" => write!(f, " {}", self.addr)?,
             _ => {
                 if let Some(device) = &self.device {
                     write!(f, " {device}")?;
@@ -118,8 +150,13 @@ impl fmt::Display for Row {
             write!(f, " by {by}")?;
         }
         match &self.allocated_by {
-            Some(allocated) if self.allocated_by != self.by => write!(f, ", buffer of {allocated}"),
-            _ => Ok(()),
+            Some(allocated) if self.allocated_by != self.by => write!(f, ", buffer of {allocated}")?,
+            _ => {}
+        }
+        self.links.iter().try_for_each(|link| write!(f, " [{link}]"))?;
+        match &self.refused {
+            Some(why) => write!(f, " REFUSED: {}", why.replace('\n', ";")),
+            None => Ok(()),
         }
     }
 }

@@ -41,6 +41,9 @@ pub(super) struct Stat {
     pub(super) bounced: u64,
     pub(super) failed_maps: u64,
     pub(super) live_at_end: u64,
+    /// Events that were made and are not in the file, by producer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) lost: BTreeMap<String, u64>,
     /// What the writer counted, if the file has its end.
     pub(super) end: Option<End>,
     #[serde(skip)]
@@ -65,6 +68,8 @@ impl Stat {
             }
         };
         stat.live_at_end = stat.live.len() as u64;
+        let names = reader.names();
+        stat.lost = reader.losses().iter().map(|(&who, &events)| (names.producer(who), events)).collect();
         stat.end = reader.end().copied();
         (stat, broken)
     }
@@ -72,9 +77,8 @@ impl Stat {
     fn take(&mut self, event: &Event, names: &Names) {
         let (raw, id) = (&event.raw, event.transaction());
         self.events += 1;
-        // A finding's length is its number, an interrupt's nothing: only bytes are added up.
         let kind = event.kind();
-        let len = if kind == Some(Kind::Finding) { 0 } else { raw.len };
+        let len = if kind.is_none_or(Kind::len_is_bytes) { raw.len } else { 0 };
         self.kinds.entry(names.kind(raw.kind)).or_default().add(len);
         self.producers.entry(names.producer(raw.who)).or_default().add(len);
         if let Some(device) = names.device(raw.dev) {
@@ -117,7 +121,12 @@ impl Stat {
         for (name, count) in &self.findings {
             writeln!(out, "finding {name}: {count}")?;
         }
+        for (producer, events) in &self.lost {
+            writeln!(out, "lost {events} of {producer}")?;
+        }
         match self.end {
+            // Threads, servers and records that lack kinds have none.
+            Some(end) if end.digest == 0 => writeln!(out, "{} events, {} lost", end.events, end.lost),
             Some(end) => writeln!(out, "{} events, {} lost, digest {:016x}", end.events, end.lost, end.digest),
             None => writeln!(out, "{} events, and no end", self.events),
         }

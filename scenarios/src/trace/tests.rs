@@ -14,14 +14,23 @@ use super::format::{BLOCK_HEADER, Header, PREFIX, u32_at};
 use super::show::{Filter, show};
 use super::stat::Stat;
 use super::transaction::{Transaction, Transactions};
-use super::tx::{Wanted, tx};
+use super::tx::{Wanted, lives, tx};
 use super::{Reader, TraceError, Writer};
 use crate::lab::{Control, Lab, Verify};
 use crate::spec::{Set, Source, load};
 
 fn header() -> Header {
     let kinds = Kind::ALL.iter().map(|kind| (kind.number(), kind.name().to_owned())).collect();
-    Header { program: "test".into(), scenario: "s".into(), seed: 7, clock: "virtual-ns".into(), cpus: 2, kinds }
+    Header {
+        program: "test".into(),
+        scenario: "s".into(),
+        seed: 7,
+        clock: "virtual-ns".into(),
+        began: None,
+        cpus: 2,
+        kinds,
+        only: Vec::new(),
+    }
 }
 
 fn devices() -> Vec<(u16, String, String)> {
@@ -312,8 +321,91 @@ fn what_is_too_wide_is_told_of_its_mapping_and_who_finds_it() {
     let named = text(&bytes, &covers(bad.dma + 4095)).unwrap();
     assert!(named.contains("by its dma address") && named.contains("beyond-width"), "{named}");
     assert_eq!(text(&bytes, &covers(bad.dma + 4096)).unwrap(), "", "one byte further is nobody's");
-    let missing = text(&bytes, &Wanted { ids: vec![bad.id, 999], ..Wanted::default() });
+    let missing = life_of(&bytes, &[bad.id, 999]);
     assert!(matches!(missing, Err(ViewError::NoTransaction { id: 999, .. })));
+}
+
+fn life_of(bytes: &[u8], ids: &[u64]) -> Result<String, ViewError> {
+    let mut out = Vec::new();
+    lives(|| reader(bytes), ids, (false, false), &mut out)?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+/// What happened, in this order, in lines that hold these words.
+fn in_order(life: &str, words: &[&str]) {
+    let mut lines = life.lines();
+    for word in words {
+        assert!(lines.any(|line| line.contains(word)), "'{word}' is missing, or too early:\n{life}");
+    }
+}
+
+#[test]
+fn the_life_of_a_use_after_unmap_answers_who_which_descriptor_when_and_what() {
+    let (bytes, ..) = traced("block/use-after-unmap", 1, &[]);
+    let bad = transactions(&bytes).into_iter().find(|t| !t.wrong.is_empty()).unwrap();
+    let [request] = bad.requests[..] else { panic!("{bad:?}") };
+    assert_eq!((request.queue, request.segment, request.segments, request.write), (0, 1, 3, true));
+    let (unmapped, _) = bad.unmapped.unwrap();
+    let turns = [request.added, request.kicked.unwrap(), request.taken.unwrap(), request.given.unwrap()];
+    assert!(bad.mapped.unwrap() < unmapped && unmapped < turns[0].ts, "{bad:?}");
+    assert!(turns.is_sorted_by_key(|mark| mark.event) && bad.wrong[0].0 < turns[3].ts, "{bad:?}");
+    assert!(request.interrupt.unwrap().event < request.used.unwrap().event);
+    assert!(bad.allocated.unwrap().ts < bad.mapped.unwrap() && bad.freed.unwrap().0.ts > unmapped);
+    let mapped = format!("mapped: dma:dma_map_page 4096 bytes at {:#x} (+0x0), scenarios/src/step/raw.rs:", bad.dma);
+    in_order(
+        &life_of(&bytes, &[bad.id]).unwrap(),
+        &[
+            "wrong: after-unmap",
+            "allocated: kmem:mm_page_alloc",
+            &mapped,
+            "unmapped: dma:dma_unmap_page, scenarios/src/step/raw.rs:",
+            "posted: descriptor 2 of 3 in chain 0 of queue 0, which the device may write",
+            "the device is told",
+            "the device takes the chain",
+            "the device reaches for 4096 bytes",
+            "FINDING after-unmap",
+            "the device gives the chain back",
+            "interrupt",
+            "the driver takes the chain off the ring",
+            "freed: kmem:mm_page_free",
+        ],
+    );
+}
+
+#[test]
+fn the_life_of_what_is_too_wide_names_its_descriptor_and_what_came_of_it() {
+    let (bytes, ..) = traced("block/too-wide", 1, &[]);
+    let bad = transactions(&bytes).into_iter().find(|t| !t.wrong.is_empty()).unwrap();
+    in_order(
+        &life_of(&bytes, &[bad.id]).unwrap(),
+        &[
+            "0 reads and 0 writes touched 0 bytes; in 1 chains; wrong: beyond-width",
+            "allocated: kmem:kmalloc",
+            "mapped: dma:dma_map_page 4096 bytes at 0x100000000 (+0x0), scenarios/src/step/raw.rs:",
+            "posted: descriptor 2 of 3 in chain 0 of queue 0",
+            "FINDING beyond-width",
+            "unmapped: dma:dma_unmap_page, scenarios/src/step/raw.rs:",
+            "freed: kmem:kfree",
+        ],
+    );
+}
+
+#[test]
+fn every_class_of_transaction_has_an_allocation_a_free_and_its_requests() {
+    // Streaming over kmalloc and pages, slabs and bounces; packets; lists; an engine without rings.
+    for (name, chains) in [("block/low-zone", true), ("net/loop-back", true), ("edu/selftest", false)] {
+        let (bytes, ..) = traced(name, 1, &[]);
+        let all = transactions(&bytes);
+        assert!(all.len() > 8, "{name}");
+        for t in &all {
+            let (Some(allocated), Some((freed, _))) = (t.allocated, t.freed) else { panic!("{name}: {t:?}") };
+            assert!(allocated.ts <= t.mapped.unwrap() && t.unmapped.unwrap().0 <= freed.ts, "{name}: {t:?}");
+            if chains && !t.shape.unwrap().coherent {
+                assert_eq!(t.chains, 1, "{name}: {t:?}");
+                assert!(t.requests[0].taken.is_some() || t.reads + t.writes == 0, "{name}: {t:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -405,4 +497,35 @@ fn shapes_of_foreign_bits_are_shown_as_unknown() {
     assert_eq!(Shape::unpack(u32::MAX), None);
     let table = text(&written(&[map, detail]), &Wanted::default()).unwrap();
     assert!(table.lines().nth(1).unwrap().contains('?'), "{table}");
+}
+
+#[test]
+fn a_refused_request_says_which_test_said_no() {
+    let refusals = |bytes: &[u8]| {
+        let mut out = Vec::new();
+        show(&mut reader(bytes).unwrap(), &Filter::default(), false, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        text.lines().filter(|line| line.contains("REFUSED")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (full, ..) = traced("block/swiotlb-full", 1, &[]);
+    let lines = refusals(&full);
+    let map = lines.iter().find(|line| line.contains("dma:dma_map_page")).unwrap_or_else(|| panic!("{lines:?}"));
+    assert!(map.contains("swiotlb") && map.contains("used") && map.contains("the device reaches"), "{map}");
+    // Zone by zone.
+    let (dry, ..) = traced("alloc/dma32-dry", 1, &[]);
+    let lines = refusals(&dry);
+    assert!(lines.iter().any(|line| line.contains("DMA32: ") && line.contains("mark")), "{lines:?}");
+    // Nothing but a fault that was injected.
+    let (flaky, ..) = traced("block/flaky-memory", 1, &[]);
+    let lines = refusals(&flaky);
+    assert!(!lines.is_empty() && lines.iter().any(|line| line.contains("injected")), "{lines:?}");
+    assert!(refusals(&traced("block/low-zone", 1, &[]).0).is_empty());
+}
+
+#[test]
+fn one_seed_gives_the_same_bytes_whatever_the_scenario() {
+    for name in ["net/loop-back", "block/random-queues", "block/flaky-memory", "block/swiotlb-full", "edu/selftest"] {
+        let (a, b) = (traced(name, 3, &[]).0, traced(name, 3, &[]).0);
+        assert!(a == b && read(&a).1.is_none(), "{name}: {} and {} bytes", a.len(), b.len());
+    }
 }

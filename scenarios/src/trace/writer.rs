@@ -15,6 +15,8 @@ use lowzone_guest_mem::kernel::KernelRef;
 use lowzone_guest_mem::trace::{Kind, PAGE, Producer, Record, Sink, owner_of};
 
 use super::error::TraceError;
+use super::event::Raw;
+use super::feed::{Losses, lose};
 use super::format::{BlockKind, End, Header, MAGIC, ORDER_MARK, Table, VERSION, block_header};
 
 /// Bytes of a table block after which another is begun.
@@ -43,6 +45,17 @@ impl Numbers {
     }
 }
 
+/// A record as the file has it.
+fn put(page: &mut Vec<u8>, raw: &Raw) {
+    page.extend(raw.ts.to_le_bytes());
+    page.extend(raw.addr.to_le_bytes());
+    page.extend(raw.tag.to_le_bytes());
+    page.extend(raw.len.to_le_bytes());
+    page.extend(raw.kind.to_le_bytes());
+    page.extend(raw.dev.to_le_bytes());
+    page.extend(raw.who.to_le_bytes());
+}
+
 /// A trace being written.
 pub struct Writer<W: Write> {
     out: W,
@@ -54,6 +67,9 @@ pub struct Writer<W: Write> {
     table: Vec<u8>,
     page: Vec<u8>,
     end: End,
+    /// The number of the next event: there are gaps for those that were lost.
+    next: u64,
+    losses: Losses,
     failed: Option<io::Error>,
 }
 
@@ -77,6 +93,8 @@ impl<W: Write> Writer<W> {
             table: Vec::new(),
             page: Vec::new(),
             end: End::default(),
+            next: 0,
+            losses: Losses::new(),
             failed: None,
         };
         writer.begin(header, devices).map_err(|source| TraceError::Write { lost: 0, source })?;
@@ -135,6 +153,12 @@ impl<W: Write> Writer<W> {
                 self.entry(Table::Finding, record.len, &format!("{}\n{finding}", finding.kind.name()));
             }
         }
+        if record.kind == Kind::Refused {
+            let text = self.kernel.and_then(KernelRef::get).and_then(|kernel| kernel.refusal_text(record.len));
+            if let Some(text) = text {
+                self.entry(Table::Refusal, record.len, &text);
+            }
+        }
         if !record.kind.tag_is_owner() {
             return record.tag;
         }
@@ -150,30 +174,52 @@ impl<W: Write> Writer<W> {
         u64::from(site) | u64::from(scope) << 32
     }
 
+    /// Adds an entry of a table, before the records that need it.
+    pub(super) fn name(&mut self, table: Table, number: u32, text: &str) {
+        self.entry(table, number, text);
+        if self.table.len() >= TABLE_FULL
+            && let Err(error) = self.flush_table()
+        {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Writes the next records, whose numbers are the file's own already.
+    pub(super) fn raw_page(&mut self, records: &[Raw]) {
+        if records.is_empty() || self.failed.is_some() {
+            return;
+        }
+        let mut page = self.next.to_le_bytes().to_vec();
+        records.iter().for_each(|raw| put(&mut page, raw));
+        match self.flush_table().and_then(|()| self.block(BlockKind::Events, &page)) {
+            Ok(()) => self.count(records.iter().filter(|raw| !raw.is_detail()).count() as u64, records.len()),
+            Err(error) => self.failed = Some(error),
+        }
+    }
+
+    fn count(&mut self, events: u64, records: usize) {
+        self.end.events += events;
+        self.next += events;
+        self.end.records += records as u64;
+    }
+
     fn records(&mut self, records: &[(Producer, Record)]) -> io::Result<()> {
         let mut page = std::mem::take(&mut self.page);
         page.clear();
-        page.extend(self.end.events.to_le_bytes());
+        page.extend(self.next.to_le_bytes());
         let (mut written, mut events) = (Ok(()), 0);
         for (who, record) in records {
             let tag = self.tag(record);
             if self.table.len() >= TABLE_FULL {
                 written = written.and(self.flush_table());
             }
-            page.extend(record.ts.to_le_bytes());
-            page.extend(record.addr.to_le_bytes());
-            page.extend(tag.to_le_bytes());
-            page.extend(record.len.to_le_bytes());
-            page.extend(record.kind.number().to_le_bytes());
-            page.extend(record.dev.to_le_bytes());
-            page.extend(who.0.to_le_bytes());
+            put(&mut page, &Raw { tag, ..Raw::of(*who, record) });
             events += u64::from(!record.kind.is_detail());
         }
         written = written.and_then(|()| self.flush_table()).and_then(|()| self.block(BlockKind::Events, &page));
         self.page = page;
         if written.is_ok() {
-            self.end.events += events;
-            self.end.records += records.len() as u64;
+            self.count(events, records.len());
         }
         written
     }
@@ -190,7 +236,32 @@ impl<W: Write> Writer<W> {
                 Err(error) => self.failed = Some(error),
             }
         }
-        self.end.lost += records.iter().map(|(_, record)| u64::from(!record.kind.is_detail())).sum::<u64>();
+        lose(&mut self.losses, records);
+    }
+
+    /// So many events were lost where the next page begins; [`Writer::lost`] is told whose.
+    pub(super) fn skip(&mut self, events: u64) {
+        self.next += events;
+    }
+
+    /// These events were lost, by producer.
+    pub(super) fn lost(&mut self, losses: Losses) {
+        losses.into_iter().for_each(|(who, events)| *self.losses.entry(who).or_default() += events);
+    }
+
+    /// Events that were made and are not in the file, by producer.
+    pub(crate) fn losses(&self) -> &Losses {
+        &self.losses
+    }
+
+    /// The producers and how many events of theirs were lost, if any were.
+    fn write_losses(&mut self) -> io::Result<()> {
+        if self.losses.is_empty() {
+            return Ok(());
+        }
+        let entry = |(who, events): (&u16, &u64)| who.to_le_bytes().into_iter().chain(events.to_le_bytes());
+        let payload: Vec<u8> = self.losses.iter().flat_map(entry).collect();
+        self.block(BlockKind::Lost, &payload)
     }
 
     /// Ends the trace with the run's digest and last clock, and gives back what it was written to.
@@ -198,13 +269,16 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// [`TraceError::Write`] if this or any earlier write failed.
     pub fn finish(mut self, digest: u64, ts: u64) -> Result<W, TraceError> {
-        let end = End { digest, ts, ..self.end };
+        let end = End { digest, ts, lost: self.losses.values().sum(), ..self.end };
         let lost = end.lost;
         let failed = |source| TraceError::Write { lost, source };
         if let Some(source) = self.failed.take() {
             return Err(failed(source));
         }
-        self.block(BlockKind::End, &end.to_bytes()).and_then(|()| self.out.flush()).map_err(failed)?;
+        self.write_losses()
+            .and_then(|()| self.block(BlockKind::End, &end.to_bytes()))
+            .and_then(|()| self.out.flush())
+            .map_err(failed)?;
         Ok(self.out)
     }
 }

@@ -1,4 +1,5 @@
-//! `LabTap`: what a device's bus master refuses or bends, as findings with the mapping's call sites.
+//! `LabTap`: what a device's bus master refuses or bends, as findings with the mapping's call sites; and, for those who
+//! watch, which chains its rings take and give back.
 //!
 //! Neighbours: `device::Tap`, `guest_mem::finding`. Left out: grants, which the port records itself.
 
@@ -8,6 +9,7 @@ use lowzone_guest_mem::DmaAddr;
 use lowzone_guest_mem::dma::DmaDevice;
 use lowzone_guest_mem::finding::{Finding, FindingKind};
 use lowzone_guest_mem::kernel::KernelRef;
+use lowzone_guest_mem::trace::{Kind, Record};
 
 /// The observer of one device's accesses.
 pub struct LabTap {
@@ -34,6 +36,15 @@ impl LabTap {
         let finding = Finding { kind, device, at: kernel.clock(), sites };
         kernel.report_for(finding, self.device.producer(), transaction);
     }
+
+    /// Tells those who watch what a ring of the device did.
+    fn link(&self, kind: Kind, queue: u16, head: u64, tag: u64) {
+        if let Some(kernel) = self.kernel.get().filter(|kernel| kernel.trace().watched()) {
+            let (ts, dev) = (kernel.clock(), self.device.index());
+            let record = Record { ts, addr: head, len: queue.into(), kind, dev, tag };
+            kernel.trace().link(self.device.producer(), record);
+        }
+    }
 }
 
 impl Tap for LabTap {
@@ -54,5 +65,13 @@ impl Tap for LabTap {
             // The port under the bus master reported it already.
             Refusal::Memory => {}
         }
+    }
+
+    fn took(&self, queue: u16, head: u16) {
+        self.link(Kind::Take, queue, head.into(), 0);
+    }
+
+    fn gave(&self, queue: u16, id: u32, len: u32) {
+        self.link(Kind::Give, queue, id.into(), len.into());
     }
 }

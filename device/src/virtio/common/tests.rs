@@ -106,8 +106,15 @@ fn an_enabled_queue_keeps_its_layout_and_a_running_one_everything() {
     common.write(24, Width::B2, 16).unwrap();
     common.write(36, Width::B4, 7).unwrap();
     common.write(26, Width::B2, 2).unwrap();
-    let config =
-        QueueConfig { size: 32, desc: 0x1000, avail: 0x2000, used: 0x1_0000_3000, features: VERSION_1, start: 0 };
+    let config = QueueConfig {
+        index: 0,
+        size: 32,
+        desc: 0x1000,
+        avail: 0x2000,
+        used: 0x1_0000_3000,
+        features: VERSION_1,
+        start: 0,
+    };
     assert_eq!((common.queue_config(0), common.queue_vector(0)), (Some(config), 2));
     common.write(20, Width::B1, DRIVER_OK.into()).unwrap();
     common.write(26, Width::B2, 1).unwrap();

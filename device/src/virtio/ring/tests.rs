@@ -22,7 +22,7 @@ fn bench(features: u64) -> Bench {
     let mem = BusMaster::new(memory.clone(), 32, Beyond::Refuse, Arc::clone(&gate), ()).unwrap();
     let layout = Layout::new(0, 8);
     let Layout { size, desc, avail, used, .. } = layout;
-    let ring = Ring::new(QueueConfig { size, desc, avail, used, features, start: 0 }).unwrap();
+    let ring = Ring::new(QueueConfig { index: 0, size, desc, avail, used, features, start: 0 }).unwrap();
     Bench { ram: memory, mem, layout, ring, gate }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::*;
 use crate::devres::Devres;
 use crate::dma::pool::{Block, DmaPool, dma_pool_create, dma_pool_free};
+use crate::dma::posted::Posting;
 use crate::dma::{Attrs, Dir, DmaDevice, Resource, SgTable, ToDevice, misuse};
 use crate::env::{Class, IrqReturn};
 use crate::gfp::{GFP_ATOMIC, GFP_KERNEL, Gfp};

@@ -49,7 +49,7 @@ impl DmaDevice {
         let total = table.entries.iter().map(|entry| entry.len).sum();
         let (parts, range) = lay_out(&table.entries, self.seg_boundary());
         let entered = self.ask(cpu, total, true, owner).and_then(|()| Ok(self.enter_list(&parts, range, terms.dir)?));
-        let base = entered.inspect_err(|_| self.book_failure(cpu, total, terms, owner))?;
+        let base = entered.inspect_err(|why| self.book_failure(cpu, (total, why), terms, owner))?;
         if !terms.attrs.contains(Attrs::SKIP_CPU_SYNC) {
             parts.iter().for_each(|part| cpu.kernel().ram().clean(part.phys, part.len));
         }

@@ -104,7 +104,7 @@ impl DmaDevice {
         match self.ask_and_place(cpu, piece, terms, owner) {
             Ok(placed) => Ok(self.book(cpu, piece, placed, terms, owner)),
             Err(why) => {
-                self.book_failure(cpu, piece.len, terms, owner);
+                self.book_failure(cpu, (piece.len, &why), terms, owner);
                 Err(why)
             }
         }
@@ -238,10 +238,14 @@ impl DmaDevice {
     }
 
     /// Counts and traces a map call that failed.
-    pub(crate) fn book_failure(&self, cpu: &Cpu<'_>, len: u64, terms: Terms, owner: Owner) {
+    pub(crate) fn book_failure(&self, cpu: &Cpu<'_>, (len, why): (u64, &MapFailure), terms: Terms, owner: Owner) {
         self.state.counters.lock().map_failures += 1;
         let event = (terms.events()[0], u64::MAX, usize::try_from(len).unwrap_or(0));
         cpu.trace_by(event, self.index(), 0, owner);
+        cpu.trace_refused(self.index(), || match why {
+            MapFailure::Refused { .. } => format!("injected: {why}"),
+            _ => format!("{why}\n  the device reaches {:#x}", self.mask()),
+        });
     }
 
     /// The unmapping under [`super::Mapped::unmap`], its `Drop` and misuse.

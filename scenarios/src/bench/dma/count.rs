@@ -16,6 +16,7 @@ use lowzone_guest_mem::kernel::MachineConfig;
 use lowzone_guest_mem::{Cpu, KBuf};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::plot::{Cost, Plot};
 use super::{DmaBenchError, on_cpu, pair};
 use crate::cli::CliError;
 
@@ -123,8 +124,8 @@ fn exponent(costs: &[(usize, u64)]) -> f64 {
     rise / points.iter().map(|point| (point.0 - x).powi(2)).sum::<f64>()
 }
 
-/// Counts everything and prints it; whether no cost grows faster than the logarithm.
-pub(super) fn print(out: &mut dyn Write) -> Result<bool, CliError> {
+/// Counts everything and prints it; the counts as plots, and whether no cost grows faster than the logarithm.
+pub(super) fn print(out: &mut dyn Write) -> Result<(Vec<Plot>, bool), CliError> {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     let header = LIVE.map(|live| live.to_string());
@@ -135,7 +136,7 @@ pub(super) fn print(out: &mut dyn Write) -> Result<bool, CliError> {
     if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos} of {len} counts  {msg}") {
         bar.set_style(style);
     }
-    let mut good = true;
+    let (mut good, mut plots) = (true, Vec::new());
     for (work, name) in [(Work::Map, "map and unmap of 64 bytes"), (Work::Read, "a read of the device")] {
         let mut costs = Vec::new();
         for live in LIVE {
@@ -145,6 +146,8 @@ pub(super) fn print(out: &mut dyn Write) -> Result<bool, CliError> {
         }
         let fitted = exponent(&costs);
         good &= fitted < LOGARITHMIC;
+        let rows = costs.iter().map(|&(live, cost)| Cost::exact(format!("among {live}"), cost)).collect();
+        plots.push(Plot { title: format!("{name}, among live mappings"), unit: "instructions", rows });
         let cells = costs.iter().map(|(_, cost)| cost.to_string());
         table.add_row([name.to_owned()].into_iter().chain(cells).chain([format!("{fitted:.3}")]));
     }
@@ -152,7 +155,7 @@ pub(super) fn print(out: &mut dyn Write) -> Result<bool, CliError> {
     table.lines().try_for_each(|line| writeln!(out, "{}", line.trim_end()))?;
     let verdict = if good { "no worse than log n" } else { "WORSE than log n" };
     writeln!(out, "{verdict}: the exponent of n that fits is below {LOGARITHMIC}")?;
-    Ok(good)
+    Ok((plots, good))
 }
 
 #[cfg(test)]

@@ -106,6 +106,11 @@ impl Shared {
         now
     }
 
+    /// Whether somebody wants every record.
+    pub(super) fn watched(&self) -> bool {
+        self.kernel.get().is_some_and(|kernel| kernel.trace().watched())
+    }
+
     /// Whether nobody may wait any more.
     pub(super) fn dying(&self) -> bool {
         self.dying.load(Ordering::SeqCst)

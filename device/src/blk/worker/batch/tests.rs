@@ -56,7 +56,7 @@ fn bench(features: u64, start: u16) -> Bench {
     (layout.avail_idx, layout.seen) = (start, start);
     ram.write_obj(start, GuestAddress(layout.avail + 2)).unwrap();
     let Layout { size, desc, avail, used, .. } = layout;
-    shared.activate(QueueConfig { size, desc, avail, used, features: VERSION_1 | features, start });
+    shared.activate(QueueConfig { index: 0, size, desc, avail, used, features: VERSION_1 | features, start });
     let worker = queues.worker(0, shared.clone(), mem);
     Bench { ram, layout, worker, host, counters, script, store, shared }
 }

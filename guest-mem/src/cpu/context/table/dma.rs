@@ -102,6 +102,12 @@ pub(super) const CALLS: &[Row] = &[
     ("dma/pool.rs", "read_u32", From::Anywhere, |set, cpu| assert_eq!(set.block().read_u32(cpu, 60), 0)),
     ("dma/pool.rs", "write_u32", From::Anywhere, |set, cpu| set.block().write_u32(cpu, 0, 1)),
     ("dma/pool.rs", "free", From::Anywhere, |set, cpu| set.block().free(cpu)),
+    ("dma/posted.rs", "trace_add", From::Anywhere, |set, cpu| {
+        Posting::new(&set.device, 0, &set.coherent(), 8).trace_add(cpu, 0, 1, []);
+    }),
+    ("dma/posted.rs", "trace", From::Anywhere, |set, cpu| {
+        Posting::new(&set.device, 0, &set.coherent(), 8).trace(cpu, Kind::VirtqKick, 0, 1);
+    }),
     ("dma/pool/misuse.rs", "dma_pool_free", From::Anywhere, |set, cpu| {
         dma_pool_free(cpu, &set.dma_pool(), PhysAddr::new(0), crate::DmaAddr::new(0));
     }),
