@@ -200,7 +200,7 @@ impl Env for CpuEnv<'_> {
     fn now(&self) -> u64 {
         // The clock is read at points; while somebody watches, for each record: only times say which thread's came first.
         if self.shared.watched() {
-            self.now.set(self.shared.now());
+            self.now.set(self.shared.clock());
         }
         self.now.get()
     }
