@@ -94,6 +94,13 @@ pub(crate) fn explore(seconds: u64) -> Result<ExitCode, CliError> {
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
+/// The value below which so many hundredths lie.
+fn percentile(values: impl Iterator<Item = f64>, hundredths: usize) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get((values.len().max(1) - 1) * hundredths / 100).copied().unwrap_or(f64::NAN)
+}
+
 /// The program that measures allocators: other crates' calls are unsafe, so it is the tests'.
 const ALLOCATORS: &str = "lowzone-bench-alloc";
 

@@ -29,7 +29,7 @@ use crate::pci::{PciDevice, PciId};
 /// Bytes of `struct virtio_net_hdr_v1`, in front of every packet.
 pub(crate) const HEADER: usize = 12;
 /// Bytes of an Ethernet header; what is shorter is no packet.
-pub(crate) const ETHERNET: usize = 14;
+pub const ETHERNET: usize = 14;
 /// The longest packet: 1500 bytes behind an Ethernet header.
 pub const MOST: usize = ETHERNET + 1500;
 

@@ -30,6 +30,7 @@ use thiserror::Error;
 
 pub(crate) use count::Counted;
 
+use super::percentile;
 use super::plot::{Bench, Cost, Plot};
 use crate::cli::CliError;
 use crate::wire::InProc;
@@ -179,13 +180,6 @@ fn iommu(cpu: &Cpu<'_>, time: Duration, name: &'static str) -> Result<Timed, Dma
     device.set_mask(cpu, dma_bit_mask(32))?;
     let mut high = Some(KBuf::pages(cpu, 0, GFP_KERNEL)?);
     rounds(time, &[name], |_| round(&mut || pair::<ToDevice>(cpu, &device, &mut high)))
-}
-
-/// The value below which so many hundredths lie.
-fn percentile(values: impl Iterator<Item = f64>, hundredths: usize) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get((values.len().max(1) - 1) * hundredths / 100).copied().unwrap_or(f64::NAN)
 }
 
 /// Does the one count that is asked for, or everything.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use comfy_table::Table;
 use lowzone_guest_mem::trace::{Kind, Producer, Record, Recorder};
 
+use super::percentile;
 use crate::cli::CliError;
 use crate::trace::writer::Joined;
 use crate::trace::{Header, TraceError, Writer};
@@ -67,13 +68,6 @@ fn copy(from: &[u8; 32], to: &mut [u8; 32]) -> f64 {
     begun.elapsed().as_secs_f64() * 1e9 / f64::from(EVENTS)
 }
 
-/// The value below which so many hundredths lie.
-fn percentile(rows: &[Vec<f64>], index: usize, hundredths: usize) -> f64 {
-    let mut values: Vec<_> = rows.iter().filter_map(|row| row.get(index).copied()).collect();
-    values.sort_by(f64::total_cmp);
-    values.get((values.len().max(1) - 1) * hundredths / 100).copied().unwrap_or(f64::NAN)
-}
-
 /// Measures for so many seconds and prints a table; exit 1 if an event was lost or kept that should not be.
 pub(crate) fn run(seconds: u64) -> Result<ExitCode, CliError> {
     let ways = ways()?;
@@ -95,8 +89,9 @@ pub(crate) fn run(seconds: u64) -> Result<ExitCode, CliError> {
     table.set_header(["an event of 32 bytes", "ns", "fastest", "million/s", "of the copy"]);
     let names = ["copied, and no more"].into_iter().chain(ways.iter().map(|way| way.name));
     for (index, name) in names.enumerate() {
-        let ns = percentile(&rows, index, 50);
-        let figures = [ns, percentile(&rows, index, 0), 1e3 / ns, ns / percentile(&rows, 0, 50)];
+        let of = |index: usize, hundredths| percentile(rows.iter().map(|row: &Vec<f64>| row[index]), hundredths);
+        let ns = of(index, 50);
+        let figures = [ns, of(index, 0), 1e3 / ns, ns / of(0, 50)];
         table.add_row([name.to_owned()].into_iter().chain(figures.map(|figure| format!("{figure:.1}"))));
     }
     let mut out = anstream::stdout();

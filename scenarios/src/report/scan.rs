@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
+use lowzone_guest_mem::dma::swiotlb::SLOT_SIZE;
 use lowzone_guest_mem::trace::Kind;
 use serde::Serialize;
 
@@ -22,8 +23,6 @@ pub(super) const FAULTY: usize = 50_000;
 const CURVES: usize = 64;
 /// Chains that stay with a transaction: the last ones.
 const CHAINS: usize = 4;
-/// Bytes of a slot of the bounce pool (IO_TLB_SIZE).
-const SLOT: u64 = 2048;
 
 /// Curves of one sort by device or queue.
 type Curves<K> = BTreeMap<K, Curve>;
@@ -185,7 +184,7 @@ impl Scan {
         } else if let Some((phys, Some(shape), _)) = event.mapping
             && shape.bounced
         {
-            let slots = (phys % SLOT + u64::from(raw.len)).div_ceil(SLOT);
+            let slots = (phys % SLOT_SIZE + u64::from(raw.len)).div_ceil(SLOT_SIZE);
             self.slots_of.insert(raw.tag, slots);
             self.slots.add(at, slots);
         }

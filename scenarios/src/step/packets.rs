@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use lowzone_device::net::{Packets, frame};
-use lowzone_driver::net::{FRAGS, Frame, NetDevice, NetStats, Packet, Piece, ReceiveError, TransmitFailure};
+use lowzone_driver::net::{ETHERNET, FRAGS, Frame, NetDevice, NetStats, Packet, Piece, ReceiveError, TransmitFailure};
 use lowzone_guest_mem::dma::{CoherentError, DmaDevice};
 use lowzone_guest_mem::gfp::{GFP_KERNEL, Gfp};
 use lowzone_guest_mem::kbuf::OutOfBounds;
@@ -28,9 +28,6 @@ pub(crate) const SOURCE_SEED: u64 = 1;
 const LOOK_NS: u64 = 1_000_000;
 /// No packet for so long is a stall; the driver tries to post buffers again each half second.
 const PATIENCE: u64 = 5_000_000_000;
-
-/// Bytes of an Ethernet header.
-const ETHERNET: usize = 14;
 
 /// Why a packet is not even begun.
 #[derive(Debug, Error)]

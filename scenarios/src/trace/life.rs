@@ -15,7 +15,7 @@ use super::reader::Reader;
 use super::request::{Mark, Request};
 use super::row::Row;
 use super::transaction::{Transaction, Transactions};
-use super::tx::Line;
+use super::tx::{Line, settle};
 
 /// Accesses and syncs that are shown without being asked for.
 const SHOWN: u64 = 16;
@@ -25,21 +25,12 @@ pub(super) fn find<R: Read>(
     reader: &mut Reader<R>,
     ids: &[u64],
 ) -> (Vec<Option<Transaction>>, u64, Option<TraceError>) {
-    let (mut all, mut found) = (Transactions::new(), BTreeMap::new());
-    let broken = loop {
-        match reader.next_event() {
-            Ok(Some(event)) => {
-                all.take(&event, reader.names());
-            }
-            Ok(None) => break None,
-            Err(error) => break Some(error),
+    let mut found = BTreeMap::new();
+    let (all, broken) = settle(reader, |t, _| {
+        if ids.contains(&t.id) {
+            found.insert(t.id, t);
         }
-        while let Some(t) = all.settled() {
-            if ids.contains(&t.id) {
-                found.insert(t.id, t);
-            }
-        }
-    };
+    });
     let made = all.made();
     found.extend(all.rest().filter(|t| ids.contains(&t.id)).map(|t| (t.id, t)));
     (ids.iter().map(|id| found.get(id).cloned()).collect(), made, broken)

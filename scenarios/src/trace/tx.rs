@@ -262,6 +262,24 @@ impl Printer<'_> {
     }
 }
 
+/// Reads to the end, or to where the file is broken; every transaction goes to `settled` once nothing can belong to it any
+/// more, and those that are left come back.
+pub(super) fn settle<R: Read>(
+    reader: &mut Reader<R>,
+    mut settled: impl FnMut(Transaction, &Names),
+) -> (Transactions, Option<TraceError>) {
+    let mut all = Transactions::new();
+    let broken = loop {
+        match reader.next_event() {
+            Ok(Some(event)) => all.take(&event, reader.names()),
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        };
+        std::iter::from_fn(|| all.settled()).for_each(|t| settled(t, reader.names()));
+    };
+    (all, broken)
+}
+
 /// Prints what is wanted; how many that were. A broken file's transactions are printed before its error is returned.
 pub(super) fn tx<R: Read>(
     reader: &mut Reader<R>,
@@ -270,19 +288,13 @@ pub(super) fn tx<R: Read>(
     out: &mut dyn Write,
 ) -> Result<u64, ViewError> {
     let mut printer = Printer { wanted, json, headed: false, shown: 0 };
-    let mut all = Transactions::new();
-    let broken = loop {
-        match reader.next_event() {
-            Ok(Some(event)) => {
-                all.take(&event, reader.names());
-            }
-            Ok(None) => break None,
-            Err(error) => break Some(error),
+    let mut failed = Ok(());
+    let (all, broken) = settle(reader, |t, names| {
+        if failed.is_ok() {
+            failed = printer.take(&t, names, true, out);
         }
-        while let Some(t) = all.settled() {
-            printer.take(&t, reader.names(), true, out)?;
-        }
-    };
+    });
+    failed?;
     for t in all.rest() {
         printer.take(&t, reader.names(), broken.is_none(), out)?;
     }
